@@ -1,0 +1,74 @@
+"""The embedded digits benchmark: handwritten digits at 8x8 as source, slanted and thickened ones as target.
+
+`bench/make_digits.py` says how the pictures were made and rebuilds them from scikit-learn.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from functools import cache
+from importlib.resources import files
+from io import BytesIO
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewshot_ray.errors import UserError
+
+DigitsPart = Literal["source", "target", "shots", "validation", "test"]
+PARTS: tuple[str, ...] = get_args(DigitsPart)
+VALIDATION_IMAGES = 200
+CLASSES = 10
+
+
+class Digits(NamedTuple):
+    """Some of the benchmark's digits."""
+
+    images: Tensor
+    """uint8 [N, 1, 8, 8]; 0 is background, 255 full ink."""
+    labels: Tensor
+    """int64 [N], 0 .. 9."""
+
+
+def digits(part: str, seed: int = 0) -> Digits:
+    """One part of the benchmark.
+
+    `source` (1,000) and `target` (797) are the two domains, whatever the seed. The seed splits the target into
+    `shots` (10, one per class, in the order of the classes), `validation` (200) and `test` (the other 587).
+    Raises UserError where there is no such part.
+    """
+    if part not in PARTS:
+        nearest = difflib.get_close_matches(part, PARTS, n=1, cutoff=0.0)[0]
+        raise UserError(f"embedded digits: there is no part {part!r}; {', '.join(PARTS)} are right (did you mean {nearest}?)")
+    domain = "source" if part == "source" else "target"
+    images, labels = _domain(domain)
+    indices = digit_indices(part, seed)
+    return Digits(images[indices], labels[indices])
+
+
+def digit_indices(part: str, seed: int = 0) -> list[int]:
+    """The part's places within its domain, `source` or `target`."""
+    images, labels = _domain("source" if part == "source" else "target")
+    if part in ("source", "target"):
+        return list(range(len(images)))
+    order = sorted(range(len(images)), key=lambda index: _rank(seed, index))
+    classes = labels.tolist()
+    shots = [next(index for index in order if classes[index] == label) for label in range(CLASSES)]
+    rest = [index for index in order if index not in shots]
+    return {"shots": shots, "validation": rest[:VALIDATION_IMAGES], "test": rest[VALIDATION_IMAGES:]}[part]
+
+
+def _rank(seed: int, index: int) -> str:
+    # A hash rather than a random generator: the split must stay the same under every version of every library.
+    return hashlib.sha256(f"digits:{seed}:{index}".encode()).hexdigest()
+
+
+@cache
+def _domain(name: str) -> tuple[Tensor, Tensor]:
+    content = files("fewshot_ray.data").joinpath("embedded", "digits.npz").read_bytes()
+    with np.load(BytesIO(content), allow_pickle=False) as arrays:
+        images = torch.from_numpy(arrays[name])[:, None]
+        return images, torch.from_numpy(arrays[f"{name}_labels"]).long()

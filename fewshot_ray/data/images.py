@@ -1,0 +1,176 @@
+"""Encoded pictures of any size and kind -> uint8 tensors of the model's size."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import warnings
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from fewshot_ray.data.places import Picture, pictures
+from fewshot_ray.errors import UserError
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+EXIF_ORIENTATION = 0x0112
+# EXIF 2.32, table 6: what turns the stored picture upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadableImageError(Exception):
+    """Why one file is not a readable picture, in a few words."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Pictures of one size, in a fixed order."""
+
+    images: Tensor
+    """uint8 [N, C, H, W]."""
+    names: tuple[str, ...]
+    """What to call each in a message: the path within the place they came from."""
+    hashes: tuple[str, ...]
+    """sha256 of each picture's content *before* it was resized; see `content_hash`."""
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def select(self, indices: Iterable[int]) -> ImageSet:
+        """The pictures at `indices`, in that order."""
+        chosen = list(indices)
+        return ImageSet(
+            self.images[torch.tensor(chosen, dtype=torch.long)],
+            tuple(self.names[index] for index in chosen),
+            tuple(self.hashes[index] for index in chosen),
+        )
+
+    def without(self, other: ImageSet) -> ImageSet:
+        """The pictures whose content is not in `other`."""
+        taken = set(other.hashes)
+        return self.select(index for index, content in enumerate(self.hashes) if content not in taken)
+
+    def distinct(self) -> ImageSet:
+        """The first of each content."""
+        first: dict[str, int] = {}
+        for index, content in enumerate(self.hashes):
+            first.setdefault(content, index)
+        return self.select(first.values())
+
+
+def read_images(place: str, *, size: int | tuple[int, int], channels: int) -> ImageSet:
+    """All pictures at `place` (see `places.pictures`), resized and cropped to `size` (H, W), as 1 or 3 channels.
+
+    Raises UserError where the place is missing or empty, and where any picture is unreadable: in that case nothing is left
+    out in silence, the first three are named and the rest counted.
+    """
+    if channels not in (1, 3):
+        raise UserError(f"images {place}: a model with {channels} channels cannot be fed with pictures; 1 (grey) or 3 (RGB) is right")
+    pixels: list[Tensor] = []
+    names: list[str] = []
+    hashes: list[str] = []
+    unreadable: list[str] = []
+    for picture in pictures(place):
+        try:
+            image = decode(picture)
+        except UnreadableImageError as error:
+            unreadable.append(f"{picture.name} ({error})")
+            continue
+        pixels.append(to_tensor(fit(image, size), channels))
+        names.append(picture.name)
+        hashes.append(content_hash(image))
+    refuse_unreadable(place, unreadable, len(names) + len(unreadable))
+    return ImageSet(torch.stack(pixels), tuple(names), tuple(hashes))
+
+
+def refuse_unreadable(place: str, unreadable: Sequence[str], files: int) -> None:
+    """Raise UserError where there are no files, or unreadable ones among them."""
+    if files == 0:
+        raise UserError(f"images {place}: holds no pictures; at least one PNG, JPEG or WebP file is right")
+    if unreadable:
+        more = f", and {len(unreadable) - 3} more" if len(unreadable) > 3 else ""
+        raise UserError(
+            f"images {place}: {len(unreadable)} of {files} files cannot be read: {', '.join(unreadable[:3])}{more}; "
+            "whole PNG, JPEG or WebP files are right"
+        )
+
+
+def decode(picture: Picture) -> Image.Image:
+    """The picture upright (EXIF orientation), in RGB, transparency on white; the first frame of an animation.
+
+    Raises UnreadableImageError: text, truncated, another format, or more pixels than Pillow's limit against decompression bombs.
+    """
+    if picture.problem:
+        raise UnreadableImageError(picture.problem)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # damaged EXIF: the picture itself is whole
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(BytesIO(picture.content), formats=FORMATS)
+            image.load()
+            orientation = image.getexif().get(EXIF_ORIENTATION)
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError("not a PNG, JPEG or WebP image") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UnreadableImageError(f"more than {Image.MAX_IMAGE_PIXELS} pixels") from error
+    # What Pillow's decoders raise on damaged files.
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, struct.error, zlib.error) as error:
+        raise UnreadableImageError(" ".join(str(error).split()) or "damaged") from error
+    rgb = _rgb(image)
+    return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16-bit grey: Pillow's own conversion would clip everything above 255 to white.
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def content_hash(image: Image.Image) -> str:
+    """sha256 (hex) of the size and the RGB pixels of a decoded picture: the same however it was stored without loss."""
+    width, height = image.size
+    return hashlib.sha256(f"{width}x{height}:".encode() + image.tobytes()).hexdigest()
+
+
+def fit(image: Image.Image, size: int | tuple[int, int]) -> Image.Image:
+    """Scale until the picture just covers `size` (H, W), with antialiasing (Lanczos), and cut the centre out.
+
+    A picture of that size stays as it is, bit for bit.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    return ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS)
+
+
+def to_tensor(image: Image.Image, channels: int) -> Tensor:
+    """RGB picture -> uint8 [C, H, W]; one channel is its luma (ITU-R 601-2), which leaves grey as it is."""
+    pixels = np.array(image.convert("L") if channels == 1 else image)
+    return torch.from_numpy(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1).copy())
+
+
+def to_model_range(images: Tensor) -> Tensor:
+    """uint8 0 .. 255 -> float32 -1 .. 1."""
+    return images.float() / 127.5 - 1
+
+
+def from_model_range(images: Tensor) -> Tensor:
+    """Float -1 .. 1 (clamped to it) -> uint8 0 .. 255, rounded to the nearest."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -1,0 +1,97 @@
+"""The draw: one noising of one batch, and what follows from it, each computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from fewshot_ray.methods.phase import Batch, Objective
+from fewshot_ray.methods.randomness import Randomness
+from fewshot_ray.models.backbone import Backbone
+
+
+class SelectedNoise(NamedTuple):
+    """What a noise selector gives back."""
+
+    eps: Tensor
+    """`[b, C, H, W]`, used in place of the drawn noise."""
+    target_shift: Tensor | None
+    """`[b, C, H, W]`, added to eps as the regression target; None for no shift."""
+
+
+class NoiseSelector(Protocol):
+    """Chooses the noise the network is trained on (ANT)."""
+
+    def __call__(self, x_0: Tensor, t: Tensor, eps: Tensor, predict_eps: Callable[[Tensor, Tensor], Tensor]) -> SelectedNoise:
+        """x_0, eps `[b, C, H, W]`, t `[b]`; `predict_eps(x_t, t)` is the student, differentiable in x_t."""
+        ...
+
+
+class Regularizer(Protocol):
+    """Adds terms to the denoising loss of a draw."""
+
+    def __call__(self, draw: Draw) -> Objective:
+        """The terms, a sample."""
+        ...
+
+
+class Draw:
+    """`x_0, t, eps, x_t, prediction, target, x_0_hat` of one micro-batch; the network is called once, when first asked for."""
+
+    def __init__(self, backbone: Backbone, network: nn.Module, batch: Batch, randomness: Randomness, selector: NoiseSelector | None) -> None:
+        self.backbone = backbone
+        self.network = network
+        self.batch = batch
+        self.randomness = randomness
+        self.x_0 = batch.x_0
+        self.t = randomness.integers(batch.step, "t", backbone.schedule.timesteps, batch.global_size)[batch.positions]
+        drawn = self.normal("eps")
+        chosen = selector(self.x_0, self.t, drawn, self.predict_eps) if selector else SelectedNoise(drawn, None)
+        self.eps, self._target_shift = chosen
+
+    def normal(self, purpose: str) -> Tensor:
+        """Standard normal noise `[b, C, H, W]`, the same for any number of workers."""
+        shape = (self.batch.global_size, *self.x_0.shape[1:])
+        return self.randomness.normal(self.batch.step, purpose, shape)[self.batch.positions]
+
+    def predict_eps(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The student's noise estimate at another point, by a forward pass of its own."""
+        return self.backbone.to_eps(self.backbone.predict(self.network, x_t, t), x_t, t)
+
+    @cached_property
+    def x_t(self) -> Tensor:
+        """`sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps`."""
+        return self.backbone.schedule.add_noise(self.x_0, self.eps, self.t)
+
+    @cached_property
+    def prediction(self) -> Tensor:
+        """The student's output at x_t in the backbone's native space."""
+        return self.backbone.predict(self.network, self.x_t, self.t)
+
+    @cached_property
+    def target(self) -> Tensor:
+        """What `prediction` is regressed on, in the native space."""
+        target = self.backbone.target(self.x_0, self.eps, self.t)
+        if self._target_shift is None:
+            return target
+        return target + self.backbone.target_slope(self.t) * self._target_shift
+
+    @cached_property
+    def x_0_hat(self) -> Tensor:
+        """The image the student's prediction stands for; not clamped."""
+        return self.backbone.to_x_0(self.prediction, self.x_t, self.t)
+
+
+def mean_square(difference: Tensor) -> Tensor:
+    """The pixel reduction of every denoising-like term: `[b, C, H, W]` to `[b]`, the mean of squares over C, H, W."""
+    return difference.float().square().mean(dim=(1, 2, 3))
+
+
+def frozen(network: nn.Module) -> nn.Module:
+    """`network` in eval mode, no gradients: a teacher or a classifier."""
+    return network.eval().requires_grad_(False)
+
+

@@ -1,0 +1,15 @@
+"""Plain fine-tuning: the control every method is compared with."""
+
+from __future__ import annotations
+
+from fewshot_ray.methods.registry import Ingredients, MethodConfig, Part, register
+
+
+class FinetuneConfig(MethodConfig):
+    """No settings: everything is under `train`."""
+
+
+@register("finetune", FinetuneConfig)
+def make_finetune(config: FinetuneConfig, ingredients: Ingredients) -> Part:
+    """Adds nothing to the denoising loss."""
+    return Part()

@@ -1,0 +1,52 @@
+"""Random numbers that depend on (seed, step, purpose) and on nothing that happened before."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A 63-bit seed from the parts: the same parts give the same seed, in every process and on every machine."""
+    text = "/".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+class Randomness:
+    """Draws for the *global* batch, so that neither resuming nor the number of workers changes them.
+
+    The generators live on `device`: CPU and GPU runs draw different numbers.
+    """
+
+    def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
+        self.seed = seed
+        self.device = torch.device(device)
+        self._kept: dict[tuple[int, str], Tensor] = {}
+
+    def generator(self, step: int, purpose: str) -> torch.Generator:
+        """A fresh generator for this step and purpose."""
+        return torch.Generator(self.device).manual_seed(derived_seed(self.seed, step, purpose))
+
+    def normal(self, step: int, purpose: str, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal numbers for the global batch; `shape[0]` is the global batch size."""
+        return self._once(step, purpose, lambda g: torch.randn(shape, generator=g, device=self.device))
+
+    def integers(self, step: int, purpose: str, high: int, count: int) -> Tensor:
+        """`count` integers in [0, high), one an image of the global batch."""
+        return self._once(step, purpose, lambda g: torch.randint(high, (count,), generator=g, device=self.device))
+
+    def reseed_layers(self, step: int, rank: int, part: int) -> None:
+        """Seed the layers' own noise (dropout), the declared exception to independence from the worker count."""
+        torch.manual_seed(derived_seed(self.seed, step, "layers", rank, part))
+
+    def _once(self, step: int, purpose: str, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
+        """Micro-batches of one step share one draw."""
+        if any(kept_step != step for kept_step, _ in self._kept):
+            self._kept.clear()
+        key = (step, purpose)
+        if key not in self._kept:
+            self._kept[key] = draw(self.generator(step, purpose))
+        return self._kept[key]

@@ -1,0 +1,100 @@
+"""The methods by name, each with its typed configuration and how it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from fewshot_ray.methods.draw import NoiseSelector, Regularizer
+from fewshot_ray.methods.stage import Stage
+from fewshot_ray.models.backbone import Backbone
+from fewshot_ray.spec.ranges import Range
+
+
+class MethodConfig(BaseModel):
+    """A method's settings. A field's default is the paper's preset; its range is declared beside it (`json_schema_extra`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+def declared_ranges(config: type[BaseModel]) -> dict[str, Range]:
+    """The ranges declared beside the fields: what `method: {name: search}` searches."""
+    extras = {name: field.json_schema_extra for name, field in config.model_fields.items()}
+    return {name: extra["range"] for name, extra in extras.items() if isinstance(extra, dict) and "range" in extra}  # type: ignore[misc]
+
+
+class Ingredients(Protocol):
+    """What a method may ask for when it is made; each is loaded when first asked for."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """The student's backbone."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """For stages; the same in all trials of a sweep."""
+        ...
+
+    def source_network(self) -> nn.Module:
+        """A frozen copy of the source network, in eval mode, on the student's device."""
+        ...
+
+    def source_hash(self) -> str:
+        """Of the source network's weights."""
+        ...
+
+    def source_images(self) -> tuple[Tensor, str]:
+        """Images uint8 `[N, C, H, W]` of the source domain (given or sampled from the source model), and their hash."""
+        ...
+
+    def training_images(self) -> tuple[Tensor, str]:
+        """This fold's training images uint8 `[N, C, H, W]`, and their hash."""
+        ...
+
+    def read(self, stage: Stage) -> dict[str, Tensor]:
+        """A stage's tensors, from the cache or computed now."""
+        ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a method contributes to the denoising objective."""
+
+    selector: NoiseSelector | None = None
+    regularizer: Regularizer | None = None
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A method's configuration type and its maker."""
+
+    config: type[MethodConfig]
+    make: Callable[[Any, Ingredients], Part]
+    stages: Callable[[Any, Ingredients], Sequence[Stage]]
+
+
+METHODS: dict[str, Registered] = {}
+C = TypeVar("C", bound=MethodConfig)
+Maker = Callable[[C, Ingredients], Part]
+
+
+def no_stages(config: MethodConfig, ingredients: Ingredients) -> Sequence[Stage]:
+    """A method that prepares nothing."""
+    return ()
+
+
+def register(
+    name: str, config: type[C], *, stages: Callable[[C, Ingredients], Sequence[Stage]] = no_stages
+) -> Callable[[Maker[C]], Maker[C]]:
+    """Enter a method under the name it has in a sweep file; `stages` are built before any trial starts."""
+
+    def enter(make: Maker[C]) -> Maker[C]:
+        METHODS[name] = Registered(config, make, stages)
+        return make
+
+    return enter

@@ -1,0 +1,63 @@
+"""SDFT: self-distillation for few-shot fine-tuning (Hur et al., WACV 2024; losses as in the authors' code)."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fewshot_ray.methods.draw import Draw, mean_square
+from fewshot_ray.methods.phase import Objective
+from fewshot_ray.methods.registry import Ingredients, MethodConfig, Part, register
+from fewshot_ray.spec.ranges import FloatRange
+
+
+class SdftConfig(MethodConfig):
+    """`L_simple + lambda_distill L_distill + lambda_aux L_aux`; the defaults are the paper's for MetFaces."""
+
+    lambda_distill: float = Field(default=0.1, ge=0, json_schema_extra={"range": FloatRange(0.01, 1.0, log=True)})
+    """Weight of the distillation on the target images' x_t."""
+    gamma_distill: float = Field(default=3.0, ge=0, json_schema_extra={"range": FloatRange(0.5, 10.0, log=True)})
+    """How much the distillation leaves out low noise: `w(t) = (1 - alpha_bar_t)^gamma`."""
+    lambda_aux: float = Field(default=0.1, ge=0, json_schema_extra={"range": FloatRange(0.01, 1.0, log=True)})
+    """Weight of the distillation on pure noise."""
+    gamma_aux: float = Field(default=50.0, ge=0, json_schema_extra={"range": FloatRange(5.0, 150.0, log=True)})
+    """As gamma_distill, for pure noise; the higher of the two."""
+
+
+class Sdft:
+    """The frozen source model teaches the student on x_t and on pure noise."""
+
+    def __init__(self, config: SdftConfig, teacher: nn.Module) -> None:
+        self.config = config
+        self.teacher = teacher
+
+    def __call__(self, draw: Draw) -> Objective:
+        """The terms `distill` and `aux`, each left out (with its forward passes) where its lambda is 0."""
+        c = self.config
+        per_sample = {}
+        if c.lambda_distill > 0:
+            w_d = snr_weight(draw, c.gamma_distill)
+            per_sample["distill"] = w_d * mean_square(self.teach(draw, draw.x_t) - draw.prediction)
+        if c.lambda_aux > 0:
+            # z ~ N(0, I) is the network's input as it is, with no image in it
+            z = draw.normal("sdft-aux")
+            w_a = snr_weight(draw, c.gamma_aux)
+            per_sample["aux"] = w_a * mean_square(self.teach(draw, z) - draw.backbone.predict(draw.network, z, draw.t))
+        return Objective(per_sample, {"distill": c.lambda_distill, "aux": c.lambda_aux})
+
+    def teach(self, draw: Draw, x_t: Tensor) -> Tensor:
+        """The teacher's prediction, `[b, C, H, W]`, outside the graph."""
+        with torch.no_grad():
+            return draw.backbone.predict(self.teacher, x_t, draw.t)
+
+
+def snr_weight(draw: Draw, gamma: float) -> Tensor:
+    """`w(t) = (1 / (1 + SNR_t))^gamma = (1 - alpha_bar_t)^gamma`, `[b]`."""
+    return (1 / (1 + draw.backbone.schedule.snr(draw.t))) ** gamma
+
+
+@register("sdft", SdftConfig)
+def make_sdft(config: SdftConfig, ingredients: Ingredients) -> Part:
+    """The teacher is a copy of the source network."""
+    return Part(regularizer=Sdft(config, ingredients.source_network()))

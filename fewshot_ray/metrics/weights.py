@@ -1,0 +1,114 @@
+"""Weight files: where they come from, read without running anything in them, known by their hash."""
+
+import hashlib
+import pickle
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import fsspec
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import Tensor
+
+from fewshot_ray.errors import UserError
+
+# What the two readers raise on files with flipped, missing or foreign bytes (found by trying thousands of them).
+DAMAGE = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    struct.error,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    AssertionError,
+)
+
+
+@dataclass(frozen=True)
+class Published:
+    """Weights that a library's authors serve."""
+
+    url: str
+    """The file's name ends in the first 8 hex digits of its sha256."""
+    network: str
+    field: str
+    """The field of the file that names a local copy."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A file's tensors; `hash` is the first 12 hex digits of the file's sha256."""
+
+    tensors: Mapping[str, Tensor]
+    hash: str
+    place: str
+
+
+INCEPTION = Published(
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+    "FID's Inception-V3",
+    "evaluate.extractor_weights",
+)
+VGG16 = Published("https://download.pytorch.org/models/vgg16-397923af.pth", "torchvision's VGG16", "evaluate.lpips_weights")
+
+
+def find_weights(published: Published, place: str | None) -> Weights:
+    """The weights at `place`, or with None those in torch hub's cache, downloaded to it where they are not there yet.
+
+    With a place given nothing is ever downloaded. Raises UserError where the weights cannot be had.
+    """
+    if place is not None:
+        return read_weights(place)
+    filename = published.url.rsplit("/", 1)[1]
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / filename
+    if not cached.exists():
+        hash_prefix = cached.stem.rsplit("-", 1)[1]
+        try:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(published.url, str(cached), hash_prefix, progress=False)
+        except (OSError, RuntimeError) as error:  # no network, no disk; another hash
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"{published.network} could not be downloaded ({reason}); "
+                f"put {filename} from {published.url} at {cached}, or name a copy of it in {published.field}"
+            ) from error
+    return read_weights(str(cached))
+
+
+def read_weights(place: str) -> Weights:
+    """A .safetensors file, or a state dict saved by torch (read with weights_only: no code in it runs), local or at any fsspec URL.
+
+    Raises UserError where there is no such file, or it is something else.
+    """
+    try:
+        with fsspec.open(str(Path(place).expanduser()) if "://" not in place else place, "rb") as file:
+            content: bytes = file.read()
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"{place}: these weights cannot be read ({type(error).__name__}); a file that exists is right") from error
+    try:
+        tensors = load_safetensors(content) if place.endswith(".safetensors") else _load_state_dict(content)
+    except DAMAGE as error:
+        raise UserError(f"{place}: not a file of weights; .safetensors, or a state dict saved by torch, is right") from error
+    return Weights(tensors, hashlib.sha256(content).hexdigest()[:12], place)
+
+
+def serialised(weights: Weights) -> BytesIO:
+    """The tensors as a torch file in memory, for a library that reads its own file and would unpickle anything in it."""
+    buffer = BytesIO()
+    torch.save(dict(weights.tensors), buffer)
+    buffer.seek(0)
+    return buffer
+
+
+def _load_state_dict(content: bytes) -> dict[str, Tensor]:
+    loaded = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
+    if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ValueError("not a mapping of names to tensors")
+    return loaded

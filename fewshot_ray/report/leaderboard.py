@@ -1,0 +1,298 @@
+"""The trials in order of merit: for the terminal, as CSV, and the winner against its control."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fewshot_ray.report.sweep_folder import EvaluationRow, SweepFolder, TrialRecord
+from fewshot_ray.storage import Folder
+
+Objectives: TypeAlias = Mapping[str, Literal["min", "max"]]
+"""Metric -> direction; the first one breaks ties and orders within a Pareto front."""
+Bounds: TypeAlias = Mapping[str, tuple[str, float]]
+"""Metric -> (`<=` or `>=`, bound)."""
+
+KINDS = ("search", "confirm", "control", "refit")
+STATES = ("COMPLETE", "RUNNING", "PRUNED", "FAIL")
+HEADINGS = {
+    "search": "search",
+    "confirm": "confirm: the winner on fresh seeds",
+    "control": "control: plain fine-tuning",
+    "refit": "refit on all images",
+}
+
+
+@dataclass(frozen=True)
+class LeaderboardRow:
+    """A trial with the value it counts by: its best evaluation."""
+
+    trial: TrialRecord
+    rank: int | None
+    """1 is the winner; only complete trials of the search compete, the others have None."""
+    front: bool
+    """Whether no competing trial beats it in every objective."""
+    feasible: bool
+    """Whether it keeps the sweep's constraints."""
+    step: int | None
+    """The step of the best evaluation; None before the first."""
+    values: Mapping[str, float]
+    """Every metric at `step`; empty before the first evaluation."""
+
+
+def leaderboard(sweep: SweepFolder, objectives: Objectives, constraints: Bounds | None = None) -> list[LeaderboardRow]:
+    """All trials: the search's, confirm, control, refit; within each kind the complete in order of merit, then running, pruned, failed."""
+    rows = [_row(sweep, trial, objectives, constraints or {}) for trial in sweep.trials()]
+    contenders = [
+        row for row in rows if row.trial.kind == "search" and row.trial.state == "COMPLETE" and _comparable(row.values, objectives)
+    ]
+    fronts = _fronts(contenders, objectives)
+    contenders.sort(key=lambda row: (not row.feasible, fronts[row.trial.id], _merit(row.values, objectives), row.trial.id))
+    rank = {row.trial.id: place for place, row in enumerate(contenders, start=1)}
+    placed = [replace(row, rank=rank.get(row.trial.id), front=fronts.get(row.trial.id) == 0) for row in rows]
+    return sorted(placed, key=lambda row: _order(row, objectives))
+
+
+def winner(rows: Sequence[LeaderboardRow]) -> LeaderboardRow | None:
+    """The best complete trial of the search; None while there is none."""
+    return next((row for row in rows if row.rank == 1), None)
+
+
+def best_evaluation(rows: Iterable[EvaluationRow], objectives: Objectives) -> EvaluationRow | None:
+    """The evaluation with the best first objective, the earliest of equals; None where none has a number for it."""
+    known = [row for row in rows if _comparable(row.metrics, dict([next(iter(objectives.items()))]))]
+    return min(known, key=lambda row: _merit(row.metrics, objectives)[0], default=None)
+
+
+def metric_names(rows: Iterable[LeaderboardRow], objectives: Objectives) -> list[str]:
+    """The objectives, then every other metric by name."""
+    others = {name for row in rows for name in row.values}
+    return [*objectives, *sorted(others - set(objectives))]
+
+
+def _row(sweep: SweepFolder, trial: TrialRecord, objectives: Objectives, constraints: Bounds) -> LeaderboardRow:
+    step, values = trial.best_step, trial.values
+    if values is None:  # running, or ended before its best evaluation was put on record
+        best = best_evaluation(sweep.rows(trial.id), objectives)
+        step, values = (None, {}) if best is None else (best.step, best.metrics)
+    return LeaderboardRow(trial, None, False, _feasible(values, constraints), step, values)
+
+
+def _feasible(values: Mapping[str, float], constraints: Bounds) -> bool:
+    return all(
+        (values.get(name, math.nan) <= bound) if operator == "<=" else (values.get(name, math.nan) >= bound)
+        for name, (operator, bound) in constraints.items()
+    )
+
+
+def _comparable(values: Mapping[str, float], objectives: Objectives) -> bool:
+    return all(math.isfinite(values.get(name, math.nan)) for name in objectives)
+
+
+def _merit(values: Mapping[str, float], objectives: Objectives) -> tuple[float, ...]:
+    """The objectives turned so that less is better; what is missing or not finite is worst."""
+    found = ((values.get(name, math.nan), direction) for name, direction in objectives.items())
+    return tuple((value if direction == "min" else -value) if math.isfinite(value) else math.inf for value, direction in found)
+
+
+def _fronts(rows: Sequence[LeaderboardRow], objectives: Objectives) -> dict[str, int]:
+    """Trial id -> its Pareto front: 0 for those nobody dominates, 1 for those that only front 0 dominates, ..."""
+    left = {row.trial.id: _merit(row.values, objectives) for row in rows}
+    fronts: dict[str, int] = {}
+    depth = 0
+    while left:
+        front = [name for name, merit in left.items() if not any(_dominates(other, merit) for other in left.values())]
+        for name in front:
+            fronts[name] = depth
+            del left[name]
+        depth += 1
+    return fronts
+
+
+def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+
+
+def _order(row: LeaderboardRow, objectives: Objectives) -> tuple[int, int, float, tuple[float, ...], str]:
+    kind, state = KINDS.index(row.trial.kind), STATES.index(row.trial.state)
+    merit = _merit(row.values, objectives) if row.trial.kind == "search" else ()
+    return kind, state, row.rank or math.inf, merit, row.trial.id
+
+
+def to_csv(rows: Sequence[LeaderboardRow], objectives: Objectives) -> str:
+    """The leaderboard as CSV: one line a trial, one column a metric and a parameter; numbers with all their digits."""
+    metrics = metric_names(rows, objectives)
+    params = sorted({name for row in rows for name in row.trial.params})
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    fixed = ["rank", "id", "kind", "origin", "label", "state", "seed", "feasible", "pareto_front", "best_step"]
+    out.writerow([*fixed, *metrics, *params, "train_sec", "started", "ended", "error"])
+    for row in rows:
+        t = row.trial
+        flags = [str(row.feasible).lower(), str(row.front).lower()]
+        cells: list[object] = [row.rank, t.id, t.kind, t.origin, t.label, t.state, t.seed, *flags, row.step]
+        cells += [row.values.get(name) for name in metrics]
+        cells += [t.params.get(name) for name in params]
+        out.writerow([*cells, t.train_sec, t.started, t.ended, t.error])
+    return text.getvalue()
+
+
+def write_csv(folder: Folder, rows: Sequence[LeaderboardRow], objectives: Objectives) -> None:
+    """Write `leaderboard.csv` into the sweep's folder."""
+    folder.write_text("leaderboard.csv", to_csv(rows, objectives))
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """A confirmed trial against plain fine-tuning at its learning rate, paired by seed: confirm minus control."""
+
+    trial_id: str
+    """The search trial that was confirmed."""
+    metric: str
+    direction: Literal["min", "max"]
+    seeds: tuple[int, ...]
+    """The seeds that both have."""
+    confirm_mean: float
+    control_mean: float
+    difference: float
+    low: float | None
+    """Ends of the 95 % t-interval of the mean difference; None with fewer than two common seeds."""
+    high: float | None
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "no difference shown", "one seed only"]:
+        """What the interval says of the confirmed trial, in the metric's direction."""
+        if self.low is None or self.high is None:
+            return "one seed only"
+        if self.low <= 0 <= self.high:
+            return "no difference shown"
+        return "better" if (self.high < 0) == (self.direction == "min") else "worse"
+
+    def describe(self) -> str:
+        """One line for people."""
+        interval = "" if self.low is None or self.high is None else f", 95 % interval {self.low:+.4g} .. {self.high:+.4g}"
+        seeds = f"{len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}"
+        means = f"{self.confirm_mean:.4g} against plain fine-tuning's {self.control_mean:.4g}"
+        return f"{self.trial_id}, {self.metric}: {means}, difference {self.difference:+.4g}{interval} ({seeds}): {self.verdict}"
+
+
+def compare_with_control(rows: Sequence[LeaderboardRow], objectives: Objectives) -> list[PairedComparison]:
+    """Every confirmed trial against the control on the seeds both completed, for each objective; empty where no seed is common.
+
+    `control-seed1` is everybody's control, `control-t0007-seed1` that of t0007 alone.
+    """
+    confirmed = _by_source(rows, "confirm")
+    controls = _by_source(rows, "control")
+    comparisons = []
+    for source, runs in confirmed.items():
+        control = controls.get(source) or controls.get("", {})
+        for metric, direction in objectives.items():
+            pairs = {
+                seed: (runs[seed].get(metric, math.nan), control[seed].get(metric, math.nan))
+                for seed in sorted(runs.keys() & control.keys())
+            }
+            pairs = {seed: pair for seed, pair in pairs.items() if all(map(math.isfinite, pair))}
+            if pairs:
+                comparisons.append(_paired(source, metric, direction, pairs))
+    return comparisons
+
+
+def _by_source(rows: Sequence[LeaderboardRow], kind: str) -> dict[str, dict[int, Mapping[str, float]]]:
+    """The search trial's id (or "") -> seed -> values, of the complete trials of that kind."""
+    found: dict[str, dict[int, Mapping[str, float]]] = {}
+    for row in rows:
+        match = re.fullmatch(rf"{kind}(?:-(?P<source>.+))?-seed-?\d+", row.trial.id)
+        if row.trial.kind == kind and row.trial.state == "COMPLETE" and match:
+            found.setdefault(match["source"] or "", {})[row.trial.seed] = row.values
+    return found
+
+
+def _paired(source: str, metric: str, direction: Literal["min", "max"], pairs: Mapping[int, tuple[float, float]]) -> PairedComparison:
+    """Mean difference d and d -+ t_{.975, n-1} s / sqrt(n), with s the differences' standard deviation (ddof 1)."""
+    n = len(pairs)
+    confirm_mean, control_mean = (sum(side) / n for side in zip(*pairs.values(), strict=True))
+    differences = [confirm - control for confirm, control in pairs.values()]
+    d = sum(differences) / n
+    low = high = None
+    if n >= 2:
+        from scipy.special import stdtrit  # here, for it takes longer to import than the rest of the leaderboard
+
+        s = math.sqrt(sum((x - d) ** 2 for x in differences) / (n - 1))
+        half = float(stdtrit(n - 1, 0.975)) * s / math.sqrt(n)
+        low, high = d - half, d + half
+    return PairedComparison(source, metric, direction, tuple(pairs), confirm_mean, control_mean, d, low, high)
+
+
+def leaderboard_table(rows: Sequence[LeaderboardRow], objectives: Objectives, *, limit: int | None = None) -> Table:
+    """A rich table; `limit` keeps so many of the search's trials and says how many are left out.
+
+    With several objectives * marks the Pareto front.
+    """
+    metrics = metric_names(rows, objectives)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("", "trial", "what", "seed", "state", "best at"):
+        table.add_column(heading, justify="right" if heading in ("", "seed", "best at") else "left", no_wrap=heading == "trial")
+    for name in metrics:
+        arrow = {"min": " ↓", "max": " ↑"}.get(objectives.get(name, ""), "")
+        table.add_column(name + arrow, justify="right")
+    for kind in KINDS:
+        of_kind = [row for row in rows if row.trial.kind == kind]
+        if of_kind and kind != "search":
+            table.add_row()
+        shown = of_kind[:limit] if kind == "search" else of_kind
+        for row in shown:
+            table.add_row(*_cells(row, metrics, mark_front=len(objectives) > 1), style=_style(row))
+        if len(shown) < len(of_kind):
+            table.add_row("", "", Text(f"and {len(of_kind) - len(shown)} more", style="dim"))
+    return table
+
+
+def leaderboard_view(rows: Sequence[LeaderboardRow], objectives: Objectives, *, limit: int | None = None) -> RenderableType:
+    """The table, the winner's values and its comparison with the control, to be printed on a rich console."""
+    parts: list[RenderableType] = [leaderboard_table(rows, objectives, limit=limit)]
+    best = winner(rows)
+    if best is not None and best.trial.params:
+        values = ", ".join(f"{name} {format_value(value)}" for name, value in sorted(best.trial.params.items()))
+        parts.append(Text(f"\nwinner {best.trial.id}: {values}"))
+    comparisons = compare_with_control(rows, objectives)
+    if comparisons:
+        parts.append(Text("\n" + "\n".join(comparison.describe() for comparison in comparisons)))
+    for row in rows:
+        if row.trial.state == "FAIL" and row.trial.error:
+            parts.append(Text(f"{row.trial.id} failed: {row.trial.error}", style="red"))
+    return Group(*parts)
+
+
+def _cells(row: LeaderboardRow, metrics: Sequence[str], *, mark_front: bool) -> list[Text]:
+    t = row.trial
+    state = t.state.lower() if row.feasible or not row.values else f"{t.state.lower()}, outside constraints"
+    place = ("" if row.rank is None else str(row.rank)) + ("*" if mark_front and row.front else "")
+    start = [place, t.id, t.label, str(t.seed), state, "" if row.step is None else str(row.step)]
+    return [Text(cell) for cell in [*start, *(format_metric(row.values.get(name)) for name in metrics)]]
+
+
+def _style(row: LeaderboardRow) -> str:
+    if row.rank == 1:
+        return "bold green"
+    return {"PRUNED": "dim", "FAIL": "red", "RUNNING": "cyan"}.get(row.trial.state, "")
+
+
+def format_value(value: object) -> str:
+    """A value for people: four significant digits of a float, an empty text for None."""
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def format_metric(value: float | None) -> str:
+    """A measured value for people: four significant digits with their zeros, so that a column lines up."""
+    return "" if value is None else f"{value:#.4g}".rstrip(".")

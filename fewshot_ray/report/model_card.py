@@ -1,0 +1,122 @@
+"""README.md of an exported pipeline: what it is, every value that made it, and how to load it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from fewshot_ray.report.leaderboard import PairedComparison, format_value
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model card tells."""
+
+    name: str
+    """The model's name: the heading."""
+    source_model: str
+    """A hub id, a folder or a URL."""
+    trial_id: str
+    methods: Sequence[str]
+    """The methods' names; empty for plain fine-tuning."""
+    spec_yaml: str
+    """The trial's concrete spec: every value that made the model."""
+    seed: int
+    steps: int
+    """The step whose EMA weights are exported."""
+    shot_hashes: Sequence[str]
+    """sha256 of each training image's pixels."""
+    metrics: Mapping[str, float]
+    directions: Mapping[str, str] = field(default_factory=dict)
+    """Metric -> `min` or `max`."""
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    """What the values were measured with: extractor, weight hash, N_real, N_gen, sampler, steps, seed."""
+    metrics_from: str = "the evaluation that the step was chosen by"
+    """In words, which model and images the metrics are of: for a refit they are the folds', not its own."""
+    source_is_on_hub: bool = False
+    """Whether `source_model` is a hub id: it is then linked and named as the base model."""
+    source_revision: str | None = None
+    adaptors: str | None = None
+    """In words, where adaptors were trained: `merged` or what is shipped beside the weights."""
+    comparisons: Sequence[PairedComparison] = ()
+    version: str | None = None
+    """fewshot-ray's version."""
+    picture: str | None = None
+    """A file beside the card to show, `samples.png`."""
+
+
+def model_card(card: ModelCard) -> str:
+    """The README.md: YAML front matter as the hub reads it, then Markdown. The licence is not known here and left out."""
+    sections = [_front_matter(card), _summary(card), _loading(card), _metrics(card), _making(card), _data(card)]
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(card: ModelCard) -> str:
+    front: dict[str, Any] = {
+        "library_name": "diffusers",
+        "pipeline_tag": "unconditional-image-generation",
+        "tags": ["diffusers", "few-shot", "fine-tuning", "fewshot-ray", *card.methods],
+    }
+    if card.source_is_on_hub:
+        front["base_model"] = card.source_model
+    text = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.dump(front, text)
+    return f"---\n{text.getvalue()}---"
+
+
+def _summary(card: ModelCard) -> str:
+    source = f"[{card.source_model}](https://huggingface.co/{card.source_model})" if card.source_is_on_hub else f"`{card.source_model}`"
+    revision = f" (revision `{card.source_revision}`)" if card.source_revision else ""
+    how = " + ".join(card.methods) if card.methods else "plain fine-tuning"
+    shots = len(card.shot_hashes)
+    text = f"# {card.name}\n\n{source}{revision}, fine-tuned on {shots} image{'s' if shots != 1 else ''} with {how}"
+    tool = "fewshot-ray" + (f" {card.version}" if card.version else "")
+    text += (
+        f" for {card.steps} steps (seed {card.seed}) by {tool}, trial `{card.trial_id}`. The weights are the exponential moving average."
+    )
+    if card.adaptors:
+        text += f" Adaptors: {card.adaptors}."
+    return text + (f"\n\n![samples]({card.picture})" if card.picture else "")
+
+
+def _loading(card: ModelCard) -> str:
+    return """## Use
+
+```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")
+images = pipeline(batch_size=16).images
+```"""
+
+
+def _metrics(card: ModelCard) -> str:
+    arrows = {"min": "lower", "max": "higher"}
+    rows = [
+        f"| {name} | {format_value(float(value))} | {arrows.get(card.directions.get(name, ''), '')} |"
+        for name, value in card.metrics.items()
+    ]
+    parts = ["## Metrics", f"Of {card.metrics_from}.", "\n".join(["| metric | value | better |", "|---|---|---|", *rows])]
+    if card.protocol:
+        parts.append("Measured with " + ", ".join(f"{name}: {format_value(value)}" for name, value in card.protocol.items()) + ".")
+    if card.comparisons:
+        lines = [f"- {comparison.describe()}" for comparison in card.comparisons]
+        parts.append("Confirmed on fresh seeds, against plain fine-tuning at the same learning rate and steps:\n\n" + "\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _making(card: ModelCard) -> str:
+    spec = card.spec_yaml.strip("\n")
+    return f"## How it was made\n\nEvery value, as `fewshot-ray run` reads it:\n\n```yaml\n{spec}\n```"
+
+
+def _data(card: ModelCard) -> str:
+    hashes = "\n".join(f"- `{digest}`" for digest in card.shot_hashes)
+    return f"## Training data\n\n{len(card.shot_hashes)} images; sha256 of their decoded pixels:\n\n{hashes}"

@@ -1,0 +1,224 @@
+"""A sweep's folder: trial records and evaluation rows, read and written with ordinary JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+from fewshot_ray.errors import UserError
+from fewshot_ray.storage import Folder
+
+Kind: TypeAlias = Literal["search", "confirm", "control", "refit"]
+State: TypeAlias = Literal["RUNNING", "COMPLETE", "PRUNED", "FAIL"]
+
+RECORD = "trial.json"
+ROWS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """What `trials/<id>/trial.json` holds."""
+
+    id: str
+    """`t0007`, `confirm-t0007-seed1`, `control-seed1` or `refit-t0007`; the trial's folder has this name."""
+    number: int | None
+    """The Optuna trial's number; None outside the search."""
+    kind: Kind
+    origin: str
+    """Who proposed it: `preset`, `plain`, `sampler`, ..."""
+    label: str
+    """What a person reads in the leaderboard."""
+    seed: int
+    state: State
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """The searched values by dotted path, `method.ant.noise_steps` -> 3."""
+    best_step: int | None = None
+    values: Mapping[str, float] | None = None
+    """Every metric at `best_step`."""
+    error: str | None = None
+    train_sec: float = 0.0
+    started: str = ""
+    """ISO 8601 time."""
+    ended: str | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """One line of `trials/<id>/metrics.jsonl`: one evaluation."""
+
+    step: int
+    time: float
+    """Seconds since 1970."""
+    metrics: Mapping[str, float]
+    train_loss: float
+    lr: float
+    images_per_sec: float
+
+
+class SweepFolder:
+    """Typed access to the trials below a sweep's folder, on local disk or at a URL."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+
+    def trial(self, trial_id: str) -> Folder:
+        """The trial's own folder, `trials/<id>`."""
+        return self.folder / "trials" / trial_id
+
+    def trials(self) -> list[TrialRecord]:
+        """All trials that have a record: the search's by number, then the others by id. Raises UserError at a damaged record."""
+        records = [record for name in (self.folder / "trials").names() if (record := self.record(name)) is not None]
+        return sorted(records, key=lambda r: (r.number is None, r.number or 0, r.id))
+
+    def record(self, trial_id: str) -> TrialRecord | None:
+        """The trial's record; None where it has none yet. Raises UserError at a damaged one."""
+        try:
+            text = self.trial(trial_id).read_bytes(RECORD)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            return _record_from(json.loads(text))
+        except (ValueError, TypeError, KeyError) as error:
+            where = f"{self.trial(trial_id).url}/{RECORD}"
+            raise UserError(f"{where}: not a trial's record ({_reason(error)}); remove that trial's folder to run it again") from error
+
+    def write_trial(self, record: TrialRecord) -> None:
+        """Write the record whole, over the one before."""
+        tree = asdict(record)
+        tree["values"] = None if record.values is None else _to_json(record.values)
+        self.trial(record.id).write_text(RECORD, json.dumps(tree, indent=1, allow_nan=False) + "\n")
+
+    def rows(self, trial_id: str) -> list[EvaluationRow]:
+        """The trial's evaluations in the order written; a last line that a kill cut short is passed over.
+
+        Raises UserError at a whole line that is no row.
+        """
+        return [self._row(trial_id, number, line) for number, line in enumerate(self._lines(trial_id), start=1)]
+
+    def append_row(self, trial_id: str, row: EvaluationRow) -> None:
+        """Add an evaluation; on local disk it is on the disk when this returns. A torn last line is cut off first."""
+        line = _line(row)
+        folder = self.trial(trial_id)
+        if folder.local is not None:
+            _append_durably(folder.local / ROWS, line)
+        else:
+            folder.write_bytes(ROWS, b"".join([*self._lines(trial_id), line]))
+
+    def keep_rows(self, trial_id: str, last_step: int) -> list[EvaluationRow]:
+        """Drop the evaluations after `last_step`, which a trial resumed from there will make again; returns those kept."""
+        rows = self.rows(trial_id)
+        kept = [row for row in rows if row.step <= last_step]
+        if len(kept) < len(rows):
+            self.trial(trial_id).write_bytes(ROWS, b"".join(_line(row) for row in kept))
+        return kept
+
+    def grid_steps(self, trial_id: str) -> list[int]:
+        """The steps that have a sample grid, ascending."""
+        matches = (re.fullmatch(r"step_(\d+)\.png", name) for name in (self.trial(trial_id) / "samples").names())
+        return sorted(int(match[1]) for match in matches if match)
+
+    def grid(self, trial_id: str, step: int) -> bytes:
+        """The PNG of the samples at `step`. Raises FileNotFoundError."""
+        return (self.trial(trial_id) / "samples").read_bytes(grid_name(step))
+
+    def write_grid(self, trial_id: str, step: int, png: bytes) -> None:
+        """Keep the PNG of the samples at `step`."""
+        (self.trial(trial_id) / "samples").write_bytes(grid_name(step), png)
+
+    def _lines(self, trial_id: str) -> list[bytes]:
+        """The whole lines, each with its newline: a line counts from the moment its newline is written."""
+        try:
+            content = self.trial(trial_id).read_bytes(ROWS)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+
+    def _row(self, trial_id: str, number: int, line: bytes) -> EvaluationRow:
+        try:
+            return _row_from(json.loads(line))
+        except (ValueError, TypeError, KeyError) as error:
+            where = f"{self.trial(trial_id).url}/{ROWS}, line {number}"
+            raise UserError(f"{where}: not an evaluation ({_reason(error)}); remove that trial's folder to run it again") from error
+
+
+def grid_name(step: int) -> str:
+    """The file name of the sample grid at `step`: `step_000080.png`."""
+    return f"step_{step:06d}.png"
+
+
+def _record_from(tree: Any) -> TrialRecord:
+    known = {f.name for f in fields(TrialRecord)}
+    record = TrialRecord(**{key: value for key, value in _mapping(tree).items() if key in known})
+    if record.kind not in get_args(Kind) or record.state not in get_args(State):
+        raise ValueError(f"kind {record.kind!r} with state {record.state!r}")
+    if record.values is None:
+        return record
+    return replace(record, values=_from_json(record.values))
+
+
+def _row_from(node: Any) -> EvaluationRow:
+    tree = _mapping(node)
+    return EvaluationRow(
+        step=int(tree["step"]),
+        time=float(tree["time"]),
+        metrics=_from_json(tree["metrics"]),
+        train_loss=float(tree["train_loss"]),
+        lr=float(tree["lr"]),
+        images_per_sec=float(tree["images_per_sec"]),
+    )
+
+
+def _line(row: EvaluationRow) -> bytes:
+    tree = {"step": row.step, **_to_json({"time": row.time}), "metrics": _to_json(row.metrics)}
+    tree |= _to_json({"train_loss": row.train_loss, "lr": row.lr, "images_per_sec": row.images_per_sec})
+    return json.dumps(tree, allow_nan=False).encode() + b"\n"
+
+
+def _to_json(values: Mapping[str, float]) -> dict[str, float | str]:
+    """JSON has no NaN and no infinity: they become the texts `nan`, `inf` and `-inf`, which every language's float parser reads."""
+    return {name: float(value) if math.isfinite(value) else str(float(value)) for name, value in values.items()}
+
+
+def _from_json(values: Any) -> dict[str, float]:
+    return {name: float(value) for name, value in _mapping(values).items()}
+
+
+def _mapping(tree: Any) -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        raise TypeError(f"{type(tree).__name__} where an object should stand")
+    return tree
+
+
+def _append_durably(path: Path, line: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+b") as file:
+            whole = _length_of_whole_lines(file.fileno())
+            file.truncate(whole)
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(f"storage {path}: cannot be written ({error.strerror or error}); give a place you may write to") from error
+
+
+def _length_of_whole_lines(descriptor: int) -> int:
+    """Bytes up to and with the last newline; reads backwards, for the end is almost always whole."""
+    end = os.fstat(descriptor).st_size
+    while end > 0:
+        start = max(0, end - 4096)
+        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
+
+
+def _reason(error: Exception) -> str:
+    return f"no {error}" if isinstance(error, KeyError) else str(error).replace("\n", " ")

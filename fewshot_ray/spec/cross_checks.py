@@ -1,0 +1,62 @@
+"""Checks between fields of different sections: each yields the dotted field to put right and the message for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fewshot_ray.spec.sections import CrossFit, FileSpec
+from fewshot_ray.spec.wording import nearest, show
+
+
+def cross_checks(spec: FileSpec) -> Iterator[tuple[str, str]]:
+    """(dotted path, message) for everything in `spec` that its sections, each for itself, cannot see to be wrong."""
+    yield from _source(spec)
+    yield from _holdout(spec)
+    yield from _steps(spec)
+    yield from _metrics(spec)
+
+
+def _source(spec: FileSpec) -> Iterator[tuple[str, str]]:
+    if spec.source.images == "generated" and spec.source.model is None:
+        yield "source.images", "'generated' needs a pre-trained source.model to generate them; a place is right with source.build"
+
+
+def _holdout(spec: FileSpec) -> Iterator[tuple[str, str]]:
+    shots, holdout = spec.target.shots, spec.target.holdout
+    if shots is None:
+        return
+    if isinstance(holdout, CrossFit) and holdout.crossfit > shots:
+        right = f"{{crossfit: {shots}}} or fewer is right" if shots >= 2 else "at least 2 shots, or a folder as holdout, is right"
+        yield "target.holdout", f"crossfit: {holdout.crossfit} is more folds than target.shots ({shots}); {right}"
+    elif isinstance(holdout, int) and holdout >= shots:
+        yield "target.holdout", f"{holdout} of {shots} shots kept back leaves none to train on; fewer than target.shots is right"
+
+
+def _steps(spec: FileSpec) -> Iterator[tuple[str, str]]:
+    steps, every = spec.train.steps, spec.evaluate.every
+    if every > steps:
+        yield "evaluate.every", f"{every} is above train.steps ({steps}), so nothing would be evaluated; at most {steps} is right"
+    if spec.train.lr_warmup_steps > steps:
+        yield "train.lr_warmup_steps", f"{spec.train.lr_warmup_steps} is above train.steps ({steps}); at most {steps} is right"
+    asha = spec.search.scheduler.asha if spec.search.scheduler else None
+    if asha is None:
+        return
+    path = "search.scheduler.asha.grace_steps"
+    if asha.grace_steps % every:
+        nearest_multiple = max(1, round(asha.grace_steps / every)) * every
+        yield path, f"{asha.grace_steps} is no multiple of evaluate.every ({every}); {nearest_multiple}, for one, is right"
+    elif asha.grace_steps > steps:
+        yield path, f"{asha.grace_steps} is above train.steps ({steps}), so nothing would be stopped; at most {steps} is right"
+
+
+def _metrics(spec: FileSpec) -> Iterator[tuple[str, str]]:
+    search, metrics = spec.search, spec.evaluate.metrics
+    named = [(f"search.objectives.{name}", name) for name in search.objectives]
+    named += [(f"search.constraints.{name}", name) for name in search.constraints]
+    if search.scheduler and search.scheduler.asha:
+        named.append(("search.scheduler.asha.metric", search.scheduler.asha.metric))
+    for path, name in named:
+        if name not in metrics:
+            near = nearest(name, metrics)
+            hint = f"did you mean {show(near)}?" if near else f"one of {', '.join(metrics)} is right, or add it there"
+            yield path, f"{show(name)} is not among evaluate.metrics; {hint}"

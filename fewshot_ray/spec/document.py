@@ -1,0 +1,122 @@
+"""A run's file as a tree of plain values and ranges that knows its lines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fewshot_ray.errors import UserError
+from fewshot_ray.spec.ranges import Choice, FloatRange, IntRange, Range
+from fewshot_ray.spec.wording import join, show
+from fewshot_ray.spec.yaml_text import from_yaml, to_yaml
+
+__all__ = ["Document", "parse_document", "ranges", "read_document", "substitute", "to_yaml", "value_at"]
+
+_MAX_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True)
+class Document:
+    """What a file holds.
+
+    `tree`: dicts, lists and plain values, with a Range object where the file has a range.
+    `lines`: line (from 1) of each dotted path; the items of a list count from 0 (`train.betas.1`).
+    """
+
+    tree: dict[str, Any]
+    name: str
+    lines: Mapping[str, int] = field(default_factory=dict)
+
+    def error(self, path: str, message: str) -> UserError:
+        """A UserError `file, line 12: train.lr: message`; the line is that of the nearest path above where `path` is not in the file."""
+        place = self.name
+        above = path
+        while above and above not in self.lines:
+            above = above.rpartition(".")[0]
+        if above in self.lines:
+            place += f", line {self.lines[above]}"
+        return UserError(f"{place}: {path}: {message}" if path else f"{place}: {message}")
+
+
+def read_document(path: str | os.PathLike[str]) -> Document:
+    """The file at `path`. Raises UserError when it can't be read or is not a UTF-8 YAML mapping."""
+    name = os.fspath(path)
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        raise UserError(f"{name}: there is no such file; the path of a run's YAML file is right") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{name}: is a folder; the path of a run's YAML file is right") from error
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror}); a readable YAML file is right") from error
+    if len(content) > _MAX_BYTES:
+        raise UserError(f"{name}: is larger than {_MAX_BYTES // 1024} KiB; a run's YAML file is right")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{name}, line {line}: is not UTF-8 text; a YAML file saved as UTF-8 is right") from error
+    return parse_document(text, name)
+
+
+def parse_document(text: str, name: str) -> Document:
+    """`text` as a document; `name` stands for the file in messages. Raises UserError when it is not a YAML mapping."""
+    tree, lines = from_yaml(text, name)
+    if tree is None:
+        raise UserError(f"{name}: is empty; a mapping with name, source, target and method is right")
+    if not isinstance(tree, dict):
+        given = tree.describe() if isinstance(tree, (FloatRange, IntRange, Choice)) else show(tree)
+        raise UserError(f"{name}, line {lines['']}: {given} is not a mapping; a mapping with name, source, target and method is right")
+    return Document(tree, name, lines)
+
+
+def ranges(tree: Any, path: str = "") -> dict[str, Range]:
+    """Every range in `tree` by its dotted path, in the file's order; `path` is put before each."""
+    if isinstance(tree, (FloatRange, IntRange, Choice)):
+        return {path: tree}
+    found: dict[str, Range] = {}
+    for key, value in _children(tree):
+        found |= ranges(value, join(path, key))
+    return found
+
+
+def substitute(tree: Any, values: Mapping[str, Any]) -> Any:
+    """A deep copy of `tree` in which `values[path]` stands in place of the range at each `path`.
+
+    Raises KeyError when a range is left without a value, or a value names no range.
+    """
+    known = ranges(tree)
+    missing, unknown = sorted(known.keys() - values.keys()), sorted(values.keys() - known.keys())
+    if missing or unknown:
+        raise KeyError(f"ranges without a value: {missing}; values without a range: {unknown}")
+    return _replace(tree, values, "")
+
+
+def value_at(tree: Any, path: str) -> Any:
+    """What stands at the dotted `path` in `tree`. Raises KeyError where nothing does."""
+    for part in path.split(".") if path else ():
+        children = {str(key): value for key, value in _children(tree)}
+        if part not in children:
+            raise KeyError(path)
+        tree = children[part]
+    return tree
+
+
+def _replace(tree: Any, values: Mapping[str, Any], path: str) -> Any:
+    if isinstance(tree, (FloatRange, IntRange, Choice)):
+        return _replace(values[path], {}, path)  # a choice may be a mapping: it is copied too
+    if isinstance(tree, dict):
+        return {key: _replace(value, values, join(path, key)) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_replace(value, values, join(path, index)) for index, value in enumerate(tree)]
+    return tree
+
+
+def _children(tree: Any) -> list[tuple[str | int, Any]]:
+    if isinstance(tree, dict):
+        return list(tree.items())
+    return list(enumerate(tree)) if isinstance(tree, list) else []

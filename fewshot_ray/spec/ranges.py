@@ -1,0 +1,145 @@
+"""The four ranges that may stand in a run's file in place of a value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fewshot_ray.spec.wording import show
+
+RANGE_KINDS = ("float", "log", "int", "choice")
+
+
+@dataclass(frozen=True)
+class FloatRange:
+    """Every number in [low, high]; with `log`, drawn uniformly in its logarithm.
+
+    Raises ValueError for ends that are no finite numbers, for low >= high, and for a log range that reaches 0.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        for end in (self.low, self.high):
+            if not _is_number(end):
+                raise ValueError(f"{show(end)} is not a finite number; {self._right} is right")
+        if self.low >= self.high:
+            raise ValueError(f"low={show(self.low)}, high={show(self.high)}: low must be below high; {self._right} is right")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low={show(self.low)}: a log range must begin above 0; {self._right} is right")
+        object.__setattr__(self, "low", float(self.low))
+        object.__setattr__(self, "high", float(self.high))
+
+    @property
+    def _right(self) -> str:
+        return "{log: [1e-5, 3e-4]}" if self.log else "{float: [0, 10]}"
+
+    def endpoints(self) -> tuple[float, float]:
+        """The values that must be valid for every value in the range to be."""
+        return (self.low, self.high)
+
+    def contains(self, value: object) -> bool:
+        """Whether `value` is a number between the ends, the ends included."""
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and self.low <= value <= self.high
+
+    def to_yaml(self) -> dict[str, list[Any]]:
+        """The mapping that stands for the range in a file."""
+        return {"log" if self.log else "float": [self.low, self.high]}
+
+    def describe(self) -> str:
+        """The range in one phrase, e.g. `log 1e-05 .. 0.0003`."""
+        return f"{'log' if self.log else 'float'} {show(self.low)} .. {show(self.high)}"
+
+
+@dataclass(frozen=True)
+class IntRange:
+    """Every whole number in [low, high]. Raises ValueError for ends that are no whole numbers and for low >= high."""
+
+    low: int
+    high: int
+
+    def __post_init__(self) -> None:
+        for end in (self.low, self.high):
+            if not isinstance(end, int) or isinstance(end, bool):
+                raise ValueError(f"{show(end)} is not a whole number; {{int: [1, 20]}} is right")
+        if self.low >= self.high:
+            raise ValueError(f"low={self.low}, high={self.high}: low must be below high; {{int: [1, 20]}} is right")
+
+    def endpoints(self) -> tuple[int, int]:
+        """The values that must be valid for every value in the range to be."""
+        return (self.low, self.high)
+
+    def contains(self, value: object) -> bool:
+        """Whether `value` is a whole number between the ends, the ends included."""
+        return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
+
+    def to_yaml(self) -> dict[str, list[Any]]:
+        """The mapping that stands for the range in a file."""
+        return {"int": [self.low, self.high]}
+
+    def describe(self) -> str:
+        """The range in one phrase, e.g. `int 1 .. 20`."""
+        return f"int {self.low} .. {self.high}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several values of any plain kind. Raises ValueError when there is none or one stands twice.
+
+    `1`, `1.0` and `true` are three different values here, as they are in a file.
+    """
+
+    values: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", tuple(self.values))
+        if not self.values:
+            raise ValueError("a choice needs at least one value; {choice: [a, b]} is right")
+        for index, value in enumerate(self.values):
+            if any(_same(value, earlier) for earlier in self.values[:index]):
+                raise ValueError(f"{show(value)} stands twice in the choice; once is right")
+
+    def endpoints(self) -> tuple[Any, ...]:
+        """The values that must be valid: all of them."""
+        return self.values
+
+    def contains(self, value: object) -> bool:
+        """Whether `value` is one of the choices."""
+        return any(_same(value, choice) for choice in self.values)
+
+    def to_yaml(self) -> dict[str, list[Any]]:
+        """The mapping that stands for the choice in a file."""
+        return {"choice": list(self.values)}
+
+    def describe(self) -> str:
+        """The choice in one phrase, e.g. `choice 'full', 'lora'`."""
+        return "choice " + ", ".join(show(value) for value in self.values)
+
+
+Range = FloatRange | IntRange | Choice
+
+
+def range_of(kind: str, values: Sequence[Any]) -> Range:
+    """The range written `{kind: values}` in a file; `kind` is one of RANGE_KINDS.
+
+    Raises ValueError, in one line, where `values` do not make one.
+    """
+    if kind == "choice":
+        return Choice(tuple(values))
+    if len(values) != 2:
+        example = {"float": "[0, 10]", "log": "[1e-5, 3e-4]", "int": "[1, 20]"}[kind]
+        raise ValueError(f"{len(values)} values are given; two, low and high, are right: {{{kind}: {example}}}")
+    low, high = values
+    return IntRange(low, high) if kind == "int" else FloatRange(low, high, log=kind == "log")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _same(a: object, b: object) -> bool:
+    return type(a) is type(b) and a == b

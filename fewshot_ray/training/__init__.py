@@ -1,0 +1,1 @@
+"""The one loop over phases, its state, and the EMA."""

@@ -1,0 +1,115 @@
+"""Checkpoints: safetensors and JSON, committed by a manifest with checksums that is written last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from fewshot_ray.storage import Folder
+from fewshot_ray.training.loop import Training
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+
+
+class Checkpoint(NamedTuple):
+    """What was saved at a step."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    info: dict[str, Any]
+
+
+def checkpoint_name(step: int) -> str:
+    """`step_000080`: sorts as the steps do."""
+    return f"step_{step:06d}"
+
+
+def write_checkpoint(folder: Folder, step: int, files: Mapping[str, bytes]) -> None:
+    """Write `files` below `folder/step_.../`; only the manifest, written last, makes them a checkpoint."""
+    target = folder / checkpoint_name(step)
+    target.remove(MANIFEST)
+    for name, content in files.items():
+        target.write_bytes(name, content)
+    checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    target.write_text(MANIFEST, json.dumps({"step": step, "sha256": checksums}, indent=2))
+
+
+def pack(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> dict[str, bytes]:
+    """The two files of a training checkpoint."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return {"state.safetensors": save(contiguous), "state.json": json.dumps(info).encode()}
+
+
+def read_checkpoint(folder: Folder, step: int) -> Checkpoint:
+    """The checkpoint of a step. Raises ValueError where it is missing, incomplete or damaged."""
+    target = folder / checkpoint_name(step)
+    if not target.exists(MANIFEST):
+        raise ValueError(f"{target.url} has no {MANIFEST}: it was never finished")
+    try:
+        manifest = json.loads(target.read_text(MANIFEST))
+        files = {name: target.read_bytes(name) for name in manifest["sha256"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{target.url} can't be read: {error}") from error
+    for name, content in files.items():
+        if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:
+            raise ValueError(f"{target.url}/{name} is damaged: its checksum differs from the manifest's")
+    return Checkpoint(step, dict(load(files["state.safetensors"])), json.loads(files["state.json"]))
+
+
+def saved_steps(folder: Folder) -> list[int]:
+    """The steps with a checkpoint's folder, whole or not, ascending."""
+    names = [name.removeprefix("step_") for name in folder.names() if name.startswith("step_")]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def latest_checkpoint(folder: Folder) -> Checkpoint | None:
+    """The latest whole checkpoint; a broken one is named in the log and passed over for the one before."""
+    for step in reversed(saved_steps(folder)):
+        try:
+            return read_checkpoint(folder, step)
+        except ValueError as error:
+            logger.warning("%s; going back to the checkpoint before", error)
+    return None
+
+
+def training_state(training: Training, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All the continuation depends on: trained parameters, EMA, optimisers; batches and noise are functions of the step."""
+    names = {id(parameter): name for name, parameter in training.method.trained().items()}
+    tensors: dict[str, Tensor] = {f"{prefix}trained/{name}": parameter for name, parameter in training.method.trained().items()}
+    tensors |= {f"{prefix}ema/{name}": tensor for name, tensor in training.ema.state().items()}
+    for optimizer_name, optimizer in training.method.optimizers().items():
+        for parameter, state in optimizer.state.items():
+            tensors |= {f"{prefix}optimizer/{optimizer_name}/{names[id(parameter)]}/{key}": value for key, value in state.items()}
+    return tensors, {"ema_updates": training.ema.updates, "micro_batch": training.micro_batch}
+
+
+def restore_training(training: Training, checkpoint: Checkpoint, prefix: str) -> None:
+    """The inverse of `training_state`. Raises KeyError where the checkpoint is of another model."""
+    tensors, info = checkpoint.tensors, checkpoint.info["training"][prefix]
+    names = {id(parameter): name for name, parameter in training.method.trained().items()}
+    for name, parameter in training.method.trained().items():
+        parameter.data.copy_(tensors[f"{prefix}trained/{name}"])
+    training.ema.load({name: tensors[f"{prefix}ema/{name}"] for name in names.values()}, info["ema_updates"])
+    for optimizer_name, optimizer in training.method.optimizers().items():
+        parameters = [parameter for settings in optimizer.param_groups for parameter in settings["params"]]
+        states = {}
+        for index, parameter in enumerate(parameters):
+            start = f"{prefix}optimizer/{optimizer_name}/{names[id(parameter)]}/"
+            states[index] = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+    training.step = checkpoint.step
+    training.micro_batch = info["micro_batch"]
+
+
+def trained_weights(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
+    """The averaged weights by parameter name: what is exported."""
+    start = f"{prefix}ema/"
+    return {name.removeprefix(start): tensor for name, tensor in checkpoint.tensors.items() if name.startswith(start)}

@@ -1,0 +1,50 @@
+"""The exponential moving average of the trained parameters: what is evaluated, kept and exported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+
+class Ema:
+    """diffusers' `EMAModel` over the trained parameters alone, by name.
+
+    `average <- d average + (1 - d) parameter` after every step; with the warm-up d = min(decay, n / (9 + n)) at the n-th update,
+    without it d = decay: 97 % of the source would be left in it after 300 steps at decay .9999.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], *, decay: float, warmup: bool) -> None:
+        self.parameters = parameters
+        self._model = EMAModel(parameters.values(), decay=decay, min_decay=0.0 if warmup else decay, foreach=True)
+
+    @property
+    def updates(self) -> int:
+        """How often the parameters were taken in."""
+        return int(self._model.optimization_step)
+
+    def update(self) -> None:
+        """Take in the parameters as they are now."""
+        self._model.step(self.parameters.values())
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within the block the network computes with the averages."""
+        self._model.store(self.parameters.values())
+        self._model.copy_to(self.parameters.values())
+        try:
+            yield
+        finally:
+            self._model.restore(self.parameters.values())
+
+    def state(self) -> dict[str, Tensor]:
+        """The averages by parameter name."""
+        return dict(zip(self.parameters, self._model.shadow_params, strict=True))
+
+    def load(self, state: Mapping[str, Tensor], updates: int) -> None:
+        """Go on from a saved state."""
+        for name, average in self.state().items():
+            average.copy_(state[name])
+        self._model.optimization_step = updates

@@ -1,0 +1,68 @@
+"""What the loop and the evaluation need of the other workers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+BUCKET_NUMBERS = 6_250_000  # 25 MB of float32, DDP's default bucket
+
+
+class Group:
+    """The workers that share a trial; of one worker where torch.distributed isn't initialised, and then every call is local."""
+
+    def __init__(self) -> None:
+        active = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if active else 0
+        self.size = dist.get_world_size() if active else 1
+
+    def own(self, positions: Tensor) -> Tensor:
+        """This worker's part of global positions: `rank::size`."""
+        return positions[self.rank :: self.size]
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """All-reduce in place, in buckets of one dtype and about 25 MB."""
+        if self.size == 1:
+            return
+        bucket: list[Tensor] = []
+        for tensor in tensors:
+            if bucket and (bucket[0].dtype != tensor.dtype or sum(t.numel() for t in bucket) + tensor.numel() > BUCKET_NUMBERS):
+                self._sum_bucket(bucket)
+                bucket = []
+            bucket.append(tensor)
+        if bucket:
+            self._sum_bucket(bucket)
+
+    def _sum_bucket(self, bucket: Sequence[Tensor]) -> None:
+        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+        dist.all_reduce(flat)
+        for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def smallest(self, value: int, device: torch.device) -> int:
+        """The least of the workers' values."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor([value], device=device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+        return int(tensor.item())
+
+    def gather_rows(self, own: Tensor, total: int) -> Tensor:
+        """All rows `[total, ...]`, in global order, from every worker's `rank::size` part; the same on every worker."""
+        if self.size == 1:
+            return own
+        most = math.ceil(total / self.size)
+        padded = torch.zeros((most, *own.shape[1:]), dtype=own.dtype, device=own.device)
+        padded[: len(own)] = own
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return torch.stack(parts, dim=1).flatten(0, 1)[:total]
+
+    def barrier(self) -> None:
+        """Wait for the others."""
+        if self.size > 1:
+            dist.barrier()

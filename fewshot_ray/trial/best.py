@@ -1,0 +1,31 @@
+"""Which evaluation is a trial's value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from fewshot_ray.spec.sections import SearchSpec, parse_constraint
+
+
+def violations(metrics: Mapping[str, float], search: SearchSpec) -> dict[str, float]:
+    """How far each constrained metric is past its bound; at most 0 where the bound is kept."""
+    result = {}
+    for name, text in search.constraints.items():
+        operator, bound = parse_constraint(text)
+        result[name] = metrics[name] - bound if operator == "<=" else bound - metrics[name]
+    return result
+
+
+def best_index(evaluations: Sequence[Mapping[str, float]], search: SearchSpec) -> int | None:
+    """The best by the first objective among those within the constraints, or, where none is, the one least past them; the earliest of equals."""
+    name, direction = next(iter(search.objectives.items()))
+    sign = 1.0 if direction == "min" else -1.0
+
+    def order(index: int) -> tuple[float, float, int]:
+        metrics = evaluations[index]
+        excess = math.fsum(max(0.0, excess) for excess in violations(metrics, search).values())
+        return excess, sign * metrics[name], index
+
+    measured = [index for index, metrics in enumerate(evaluations) if math.isfinite(metrics.get(name, math.nan))]
+    return min(measured, key=order) if measured else None

@@ -1,0 +1,178 @@
+"""From a run's file to typed trials: the methods' own configurations are composed with the file's sections here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from pydantic import BaseModel
+
+from fewshot_ray.errors import UserError
+from fewshot_ray.methods import METHODS
+from fewshot_ray.methods.registry import MethodConfig, declared_ranges
+from fewshot_ray.metrics.suite import METRICS, check_metrics, needed
+from fewshot_ray.models.parameters import PARAMS, ParamsConfig
+from fewshot_ray.spec.document import Document, ranges, substitute, value_at
+from fewshot_ray.spec.ranges import Choice, Range
+from fewshot_ray.spec.sections import FileSpec, TrainSpec
+from fewshot_ray.spec.validate import endpoint_trees, file_spec, load
+from fewshot_ray.spec.wording import nearest
+
+PLAIN = "finetune"
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """One trial's settings, every range replaced by a value."""
+
+    file: FileSpec
+    tree: dict[str, Any]
+    """What `file` was read from; written beside the trial's results."""
+    methods: Mapping[str, MethodConfig]
+    params: str
+    params_config: ParamsConfig
+    seed: int
+    """Of training; the data split and the evaluation's noise follow the file's own seed, the same in all trials."""
+    refit: bool = False
+    """Trains on all shots for `train.steps`, holding nothing out."""
+
+
+def expand(document: Document) -> Document:
+    """`method: {sdft: search}` and `train.params: {lora: search}` replaced by the ranges declared beside their fields. Raises UserError."""
+    tree = dict(document.tree)
+    methods = tree.get("method")
+    if isinstance(methods, dict):
+        tree["method"] = {name: _searched(name, settings) for name, settings in methods.items()}
+    train = tree.get("train")
+    if isinstance(train, dict) and isinstance(train.get("params"), dict):
+        searched = {
+            name: declared_ranges(PARAMS[name][0]) if settings == "search" and name in PARAMS else settings
+            for name, settings in train["params"].items()
+        }
+        tree["train"] = {**train, "params": searched}
+    return replace(document, tree=tree)
+
+
+def _searched(name: str, settings: Any) -> Any:
+    if settings == "search" and name in METHODS:
+        return dict(declared_ranges(METHODS[name].config))
+    return {} if settings is None else settings
+
+
+def compose(document: Document, *, seed: int | None = None, refit: bool = False) -> TrialSpec:
+    """The trial that a tree without ranges describes. Raises UserError."""
+    file = load(FileSpec, document.tree, document=document)
+    methods = {name: _method_config(name, settings, document) for name, settings in file.method.items()}
+    _check_combination(methods, document)
+    params, params_config = _params_config(file.train, document)
+    _check_metrics(file, document)
+    return TrialSpec(file, document.tree, methods, params, params_config, file.seed if seed is None else seed, refit)
+
+
+def check_document(document: Document) -> tuple[Document, FileSpec]:
+    """The expanded document and its sections, valid at both ends of every range. Raises UserError."""
+    expanded = expand(document)
+    file = file_spec(expanded)
+    for tree in endpoint_trees(expanded.tree):
+        compose(replace(expanded, tree=tree))
+    return expanded, file
+
+
+def _method_config(name: str, settings: Any, document: Document) -> MethodConfig:
+    if name not in METHODS:
+        raise document.error(f"method.{name}", f"no such method; {', '.join(METHODS)} are known, the nearest is {nearest(name, METHODS)}")
+    if settings == "search":
+        raise document.error(f"method.{name}", "'search' stands for ranges, which a single trial can't have; values would be right")
+    return cast(MethodConfig, load(METHODS[name].config, settings or {}, document=document, path=f"method.{name}"))
+
+
+def _params_config(train: TrainSpec, document: Document) -> tuple[str, ParamsConfig]:
+    path = "train.params"
+    if isinstance(train.params, dict) and len(train.params) != 1:
+        raise document.error(path, f"{len(train.params)} ways are given; one of {', '.join(PARAMS)} would be right")
+    name = train.params if isinstance(train.params, str) else next(iter(train.params))
+    settings = {} if isinstance(train.params, str) else train.params[name]
+    if name not in PARAMS:
+        raise document.error(path, f"'{name}' isn't known; {', '.join(PARAMS)} would be right, the nearest is {nearest(name, PARAMS)}")
+    return name, cast(ParamsConfig, load(PARAMS[name][0], settings, document=document, path=f"{path}.{name}"))
+
+
+def _check_combination(methods: Mapping[str, MethodConfig], document: Document) -> None:
+    if not methods:
+        raise document.error("method", f"none is given; one or several of {', '.join(METHODS)} would be right")
+    if PLAIN in methods and len(methods) > 1:
+        raise document.error(f"method.{PLAIN}", "it is the control and can't be combined; leave it out (it is a sweep's second trial anyway)")
+
+
+def _check_metrics(file: FileSpec, document: Document) -> None:
+    try:
+        check_metrics(file.evaluate.metrics)
+    except UserError as error:
+        raise document.error("evaluate.metrics", str(error).removeprefix("evaluate.metrics: ")) from None
+    if needed(file.evaluate.metrics) - {"loss"} and file.evaluate.samples < 2:
+        raise document.error("evaluate.samples", f"{file.evaluate.samples} given; metrics of samples need at least 2")
+    for name, direction in file.search.objectives.items():
+        if METRICS[name].direction != direction:
+            raise document.error(f"search.objectives.{name}", f"'{direction}' given; better is '{METRICS[name].direction}' for {name}")
+
+
+def preset_values(document: Document) -> dict[str, Any]:
+    """Trial 0: every searched method field at its preset, every other searched value at its default or the range's middle."""
+    return {path: _preset(path, range_, document) for path, range_ in ranges(document.tree).items()}
+
+
+def _preset(path: str, range_: Range, document: Document) -> Any:
+    default = _default_of(path)
+    if range_.contains(default):
+        return default
+    if isinstance(range_, Choice):
+        return range_.values[0]
+    if path.startswith("method.") and isinstance(default, (int, float)):
+        return min(range_.endpoints(), key=lambda end: abs(end - default))
+    return middle(range_)
+
+
+def middle(range_: Range) -> Any:
+    """The middle of a range: geometric where it is logarithmic; a choice's first value."""
+    if isinstance(range_, Choice):
+        return range_.values[0]
+    low, high = range_.endpoints()
+    if getattr(range_, "log", False):
+        return math.sqrt(low * high)
+    return (low + high) // 2 if isinstance(low, int) else (low + high) / 2
+
+
+def _default_of(path: str) -> Any:
+    section, *keys = path.split(".")
+    if section == "method":
+        return _field_default(METHODS[keys[0]].config, keys[1:])
+    if keys[0] == "params" and len(keys) > 1:
+        return _field_default(PARAMS[keys[1]][0], keys[2:])
+    return _field_default(TrainSpec, keys)
+
+
+def _field_default(model: type[BaseModel], keys: list[str]) -> Any:
+    value: Any = model.model_fields[keys[0]].default if keys and keys[0] in model.model_fields else None
+    for key in keys[1:]:
+        value = getattr(value, key, None)
+    return value
+
+
+def with_values(document: Document, values: Mapping[str, Any]) -> Document:
+    """The document with every range replaced."""
+    return replace(document, tree=substitute(document.tree, values))
+
+
+def plain(document: Document) -> Document:
+    """The same run with plain fine-tuning in the methods' place."""
+    return replace(document, tree={**document.tree, "method": {PLAIN: {}}})
+
+
+def training_value(document: Document, path: str) -> Any:
+    """A value below `train.` as it is in the tree, or its default."""
+    try:
+        return value_at(document.tree, path)
+    except KeyError:
+        return _default_of(path)

@@ -1,0 +1,155 @@
+"""What a model is measured by during a trial: held-out denoising loss first, then metrics of samples."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from fewshot_ray.data.images import to_model_range
+from fewshot_ray.data.target import Fold
+from fewshot_ray.errors import UserError
+from fewshot_ray.methods.draw import mean_square
+from fewshot_ray.methods.randomness import derived_seed
+from fewshot_ray.metrics.extractors import Extractor, PerceptualDistance, load_extractor, load_perceptual
+from fewshot_ray.metrics.suite import METRICS, Suite, needed
+from fewshot_ray.models.backbone import Backbone
+from fewshot_ray.models.sampling import sample
+from fewshot_ray.spec.sections import EvaluateSpec
+from fewshot_ray.training.group import Group
+
+FORWARD_IMAGES = 256
+"""Images in a forward pass of the held-out loss."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The metrics of one model, and the images they were computed from."""
+
+    metrics: dict[str, float]
+    samples: Tensor | None
+    """uint8 `[N, C, H, W]`."""
+
+
+def extractor_name(config: EvaluateSpec, backbone: Backbone) -> str:
+    """What `extractor: auto` comes to."""
+    if config.extractor != "auto":
+        return config.extractor
+    return "digits" if (backbone.channels, backbone.size) == (1, (8, 8)) else "inception"
+
+
+class Instruments:
+    """The networks that samples are seen through, loaded once for all folds."""
+
+    def __init__(self, config: EvaluateSpec, backbone: Backbone, device: torch.device) -> None:
+        kinds = needed(config.metrics)
+        self.extractor: Extractor | None = None
+        self.perceptual: PerceptualDistance | None = None
+        if "features" in kinds:
+            self.extractor = load_extractor(extractor_name(config, backbone), device=device, weights=config.extractor_weights)
+        if "perceptual" in kinds:
+            self.perceptual = load_perceptual(device=device, weights=config.lpips_weights)
+
+
+class Evaluator:
+    """Measures models against one fold's held-out images, always with the same (t, eps) and sampling noise.
+
+    The noise depends on `seed` alone, so that differences between trials are paired.
+    """
+
+    def __init__(self, config: EvaluateSpec, fold: Fold, instruments: Instruments, *, seed: int, device: torch.device, group: Group) -> None:
+        self.config = config
+        self.fold = fold
+        self.instruments = instruments
+        self.seed = seed
+        self.device = device
+        self.group = group
+
+    def measure(self, backbone: Backbone, network: nn.Module, *, samples: int) -> Measured:
+        """All metrics the file asks for, from `samples` generated images."""
+        metrics: dict[str, float] = {}
+        if "holdout_loss" in self.config.metrics and len(self.fold.holdout) > 0:
+            metrics["holdout_loss"] = self.holdout_loss(backbone, network)
+        drawn = self.draw_samples(backbone, network, samples) if self._wants_samples else None
+        if drawn is not None and self.suite is not None:
+            metrics |= self.suite.compute(drawn.cpu())
+        return Measured(metrics, drawn)
+
+    @property
+    def _wants_samples(self) -> bool:
+        return bool(needed(self.config.metrics) - {"loss"}) or self.config.grid_images > 0
+
+    @cached_property
+    def suite(self) -> Suite | None:
+        """The sample metrics over this fold; None where none is asked for or nothing is held out."""
+        names = [name for name in self.config.metrics if METRICS[name].needs != "loss"]
+        if not names or len(self.fold.holdout) == 0:
+            return None
+        return Suite(
+            names,
+            training=self.fold.train.images,
+            reference=self.fold.holdout.images,
+            extractor=self.instruments.extractor,
+            perceptual=self.instruments.perceptual,
+        )
+
+    def holdout_loss(self, backbone: Backbone, network: nn.Module) -> float:
+        """The mean over fixed (x_0, t, eps) of the denoising loss, in the backbone's own prediction space."""
+        index, t, eps = self._noisings(backbone)
+        x_0 = to_model_range(self.fold.holdout.images).to(self.device)
+        own = self.group.own(torch.arange(len(index)))
+        losses = [self._denoising_losses(backbone, network, x_0[index[rows]], t[rows], eps[rows]) for rows in own.split(FORWARD_IMAGES)]
+        return float(self.group.gather_rows(torch.cat(losses), len(index)).double().mean())
+
+    @torch.no_grad()
+    def _denoising_losses(self, backbone: Backbone, network: nn.Module, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        t, eps = t.to(self.device), eps.to(self.device)
+        x_t = backbone.schedule.add_noise(x_0, eps, t)
+        return mean_square(backbone.predict(network, x_t, t) - backbone.target(x_0, eps, t))
+
+    def _noisings(self, backbone: Backbone) -> tuple[Tensor, Tensor, Tensor]:
+        """Image index, t (stratified over [0, T)) and eps of every pair; as many for each image."""
+        images = len(self.fold.holdout)
+        count = images * math.ceil(self.config.loss_draws / images)
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, "holdout-loss", self.fold.name))
+        strata = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+        t = (strata * backbone.schedule.timesteps).long().clamp(max=backbone.schedule.timesteps - 1)
+        t = t[torch.randperm(count, generator=generator)]
+        eps = torch.randn((count, backbone.channels, *backbone.size), generator=generator)
+        return torch.arange(count) % images, t, eps
+
+    def draw_samples(self, backbone: Backbone, network: nn.Module, count: int) -> Tensor:
+        """Images uint8 `[count, C, H, W]` from noise that all trials and steps share; the first n of more are the same n."""
+        count = max(count, self.config.grid_images)
+        generators = [torch.Generator().manual_seed(derived_seed(self.seed, "samples", index)) for index in range(count)]
+        shape = (backbone.channels, *backbone.size)
+        own = self.group.own(torch.arange(count))
+        noise = torch.stack([torch.randn(shape, generator=generators[index]) for index in own.tolist()]).to(self.device)
+        images = sample(backbone, network, noise, sampler=self.config.sampler, steps=self.config.sampler_steps)
+        return self.group.gather_rows(images, count)
+
+    def protocol(self, samples: int) -> dict[str, str | int | float]:
+        """The stamp of every value."""
+        config = self.config
+        stamp: dict[str, str | int | float] = {
+            "seed": self.seed,
+            "loss_draws": config.loss_draws,
+            "n_generated": samples,
+            "sampler": config.sampler,
+            "sampler_steps": config.sampler_steps,
+        }
+        return stamp | (self.suite.protocol() if self.suite is not None else {})
+
+
+def check_evaluation(config: EvaluateSpec, folds: list[Fold]) -> None:
+    """Raises UserError where a metric can't be had from what is held out."""
+    fewest = min(len(fold.holdout) for fold in folds)
+    for name in config.metrics:
+        if fewest < METRICS[name].real_images:
+            raise UserError(
+                f"evaluate.metrics: {name} needs {METRICS[name].real_images} held-out images, a fold has {fewest}; "
+                "a larger target.holdout, fewer folds or holdout_loss would be right"
+            )

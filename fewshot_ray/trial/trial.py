@@ -1,0 +1,208 @@
+"""One trial: folds trained in lockstep, measured on their held-out images, saved, and resumed where it stopped."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from fewshot_ray.data.target import Fold
+from fewshot_ray.methods import METHODS
+from fewshot_ray.methods.diffusion import DiffusionMethod
+from fewshot_ray.methods.randomness import derived_seed
+from fewshot_ray.models.parameters import tune
+from fewshot_ray.spec.sections import TrainSpec
+from fewshot_ray.storage import Folder
+from fewshot_ray.training.batches import Batches
+from fewshot_ray.training.checkpoint import (
+    checkpoint_name,
+    latest_checkpoint,
+    pack,
+    restore_training,
+    saved_steps,
+    training_state,
+    write_checkpoint,
+)
+from fewshot_ray.training.group import Group
+from fewshot_ray.training.loop import Training
+from fewshot_ray.trial.best import best_index
+from fewshot_ray.trial.compose import TrialSpec
+from fewshot_ray.trial.evaluation import Evaluator, Instruments, check_evaluation
+from fewshot_ray.trial.grid import grid_png
+from fewshot_ray.trial.materials import FoldIngredients, Materials
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A trial's state after some steps."""
+
+    step: int
+    metrics: dict[str, float]
+    """Means over the folds."""
+    train_loss: float
+    """Mean over the steps since the evaluation before, and over the folds."""
+    lr: float
+    images_per_sec: float
+
+
+def make_optimizer(parameters: list[torch.nn.Parameter], config: TrainSpec) -> torch.optim.Optimizer:
+    """AdamW, fused."""
+    beta_1, beta_2 = config.betas
+    return torch.optim.AdamW(parameters, lr=config.lr, betas=(beta_1, beta_2), weight_decay=config.weight_decay, fused=True)
+
+
+class Trial:
+    """Iterate `evaluations()` to run it. Everything it writes is below `folder`; stages come from `cache`.
+
+    Raises UserError where the spec doesn't fit the model, the images or the machine.
+    """
+
+    def __init__(self, spec: TrialSpec, folder: Folder, cache: Folder, *, device: torch.device, group: Group | None = None) -> None:
+        self.spec = spec
+        self.folder = folder
+        self.device = device
+        self.group = group or Group()
+        self.materials = Materials(spec, cache, device)
+        self.config = spec.file.evaluate
+        folds = self.materials.folds
+        if not spec.refit:
+            check_evaluation(self.config, folds)
+        self.instruments = Instruments(self.config, self.materials.source_backbone, device)
+        self.trainings = [self._training(fold) for fold in folds]
+        self.evaluators = [self._evaluator(fold) for fold in folds]
+        self.history: list[Evaluation] = []
+
+    @property
+    def checkpoints(self) -> Folder:
+        """Where the checkpoints are."""
+        return self.folder / "checkpoints"
+
+    @property
+    def share(self) -> float:
+        """Trained parameters over all parameters."""
+        method = self.trainings[0].method
+        assert isinstance(method, DiffusionMethod)
+        return method.tuned.share
+
+    def evaluations(self) -> Iterator[Evaluation]:
+        """Every evaluation of the trial in order, those before an interruption first, from its latest whole checkpoint."""
+        self._resume()
+        yield from list(self.history)
+        steps, every = self.spec.file.train.steps, self.config.every
+        for step in [*range(every, steps, every), steps]:
+            if step > self.trainings[0].step:
+                yield self._advance(step)
+
+    def _advance(self, step: int) -> Evaluation:
+        started, first = time.perf_counter(), self.trainings[0].step
+        losses = [training.advance(step) for training in self.trainings]
+        seconds = time.perf_counter() - started
+        images = (step - first) * self.spec.file.train.batch_size * len(self.trainings)
+        evaluation = Evaluation(
+            step=step,
+            metrics=self._measure(step) if not self.spec.refit else self._picture(step),
+            train_loss=sum(losses) / len(losses),
+            lr=self.trainings[0].learning_rate(step - 1),
+            images_per_sec=images / seconds,
+        )
+        self.history.append(evaluation)
+        self._save()
+        return evaluation
+
+    def _measure(self, step: int) -> dict[str, float]:
+        """The metrics of the averaged weights, means over the folds; the first fold's samples become the step's picture."""
+        measured = []
+        for training, evaluator in zip(self.trainings, self.evaluators, strict=True):
+            with training.ema.applied():
+                measured.append(evaluator.measure(_diffusion(training).backbone, _diffusion(training).tuned.network, samples=self.config.samples))
+        self._write_samples(step, measured[0].samples)
+        names = [name for name in measured[0].metrics if all(name in one.metrics for one in measured)]
+        return {name: math.fsum(one.metrics[name] for one in measured) / len(measured) for name in names}
+
+    def _picture(self, step: int) -> dict[str, float]:
+        """A refit has nothing held out: it draws its grid and measures nothing."""
+        if self.config.grid_images > 0:
+            method = _diffusion(self.trainings[0])
+            with self.trainings[0].ema.applied():
+                self._write_samples(step, self.evaluators[0].draw_samples(method.backbone, method.tuned.network, self.config.grid_images))
+        return {}
+
+    def _write_samples(self, step: int, samples: torch.Tensor | None) -> None:
+        if samples is None or self.group.rank != 0:
+            return
+        folder = self.folder / "samples"
+        if self.config.grid_images > 0:
+            folder.write_bytes(f"{checkpoint_name(step)}.png", grid_png(samples[: self.config.grid_images]))
+        if self.config.keep_samples:
+            folder.write_bytes(f"{checkpoint_name(step)}.safetensors", pack({"images": samples}, {})["state.safetensors"])
+
+    def _training(self, fold: Fold) -> Training:
+        spec = self.spec
+        backbone = self.materials.student_backbone()
+        ingredients = FoldIngredients(self.materials, fold, backbone)
+        tuned = tune(backbone.unet, spec.params, spec.params_config, seed=derived_seed(spec.seed, "params", fold.name))
+        parts = [METHODS[name].make(config, ingredients) for name, config in spec.methods.items()]
+        method = DiffusionMethod(
+            backbone,
+            tuned,
+            make_optimizer(list(tuned.trained.values()), spec.file.train),
+            selector=next((part.selector for part in parts if part.selector is not None), None),
+            regularizers=[part.regularizer for part in parts if part.regularizer is not None],
+        )
+        seed = derived_seed(spec.seed, "train", fold.name)
+        train = spec.file.train
+        batches = Batches(fold.train.images, train.batch_size, seed=seed, flip=train.flip, device=self.device)
+        return Training(method, batches, train, seed=seed, device=self.device, group=self.group)
+
+    def _evaluator(self, fold: Fold) -> Evaluator:
+        return Evaluator(self.config, fold, self.instruments, seed=self.spec.file.seed, device=self.device, group=self.group)
+
+    def best_step(self) -> int | None:
+        """The step of the best evaluation so far; a refit's last."""
+        if self.spec.refit:
+            return self.history[-1].step if self.history else None
+        index = best_index([evaluation.metrics for evaluation in self.history], self.spec.file.search)
+        return None if index is None else self.history[index].step
+
+    def _save(self) -> None:
+        """A checkpoint at the current step; besides it the one before and the best are kept."""
+        if self.group.rank != 0:
+            return
+        step = self.trainings[0].step
+        tensors: dict[str, torch.Tensor] = {}
+        training: dict[str, Any] = {}
+        for index, one in enumerate(self.trainings):
+            prefix = f"fold{index}/"
+            state, training[prefix] = training_state(one, prefix)
+            tensors |= state
+        info = {"training": training, "history": [asdict(evaluation) for evaluation in self.history], "versions": versions()}
+        write_checkpoint(self.checkpoints, step, pack(tensors, info))
+        evaluated = [evaluation.step for evaluation in self.history]
+        keep = {*evaluated[-2:], self.best_step()}
+        for old in saved_steps(self.checkpoints):
+            if old not in keep:
+                self.checkpoints.remove(checkpoint_name(old))
+
+    def _resume(self) -> None:
+        checkpoint = latest_checkpoint(self.checkpoints)
+        self.group.barrier()
+        if checkpoint is None:
+            return
+        for index, training in enumerate(self.trainings):
+            restore_training(training, checkpoint, f"fold{index}/")
+        self.history = [Evaluation(**evaluation) for evaluation in checkpoint.info["history"]]
+
+
+def _diffusion(training: Training) -> DiffusionMethod:
+    assert isinstance(training.method, DiffusionMethod)
+    return training.method
+
+
+def versions() -> Mapping[str, str]:
+    """Of the libraries whose numerics a result depends on."""
+    return {name: version(name) for name in ("fewshot-ray", "torch", "diffusers", "peft", "numpy")}

@@ -1,0 +1,136 @@
+"""The suite: names, values, stamps; every metric of the registry."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from fewshot_ray.data.digits import digits
+from fewshot_ray.errors import UserError
+from fewshot_ray.metrics import METRICS, PerceptualDistance, Suite, check_metrics, load_extractor, needed
+from fewshot_ray.metrics.diversity import unit_features
+from fewshot_ray.metrics.fidelity import frechet_distance, kernel_distance
+from fewshot_ray.metrics.memorisation import memorised_share
+
+FEATURE_METRICS = ["fd", "kid", "pairwise_distance", "intra_distance", "memorisation"]
+
+
+class PixelPerceptual(PerceptualDistance):
+    """Stands in for LPIPS, whose weights can't be had here: root mean square over pixels."""
+
+    def __init__(self) -> None:
+        super().__init__(None, "0" * 12, torch.device("cpu"))
+
+    def matrix(self, a: Tensor, b: Tensor) -> Tensor:
+        x, y = a.flatten(1).float() / 255, b.flatten(1).float() / 255
+        return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist") / x.shape[1] ** 0.5
+
+
+@dataclass
+class CountingExtractor:
+    """Pixels as features; counts the images it saw."""
+
+    id: str = "pixels"
+    weights_hash: str = "0" * 12
+    resize: str = "none"
+    seen_images: int = 0
+
+    def features(self, images: Tensor) -> Tensor:
+        self.seen_images += len(images)
+        return images.flatten(1).float() / 255
+
+
+def digit_suite(metrics: list[str]) -> Suite:
+    return Suite(
+        metrics,
+        training=digits("shots").images,
+        reference=digits("validation").images,
+        extractor=load_extractor("digits", device="cpu"),
+        perceptual=PixelPerceptual(),
+    )
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_gives_what_it_is_asked_for(name: str) -> None:
+    """Oracle: the registry; the loss is the trial's own."""
+    beside = {"kid": {"kid_stderr"}, "intra_distance": {"occupancy"}, "intra_lpips": {"occupancy_lpips"}}
+    values = digit_suite([name]).compute(digits("test").images[:120])
+    assert set(values) == (set() if name == "holdout_loss" else {name} | beside.get(name, set()))
+    assert all(torch.isfinite(torch.tensor(value)) for value in values.values())
+
+
+@pytest.mark.parametrize("name", [name for name in METRICS if name != "holdout_loss"])
+def test_every_direction_prefers_real_pictures_to_one_repeated(name: str) -> None:
+    """Oracle: what the pictures are: 120 real test digits against one shot 120 times."""
+    suite = digit_suite([name])
+    real = suite.compute(digits("test").images[:120])[name]
+    copies = suite.compute(digits("shots").images[:1].expand(120, -1, -1, -1))[name]
+    assert real < copies if METRICS[name].direction == "min" else real > copies
+
+
+def test_values_are_the_functions_own() -> None:
+    """Oracle: the functions tested beside this file, on features taken directly."""
+    suite = digit_suite(FEATURE_METRICS)
+    samples = digits("test").images[:100]
+    values = suite.compute(samples)
+    features = load_extractor("digits", device="cpu").features
+    generated, training, reference = features(samples), features(digits("shots").images), features(digits("validation").images)
+    assert values["fd"] == frechet_distance(generated, reference)
+    assert (values["kid"], values["kid_stderr"]) == kernel_distance(generated, reference)
+    assert values["memorisation"] == memorised_share(generated, training, reference).share
+    pairs = torch.pdist(unit_features(generated))
+    assert values["pairwise_distance"] == pytest.approx(float(pairs.mean()), rel=1e-9)
+    assert 0 < values["intra_distance"] < values["pairwise_distance"]
+    assert values["occupancy"] == 1
+
+
+def test_cached_reference_features_spare_the_extractor() -> None:
+    """Oracle: the number of images the extractor saw, and equal values."""
+    shots, validation, samples = digits("shots").images, digits("validation").images, digits("test").images[:50]
+    first, second = CountingExtractor(), CountingExtractor()
+    plain = Suite(FEATURE_METRICS, training=shots, reference=validation, extractor=first)
+    cached = Suite(FEATURE_METRICS, training=shots, reference=validation, extractor=second, reference_features=plain.reference_features)
+    assert (first.seen_images, second.seen_images) == (210, 10)
+    assert plain.compute(samples) == cached.compute(samples)
+
+
+def test_stamp_says_what_was_measured_with() -> None:
+    """Oracle: by hand."""
+    suite = Suite(["kid"], training=digits("shots").images, reference=digits("validation").images, extractor=CountingExtractor())
+    assert suite.protocol() == {"n_real": 200, "n_train": 10, "extractor": "pixels", "extractor_weights": "0" * 12, "resize": "none"}
+    assert "perceptual_weights" in digit_suite(["pairwise_lpips"]).protocol()
+
+
+def test_unknown_metric_gets_the_nearest_name() -> None:
+    """Oracle: one line with the nearest name."""
+    with pytest.raises(UserError, match="did you mean memorisation") as refusal:
+        check_metrics(["kid", "memorization"])
+    assert "\n" not in str(refusal.value)
+    assert needed(["holdout_loss", "kid", "intra_lpips"]) == {"loss", "features", "perceptual"}
+
+
+def test_too_few_images_are_refused() -> None:
+    """Oracle: the message names the field and the least number."""
+    shots, validation = digits("shots").images, digits("validation").images
+    with pytest.raises(UserError, match="kid over 1 held-out"):
+        Suite(["kid"], training=shots, reference=validation[:1], extractor=CountingExtractor())
+    with pytest.raises(UserError, match=r"evaluate\.samples: 10 .* 11 or more"):
+        digit_suite(["intra_distance"]).compute(validation[:10])
+    with pytest.raises(UserError, match=r"evaluate\.samples: 1 "):
+        digit_suite(["kid"]).compute(validation[:1])
+
+
+def test_two_held_out_images_give_values() -> None:
+    """Oracle: the definitions: a fold of two has everything but the kernel distance's error."""
+    suite = Suite(FEATURE_METRICS, training=digits("shots").images[:8], reference=digits("shots").images[8:], extractor=CountingExtractor())
+    assert set(suite.compute(digits("test").images[:30])) == {*FEATURE_METRICS, "occupancy"}
+
+
+def test_what_a_metric_needs_must_be_handed_over() -> None:
+    """Oracle: the message names the loader."""
+    shots = digits("shots").images
+    with pytest.raises(ValueError, match="load_extractor"):
+        Suite(["kid"], training=shots, reference=shots)
+    with pytest.raises(ValueError, match="load_perceptual"):
+        Suite(["intra_lpips"], training=shots, reference=shots)

@@ -1,0 +1,163 @@
+"""Order, ranks, constraints, the CSV, and the paired comparison with the control."""
+
+from __future__ import annotations
+
+import csv
+import io
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import scipy.stats
+from rich.console import Console
+
+from fewshot_ray.report.leaderboard import (
+    LeaderboardRow,
+    Objectives,
+    compare_with_control,
+    leaderboard,
+    leaderboard_view,
+    to_csv,
+    winner,
+    write_csv,
+)
+from fewshot_ray.report.sweep_folder import SweepFolder, TrialRecord
+from fewshot_ray.storage import Folder
+
+LOSS: Objectives = {"holdout_loss": "min"}
+BOTH: Objectives = {"kid": "min", "spread": "max"}
+
+
+def complete(sweep: SweepFolder, number: int, **values: float) -> None:
+    sweep.write_trial(TrialRecord(f"t{number:04d}", number, "search", "sampler", "ant", 0, "COMPLETE", {}, 40, values))
+
+
+def ids(rows: list[LeaderboardRow]) -> list[str]:
+    return [row.trial.id for row in rows]
+
+
+def test_order_is_kind_then_state_then_merit(sweep: SweepFolder) -> None:
+    """Oracle: the rows' own definition, sorted anew from the raw evaluations."""
+    rows = leaderboard(sweep, LOSS)
+    kinds = [row.trial.kind for row in rows]
+    assert kinds == ["search"] * 14 + ["confirm"] * 3 + ["control"] * 3 + ["refit"]
+    assert [row.trial.state for row in rows[:14]] == ["COMPLETE"] * 9 + ["RUNNING"] + ["PRUNED"] * 3 + ["FAIL"]
+    assert [row.rank for row in rows] == [*range(1, 10), *[None] * 12]
+    best = {row.trial.id: min(e.metrics["holdout_loss"] for e in sweep.rows(row.trial.id)) for row in rows[:9]}
+    assert ids(rows[:9]) == sorted(best, key=best.__getitem__)
+    assert [row.values["holdout_loss"] for row in rows[:9]] == sorted(best.values())
+
+
+def test_a_pruned_trial_never_wins_and_a_running_one_shows_its_best_so_far(sweep: SweepFolder) -> None:
+    sweep.write_trial(TrialRecord("t0099", 99, "search", "sampler", "lucky", 0, "PRUNED", {}, 40, {"holdout_loss": 0.0}))
+    rows = leaderboard(sweep, LOSS)
+    best = winner(rows)
+    assert best is not None
+    assert best.trial.state == "COMPLETE"
+    running = next(row for row in rows if row.trial.id == "t0013")
+    assert running.values["holdout_loss"] == min(e.metrics["holdout_loss"] for e in sweep.rows("t0013"))
+
+
+def test_several_objectives_rank_by_pareto_front(tmp_path: Path) -> None:
+    """Oracle: by hand. a and c are not dominated; b is by c, d by all."""
+    sweep = SweepFolder(Folder(tmp_path))
+    for number, (kid, spread) in enumerate([(0.1, 1.0), (0.3, 2.0), (0.2, 3.0), (0.4, 0.5)]):
+        complete(sweep, number, kid=kid, spread=spread)
+    rows = leaderboard(sweep, BOTH)
+    assert ids(rows) == ["t0000", "t0002", "t0001", "t0003"]
+    assert [row.front for row in rows] == [True, True, False, False]
+
+
+def test_a_trial_outside_the_constraints_ranks_behind(tmp_path: Path) -> None:
+    sweep = SweepFolder(Folder(tmp_path))
+    complete(sweep, 0, holdout_loss=0.1, memorisation=0.5)
+    complete(sweep, 1, holdout_loss=0.2, memorisation=0.2)
+    complete(sweep, 2, holdout_loss=0.05)
+    rows = leaderboard(sweep, LOSS, {"memorisation": ("<=", 0.2)})
+    assert ids(rows) == ["t0001", "t0002", "t0000"]
+    assert [row.feasible for row in rows] == [True, False, False]
+
+
+def test_a_value_that_is_no_number_is_not_ranked(tmp_path: Path) -> None:
+    sweep = SweepFolder(Folder(tmp_path))
+    complete(sweep, 0, holdout_loss=float("nan"))
+    complete(sweep, 1, holdout_loss=0.2)
+    rows = leaderboard(sweep, LOSS)
+    assert [(row.trial.id, row.rank) for row in rows] == [("t0001", 1), ("t0000", None)]
+
+
+def test_an_empty_sweep_has_no_winner(tmp_path: Path) -> None:
+    rows = leaderboard(SweepFolder(Folder(tmp_path / "none")), LOSS)
+    assert rows == []
+    assert winner(rows) is None
+    Console(file=io.StringIO()).print(leaderboard_view(rows, LOSS))
+
+
+def test_csv_has_every_trial_and_all_digits(sweep: SweepFolder) -> None:
+    rows = leaderboard(sweep, LOSS)
+    write_csv(sweep.folder, rows, LOSS)
+    lines = list(csv.DictReader(io.StringIO(sweep.folder.read_text("leaderboard.csv"))))
+    assert len(lines) == len(rows) == 21
+    for line, row in zip(lines, rows, strict=True):
+        assert line["id"] == row.trial.id
+        assert line["holdout_loss"] == ("" if not row.values else repr(row.values["holdout_loss"]))
+        assert float(line["train.lr"]) == row.trial.params["train.lr"]
+    assert to_csv([], LOSS).count("\n") == 1
+
+
+def test_view_shows_all_kinds_the_winner_and_the_failure(sweep: SweepFolder) -> None:
+    rows = leaderboard(sweep, LOSS)
+    console = Console(file=io.StringIO(), width=160)
+    console.print(leaderboard_view(rows, LOSS, limit=5))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert rows[0].trial.id in text
+    assert "and 9 more" in text
+    assert "t0012 failed: loss is nan at step 12" in text
+    assert "t0000, holdout_loss:" in text
+    assert all(name in text for name in ("confirm-t0000-seed3", "control-seed2", "refit-t0000"))
+
+
+def confirmation(kind: str, seed: int, value: float, source: str = "t0007") -> LeaderboardRow:
+    trial_id = f"confirm-{source}-seed{seed}" if kind == "confirm" else f"control-seed{seed}"
+    record = TrialRecord(trial_id, None, "confirm", "winner", "x", seed, "COMPLETE")
+    record = record if kind == "confirm" else replace(record, kind="control")
+    return LeaderboardRow(record, None, False, True, 40, {"holdout_loss": value})
+
+
+def test_paired_comparison_is_the_t_interval_of_the_differences() -> None:
+    """Oracle: scipy.stats.ttest_rel on the common seeds."""
+    confirm, control = {1: 0.166, 2: 0.171, 3: 0.169, 4: 0.163, 9: 0.5}, {1: 0.170, 2: 0.172, 3: 0.174, 4: 0.169, 8: 0.1}
+    rows = [confirmation("confirm", seed, value) for seed, value in confirm.items()]
+    rows += [confirmation("control", seed, value) for seed, value in control.items()]
+    (comparison,) = compare_with_control(rows, LOSS)
+    test = scipy.stats.ttest_rel([confirm[s] for s in (1, 2, 3, 4)], [control[s] for s in (1, 2, 3, 4)])
+    interval = test.confidence_interval(0.95)
+    assert comparison.seeds == (1, 2, 3, 4)
+    assert comparison.trial_id == "t0007"
+    assert comparison.difference == pytest.approx(-0.004)
+    assert (comparison.low, comparison.high) == pytest.approx((interval.low, interval.high))
+    assert comparison.verdict == "better"
+    (other_way,) = compare_with_control(rows, {"holdout_loss": "max"})
+    assert other_way.verdict == "worse"
+
+
+def test_comparison_with_little_to_go_by() -> None:
+    rows = [confirmation("confirm", 1, 0.1), confirmation("control", 1, 0.2), confirmation("confirm", 2, 0.1, source="t0003")]
+    (comparison,) = compare_with_control(rows, LOSS)
+    assert (comparison.low, comparison.verdict) == (None, "one seed only")
+    rows = [confirmation(kind, seed, 0.1 * seed) for kind in ("confirm", "control") for seed in (1, 2)]
+    (equal,) = compare_with_control(rows, LOSS)
+    assert (equal.difference, equal.low, equal.verdict) == (0.0, 0.0, "no difference shown")
+    assert "no difference shown" in equal.describe()
+
+
+def test_the_leaderboard_imports_nothing_heavy() -> None:
+    """`fewshot-ray leaderboard` answers at once. Oracle: a fresh interpreter's modules."""
+    code = (
+        "import sys, fewshot_ray.report.leaderboard, fewshot_ray.report.progress, fewshot_ray.report.page, fewshot_ray.report.tensorboard;"
+        "print([m for m in ('torch', 'scipy', 'plotly', 'numpy', 'ray') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
