@@ -77,7 +77,7 @@ def train() -> DigitNetwork:
     images, labels = digits("source")
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * len(images) // BATCH_IMAGES)
     for _ in range(EPOCHS):
-        for batch in torch.randperm(len(images), generator=generator).split(BATCH_IMAGES):
+        for batch in torch.split(torch.randperm(len(images), generator=generator), BATCH_IMAGES):
             styled = 2 * restyle(images[batch].float() / 255, generator) - 1
             features = network.features(styled)
             classification = cross_entropy(network.head(features), labels[batch], label_smoothing=LABEL_SMOOTHING)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,17 +26,18 @@ GuidanceWeight = Literal["paper", "derived", "code"]
 class AntConfig(MethodConfig):
     """Adversarial noise selection and similarity guidance; the defaults are the paper's."""
 
-    noise_steps: int = Field(default=10, ge=0, json_schema_extra={"range": IntRange(1, 20)})
+    noise_steps: Annotated[int, Field(ge=0), IntRange(1, 20)] = 10
     """J, the ascent steps on the noise; 0 keeps the drawn noise."""
-    noise_step_size: float = Field(default=0.02, gt=0, json_schema_extra={"range": FloatRange(0.005, 0.1, log=True)})
+    noise_step_size: Annotated[float, Field(gt=0), FloatRange(0.005, 0.1, log=True)] = 0.02
     """omega, on the gradient of the loss *summed* over pixels."""
     noise_norm: NoiseNorm = "sample"
     """After an ascent step: every image's noise to mean 0 and std 1 (the paper's; destructive below 32x32 pixels, whose mean it removes),
     to the moments it was drawn with, or the whole batch's to mean 0 and std 1."""
-    guidance: float = Field(default=5.0, ge=0, json_schema_extra={"range": FloatRange(0.0, 10.0)})
+    guidance: Annotated[float, Field(ge=0), FloatRange(0.0, 10.0)] = 5.0
     """gamma, the similarity guidance's weight; 0 leaves the classifier out."""
     guidance_weight: GuidanceWeight = "paper"
-    """What gamma multiplies: sigma_hat_t^2 (the paper's), sigma_hat_t (as derived from the guided mean), or 1 - alpha_bar_t (the authors' code)."""
+    """What gamma multiplies: sigma_hat_t^2 (the paper's), sigma_hat_t (as derived from the guided mean),
+    or 1 - alpha_bar_t (the authors' code)."""
     classifier_steps: int = Field(default=300, ge=1)
     """Steps that the noise-aware classifier trains for."""
     classifier_batch: int = Field(default=64, ge=2)
@@ -105,9 +106,7 @@ def guidance_weight(schedule: NoiseSchedule, t: Tensor, weight: GuidanceWeight) 
     return sigma_hat**2 if weight == "paper" else sigma_hat
 
 
-def train_classifier(
-    source: Tensor, target: Tensor, schedule: NoiseSchedule, config: AntConfig, *, seed: int
-) -> NoiseAwareClassifier:
+def train_classifier(source: Tensor, target: Tensor, schedule: NoiseSchedule, config: AntConfig, *, seed: int) -> NoiseAwareClassifier:
     """p_phi(y = target | x_t), from noised images of both domains; `source` and `target` are `[N, C, H, W]` in [-1, 1]."""
     device = source.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -124,7 +123,7 @@ def train_classifier(
         eps = randomness.normal(step, "eps", tuple(x_0.shape))
         loss = F.binary_cross_entropy_with_logits(classifier(schedule.add_noise(x_0, eps, t), t), y)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
     return classifier
 
@@ -142,7 +141,14 @@ def classifier_stage(config: AntConfig, ingredients: Ingredients) -> Stage:
         return train_classifier(images[0], images[1], schedule, config, seed=ingredients.seed).state_dict()
 
     schedule_hash = float(schedule.alphas_cumprod.double().sum())
-    depends_on = {"source": source_hash, "target": target_hash, "schedule": schedule_hash, "seed": ingredients.seed, "version": 1, **settings}
+    depends_on = {
+        "source": source_hash,
+        "target": target_hash,
+        "schedule": schedule_hash,
+        "seed": ingredients.seed,
+        "version": 1,
+        **settings,
+    }
     return Stage("ant-classifier", depends_on, compute)
 
 

@@ -41,7 +41,9 @@ class Regularizer(Protocol):
 class Draw:
     """`x_0, t, eps, x_t, prediction, target, x_0_hat` of one micro-batch; the network is called once, when first asked for."""
 
-    def __init__(self, backbone: Backbone, network: nn.Module, batch: Batch, randomness: Randomness, selector: NoiseSelector | None) -> None:
+    def __init__(
+        self, backbone: Backbone, network: nn.Module, batch: Batch, randomness: Randomness, selector: NoiseSelector | None
+    ) -> None:
         self.backbone = backbone
         self.network = network
         self.batch = batch
@@ -93,5 +95,3 @@ def mean_square(difference: Tensor) -> Tensor:
 def frozen(network: nn.Module) -> nn.Module:
     """`network` in eval mode, no gradients: a teacher or a classifier."""
     return network.eval().requires_grad_(False)
-
-

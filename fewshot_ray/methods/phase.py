@@ -32,7 +32,7 @@ class Objective(NamedTuple):
     """Term to `[n]`; n may differ from term to term."""
     weight: Mapping[str, float]
     """Term to its lambda, which multiplies the term's mean."""
-    count: Mapping[str, int] = {}
+    global_count: Mapping[str, int] = {}
     """Term to its samples in the whole global batch, where that isn't the batch's size."""
 
 
@@ -89,7 +89,7 @@ class Weighted:
 
     per_sample: dict[str, Tensor] = field(default_factory=dict)
     weight: dict[str, float] = field(default_factory=dict)
-    count: dict[str, int] = field(default_factory=dict)
+    global_count: dict[str, int] = field(default_factory=dict)
 
     def add(self, objective: Objective) -> None:
         """Take in another objective's terms; a name taken twice raises ValueError."""
@@ -98,8 +98,8 @@ class Weighted:
             raise ValueError(f"two loss terms are called {sorted(taken)[0]}")
         self.per_sample.update(objective.per_sample)
         self.weight.update(objective.weight)
-        self.count.update(objective.count)
+        self.global_count.update(objective.global_count)
 
     def objective(self) -> Objective:
         """The sum of all that was added."""
-        return Objective(self.per_sample, self.weight, self.count)
+        return Objective(self.per_sample, self.weight, self.global_count)

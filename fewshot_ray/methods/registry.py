@@ -16,15 +16,17 @@ from fewshot_ray.spec.ranges import Range
 
 
 class MethodConfig(BaseModel):
-    """A method's settings. A field's default is the paper's preset; its range is declared beside it (`json_schema_extra`)."""
+    """A method's settings: a field's default is the paper's preset, its range is declared with its type.
+
+    `guidance: Annotated[float, Field(ge=0), FloatRange(0, 10)] = 5.0`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 def declared_ranges(config: type[BaseModel]) -> dict[str, Range]:
     """The ranges declared beside the fields: what `method: {name: search}` searches."""
-    extras = {name: field.json_schema_extra for name, field in config.model_fields.items()}
-    return {name: extra["range"] for name, extra in extras.items() if isinstance(extra, dict) and "range" in extra}  # type: ignore[misc]
+    return {name: item for name, field in config.model_fields.items() for item in field.metadata if isinstance(item, Range)}
 
 
 class Ingredients(Protocol):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -15,13 +17,13 @@ from fewshot_ray.spec.ranges import FloatRange
 class SdftConfig(MethodConfig):
     """`L_simple + lambda_distill L_distill + lambda_aux L_aux`; the defaults are the paper's for MetFaces."""
 
-    lambda_distill: float = Field(default=0.1, ge=0, json_schema_extra={"range": FloatRange(0.01, 1.0, log=True)})
+    lambda_distill: Annotated[float, Field(ge=0), FloatRange(0.01, 1.0, log=True)] = 0.1
     """Weight of the distillation on the target images' x_t."""
-    gamma_distill: float = Field(default=3.0, ge=0, json_schema_extra={"range": FloatRange(0.5, 10.0, log=True)})
+    gamma_distill: Annotated[float, Field(ge=0), FloatRange(0.5, 10.0, log=True)] = 3.0
     """How much the distillation leaves out low noise: `w(t) = (1 - alpha_bar_t)^gamma`."""
-    lambda_aux: float = Field(default=0.1, ge=0, json_schema_extra={"range": FloatRange(0.01, 1.0, log=True)})
+    lambda_aux: Annotated[float, Field(ge=0), FloatRange(0.01, 1.0, log=True)] = 0.1
     """Weight of the distillation on pure noise."""
-    gamma_aux: float = Field(default=50.0, ge=0, json_schema_extra={"range": FloatRange(5.0, 150.0, log=True)})
+    gamma_aux: Annotated[float, Field(ge=0), FloatRange(5.0, 150.0, log=True)] = 50.0
     """As gamma_distill, for pure noise; the higher of the two."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from diffusers import UNet2DModel
@@ -35,14 +35,14 @@ class AdaptorConfig(ParamsConfig):
 
     pool: int = Field(default=4, ge=1)
     """c, the factor the feature maps are pooled by; 4 for pixel models, 2 for latent ones."""
-    width: int = Field(default=8, ge=1, json_schema_extra={"range": IntRange(4, 64)})
+    width: Annotated[int, Field(ge=1), IntRange(4, 64)] = 8
     """d, the adaptor's channels."""
 
 
 class LoraParamsConfig(ParamsConfig):
     """Low-rank updates of attention projections and residual convolutions (Hu et al. 2022, through peft)."""
 
-    rank: int = Field(default=8, ge=1, json_schema_extra={"range": IntRange(2, 32)})
+    rank: Annotated[int, Field(ge=1), IntRange(2, 32)] = 8
     """r."""
     alpha: float = Field(default=8.0, gt=0)
     """Updates are scaled by alpha / rank."""

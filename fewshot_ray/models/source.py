@@ -63,10 +63,12 @@ def _from_hub(name: str, revision: str | None) -> Path:
     except GatedRepoError as error:
         raise UserError(f"source.model: {name} is gated; accept its terms on the hub and set HF_TOKEN (or run `hf auth login`)") from error
     except RepositoryNotFoundError as error:
-        raise UserError(f"source.model: no model '{name}' on the hub (or it is private: set HF_TOKEN), and no folder of that name") from error
+        raise UserError(
+            f"source.model: no model '{name}' on the hub (or it is private: set HF_TOKEN), and no folder of that name"
+        ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, ConnectionError) as error:
         raise UserError(
-            f"source.model: '{name}' is no folder here and the hub can't be reached; give a folder that holds model_index.json, or go online"
+            f"source.model: '{name}' is no folder here and the hub can't be reached; give a pipeline's folder, or go online"
         ) from error
 
 

@@ -17,7 +17,7 @@ from fewshot_ray.training.ema import Ema
 from fewshot_ray.training.group import Group
 
 
-class NonFiniteLoss(Exception):
+class NonFiniteLossError(Exception):
     """A loss that is NaN or infinite; the trial ends as failed."""
 
 
@@ -49,7 +49,7 @@ class Training:
         return rate
 
     def advance(self, until: int) -> float:
-        """Train up to step `until`; the mean over these steps of the whole loss. Raises NonFiniteLoss."""
+        """Train up to step `until`; the mean over these steps of the whole loss. Raises NonFiniteLossError."""
         losses = []
         for module in self.method.modules().values():
             module.train()
@@ -100,7 +100,7 @@ class Training:
                 contexts[part] = self.method.context(batch, self.randomness)
             objective: Objective = phase.loss(contexts[part])
         terms = [
-            objective.weight[term] * loss.float().sum() / objective.count.get(term, batch.global_size)
+            objective.weight[term] * loss.float().sum() / objective.global_count.get(term, batch.global_size)
             for term, loss in objective.per_sample.items()
         ]
         return torch.stack(terms).sum()
@@ -114,7 +114,7 @@ class Training:
 
     def _checked(self, phase: Phase, loss: float) -> float:
         if not math.isfinite(loss):
-            raise NonFiniteLoss(
+            raise NonFiniteLossError(
                 f"the {phase.name} loss is {loss} at step {self.step + 1}; the last finite value was {self._last_finite:.6g} "
                 "(a lower lr or a lower precision's change may help)"
             )

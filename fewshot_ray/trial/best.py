@@ -18,7 +18,10 @@ def violations(metrics: Mapping[str, float], search: SearchSpec) -> dict[str, fl
 
 
 def best_index(evaluations: Sequence[Mapping[str, float]], search: SearchSpec) -> int | None:
-    """The best by the first objective among those within the constraints, or, where none is, the one least past them; the earliest of equals."""
+    """The best by the first objective among those within the constraints, the earliest of equals.
+
+    Where none is within them, the one least past them; None where the objective is nowhere finite.
+    """
     name, direction = next(iter(search.objectives.items()))
     sign = 1.0 if direction == "min" else -1.0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -35,8 +35,8 @@ class TrialSpec:
     params_config: ParamsConfig
     seed: int
     """Of training; the data split and the evaluation's noise follow the file's own seed, the same in all trials."""
-    refit: bool = False
-    """Trains on all shots for `train.steps`, holding nothing out."""
+    refit_steps: int | None = None
+    """Trains on all shots, holding nothing out, and stops here; None for an ordinary trial."""
 
 
 def expand(document: Document) -> Document:
@@ -61,14 +61,14 @@ def _searched(name: str, settings: Any) -> Any:
     return {} if settings is None else settings
 
 
-def compose(document: Document, *, seed: int | None = None, refit: bool = False) -> TrialSpec:
+def compose(document: Document, *, seed: int | None = None, refit_steps: int | None = None) -> TrialSpec:
     """The trial that a tree without ranges describes. Raises UserError."""
     file = load(FileSpec, document.tree, document=document)
     methods = {name: _method_config(name, settings, document) for name, settings in file.method.items()}
     _check_combination(methods, document)
     params, params_config = _params_config(file.train, document)
     _check_metrics(file, document)
-    return TrialSpec(file, document.tree, methods, params, params_config, file.seed if seed is None else seed, refit)
+    return TrialSpec(file, document.tree, methods, params, params_config, file.seed if seed is None else seed, refit_steps)
 
 
 def check_document(document: Document) -> tuple[Document, FileSpec]:
@@ -85,7 +85,7 @@ def _method_config(name: str, settings: Any, document: Document) -> MethodConfig
         raise document.error(f"method.{name}", f"no such method; {', '.join(METHODS)} are known, the nearest is {nearest(name, METHODS)}")
     if settings == "search":
         raise document.error(f"method.{name}", "'search' stands for ranges, which a single trial can't have; values would be right")
-    return cast(MethodConfig, load(METHODS[name].config, settings or {}, document=document, path=f"method.{name}"))
+    return load(METHODS[name].config, settings or {}, document=document, path=f"method.{name}")
 
 
 def _params_config(train: TrainSpec, document: Document) -> tuple[str, ParamsConfig]:
@@ -96,14 +96,16 @@ def _params_config(train: TrainSpec, document: Document) -> tuple[str, ParamsCon
     settings = {} if isinstance(train.params, str) else train.params[name]
     if name not in PARAMS:
         raise document.error(path, f"'{name}' isn't known; {', '.join(PARAMS)} would be right, the nearest is {nearest(name, PARAMS)}")
-    return name, cast(ParamsConfig, load(PARAMS[name][0], settings, document=document, path=f"{path}.{name}"))
+    return name, load(PARAMS[name][0], settings, document=document, path=f"{path}.{name}")
 
 
 def _check_combination(methods: Mapping[str, MethodConfig], document: Document) -> None:
     if not methods:
         raise document.error("method", f"none is given; one or several of {', '.join(METHODS)} would be right")
     if PLAIN in methods and len(methods) > 1:
-        raise document.error(f"method.{PLAIN}", "it is the control and can't be combined; leave it out (it is a sweep's second trial anyway)")
+        raise document.error(
+            f"method.{PLAIN}", "it is the control and can't be combined; leave it out (it is a sweep's second trial anyway)"
+        )
 
 
 def _check_metrics(file: FileSpec, document: Document) -> None:

@@ -60,7 +60,9 @@ class Evaluator:
     The noise depends on `seed` alone, so that differences between trials are paired.
     """
 
-    def __init__(self, config: EvaluateSpec, fold: Fold, instruments: Instruments, *, seed: int, device: torch.device, group: Group) -> None:
+    def __init__(
+        self, config: EvaluateSpec, fold: Fold, instruments: Instruments, *, seed: int, device: torch.device, group: Group
+    ) -> None:
         self.config = config
         self.fold = fold
         self.instruments = instruments

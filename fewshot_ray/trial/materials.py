@@ -90,7 +90,7 @@ class Materials:
     def folds(self) -> list[Fold]:
         """The trainings of this trial; a refit is one on all shots."""
         target = self.spec.file.target
-        if self.spec.refit:
+        if self.spec.refit_steps is not None:
             return [Fold("all", train=self.shots, holdout=self.shots.select([]))]
         holdout = self.read(target.holdout) if isinstance(target.holdout, str) else target.holdout
         return make_folds(self.shots, holdout, target.split_seed)
@@ -108,7 +108,14 @@ class Materials:
     def source_samples_stage(self) -> Stage:
         """Samples of the source model, for methods that need source images where the user has none."""
         count, seed = self.spec.file.source.generated_images, self.spec.file.seed
-        depends_on = {"model": self.source_hash, "count": count, "seed": seed, "sampler": "ddim", "steps": SOURCE_SAMPLER_STEPS, "version": 1}
+        depends_on = {
+            "model": self.source_hash,
+            "count": count,
+            "seed": seed,
+            "sampler": "ddim",
+            "steps": SOURCE_SAMPLER_STEPS,
+            "version": 1,
+        }
 
         def compute() -> dict[str, Tensor]:
             backbone = self.student_backbone()

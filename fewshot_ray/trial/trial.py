@@ -70,7 +70,7 @@ class Trial:
         self.materials = Materials(spec, cache, device)
         self.config = spec.file.evaluate
         folds = self.materials.folds
-        if not spec.refit:
+        if spec.refit_steps is None:
             check_evaluation(self.config, folds)
         self.instruments = Instruments(self.config, self.materials.source_backbone, device)
         self.trainings = [self._training(fold) for fold in folds]
@@ -93,7 +93,7 @@ class Trial:
         """Every evaluation of the trial in order, those before an interruption first, from its latest whole checkpoint."""
         self._resume()
         yield from list(self.history)
-        steps, every = self.spec.file.train.steps, self.config.every
+        steps, every = self.spec.refit_steps or self.spec.file.train.steps, self.config.every
         for step in [*range(every, steps, every), steps]:
             if step > self.trainings[0].step:
                 yield self._advance(step)
@@ -105,7 +105,7 @@ class Trial:
         images = (step - first) * self.spec.file.train.batch_size * len(self.trainings)
         evaluation = Evaluation(
             step=step,
-            metrics=self._measure(step) if not self.spec.refit else self._picture(step),
+            metrics=self._measure(step) if self.spec.refit_steps is None else self._picture(step),
             train_loss=sum(losses) / len(losses),
             lr=self.trainings[0].learning_rate(step - 1),
             images_per_sec=images / seconds,
@@ -118,8 +118,9 @@ class Trial:
         """The metrics of the averaged weights, means over the folds; the first fold's samples become the step's picture."""
         measured = []
         for training, evaluator in zip(self.trainings, self.evaluators, strict=True):
+            method = _diffusion(training)
             with training.ema.applied():
-                measured.append(evaluator.measure(_diffusion(training).backbone, _diffusion(training).tuned.network, samples=self.config.samples))
+                measured.append(evaluator.measure(method.backbone, method.tuned.network, samples=self.config.samples))
         self._write_samples(step, measured[0].samples)
         names = [name for name in measured[0].metrics if all(name in one.metrics for one in measured)]
         return {name: math.fsum(one.metrics[name] for one in measured) / len(measured) for name in names}
@@ -164,7 +165,7 @@ class Trial:
 
     def best_step(self) -> int | None:
         """The step of the best evaluation so far; a refit's last."""
-        if self.spec.refit:
+        if self.spec.refit_steps is not None:
             return self.history[-1].step if self.history else None
         index = best_index([evaluation.metrics for evaluation in self.history], self.spec.file.search)
         return None if index is None else self.history[index].step
