@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import sys
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from PIL import Image
 
 from fewshot_ray.data.digits import digit_indices, digits
 from fewshot_ray.errors import UserError
+from fewshot_ray.storage import place_errors, reason
 
 READABLE = (".jpeg", ".jpg", ".png", ".webp")
 # Pictures all the same: passing over two of somebody's ten photographs in silence would be worse than refusing them.
@@ -80,8 +80,8 @@ def _in_folder(place: str, filesystem: Any, root: str) -> Iterator[Picture]:
         try:
             # One by one: fsspec's `cat` of several takes `[1]` in a name for a pattern.
             return Picture(name, filesystem.cat_file(prefix + name))
-        except _read_errors() as error:
-            return Picture(name, b"", _reason(error))
+        except place_errors() as error:
+            return Picture(name, b"", reason(error))
 
     names = _pictures_among(sizes)
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
@@ -100,7 +100,7 @@ def _in_zip(file: IO[bytes]) -> Iterator[Picture]:
             try:
                 picture = Picture(name, archive.read(entries[name]))
             except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
-                picture = Picture(name, b"", f"damaged in the archive: {_reason(error)}")
+                picture = Picture(name, b"", f"damaged in the archive: {reason(error)}")
             yield picture
 
 
@@ -197,23 +197,6 @@ def _reported(place: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"images {place}: there is no such file or folder; give a folder, a .zip or a .parquet file") from error
     except zipfile.BadZipFile as error:
-        raise UserError(f"images {place}: is no readable zip archive ({_reason(error)})") from error
-    except _read_errors() as error:
-        raise UserError(f"images {place}: cannot be read ({_reason(error)})") from error
-
-
-def _reason(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())
-
-
-def _read_errors() -> tuple[type[Exception], ...]:
-    """What opening and reading raise: the disk, unknown protocols (ValueError), missing clients (ImportError), damaged Parquet files.
-
-    The clients beneath fsspec also raise errors of their own (no credentials, no route); only a client that was loaded can.
-    """
-    errors: list[type[Exception]] = [OSError, ValueError, ImportError, NotImplementedError]
-    for module, names in {"botocore.exceptions": ("BotoCoreError", "ClientError"), "aiohttp": ("ClientError",)}.items():
-        if module in sys.modules:
-            errors += [getattr(sys.modules[module], name) for name in names]
-    return tuple(errors)
+        raise UserError(f"images {place}: is no readable zip archive ({reason(error)})") from error
+    except place_errors() as error:
+        raise UserError(f"images {place}: cannot be read ({reason(error)})") from error

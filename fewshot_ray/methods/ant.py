@@ -32,7 +32,7 @@ class AntConfig(MethodConfig):
     """omega, on the gradient of the loss *summed* over pixels."""
     noise_norm: NoiseNorm = "sample"
     """After an ascent step: every image's noise to mean 0 and std 1 (the paper's; destructive below 32x32 pixels, whose mean it removes),
-    to the moments it was drawn with, or the whole batch's to mean 0 and std 1."""
+    to the moments it was drawn with, or a micro-batch's as a whole to mean 0 and std 1 (so the result depends on `micro_batch`)."""
     guidance: Annotated[float, Field(ge=0), FloatRange(0.0, 10.0)] = 5.0
     """gamma, the similarity guidance's weight; 0 leaves the classifier out."""
     guidance_weight: GuidanceWeight = "paper"

@@ -21,7 +21,7 @@ class MethodConfig(BaseModel):
     `guidance: Annotated[float, Field(ge=0), FloatRange(0, 10)] = 5.0`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def declared_ranges(config: type[BaseModel]) -> dict[str, Range]:

@@ -7,10 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
-from diffusers import UNet2DModel
+from diffusers import ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
+
+# `ModelMixin` is looked up in this module by `DiffusionPipeline.from_pretrained`, which else finds no way to load the network.
+__all__ = ["Adaptor", "AdaptorUNet2DModel", "ModelMixin"]
 
 
 class Adaptor(nn.Module):
@@ -25,8 +28,8 @@ class Adaptor(nn.Module):
         self.down = nn.Conv2d(channels_in, width, 3, padding=1)
         self.norm = nn.GroupNorm(1, width)
         self.up = nn.Conv2d(width, channels_out, 1)
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
+        for parameter in self.up.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C_in, H, W]` to `[B, C_out, H, W]`."""
@@ -50,7 +53,7 @@ def _with_unet_arguments(init: Callable[..., None]) -> Callable[..., None]:
     return init
 
 
-class AdaptorUNet2DModel(UNet2DModel):  # type: ignore[misc]
+class AdaptorUNet2DModel(UNet2DModel):
     """`x^l = theta^l(x^{l-1}) + psi^l(x^{l-1})` around every residual block that keeps its resolution.
 
     Takes `UNet2DModel`'s arguments and `adaptor_pool` (c >= 1) and `adaptor_width` (d >= 1).

@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from fewshot_ray.errors import UserError
 from fewshot_ray.models.adaptor import AdaptorUNet2DModel
 from fewshot_ray.spec.ranges import IntRange
 
@@ -19,7 +20,7 @@ from fewshot_ray.spec.ranges import IntRange
 class ParamsConfig(BaseModel):
     """Settings of one way to choose the trained parameters."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class FullConfig(ParamsConfig):
@@ -84,8 +85,16 @@ def _bitfit(unet: UNet2DModel, config: BitfitConfig) -> TunedNetwork:
 
 
 def _adaptor(unet: UNet2DModel, config: AdaptorConfig) -> TunedNetwork:
-    settings = {key: value for key, value in unet.config.items() if not key.startswith("_")}
-    adapted = AdaptorUNet2DModel(adaptor_pool=config.pool, adaptor_width=config.width, **settings)
+    if isinstance(unet, AdaptorUNet2DModel):
+        present = AdaptorConfig(pool=unet.config.adaptor_pool, width=unet.config.adaptor_width)
+        if present != config:
+            raise UserError(
+                f"train.params.adaptor: {config} given, but the source model has adaptors already ({present}); "
+                "the same, or full, bitfit or lora, would be right"
+            )
+        return _select(unet, lambda name: ".adaptor." in name, lambda: unet)
+    # from_config, since a configuration may hold settings of another version, which are passed over
+    adapted = AdaptorUNet2DModel.from_config(dict(unet.config), adaptor_pool=config.pool, adaptor_width=config.width)
     adapted.load_state_dict(unet.state_dict(), strict=False)
     adapted.to(unet.device)
     return _select(adapted, lambda name: ".adaptor." in name, lambda: adapted)
@@ -94,6 +103,8 @@ def _adaptor(unet: UNet2DModel, config: AdaptorConfig) -> TunedNetwork:
 def _lora(unet: UNet2DModel, config: LoraParamsConfig) -> TunedNetwork:
     targets = ["to_q", "to_k", "to_v", "to_out.0"] + (["conv1", "conv2"] if config.convolutions else [])
     wanted = [name for name, _ in unet.named_modules() if any(name.endswith("." + target) for target in targets)]
+    if not wanted:
+        raise UserError("train.params.lora: the model has no attention; convolutions: true would be right")
     lora = get_peft_model(unet, LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=wanted))
     return _select(lora, lambda name: "lora_" in name, lora.merge_and_unload)
 

@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
 from fewshot_ray.data.images import from_model_range
+from fewshot_ray.errors import UserError
 from fewshot_ray.models.backbone import Backbone
 
 Sampler = Literal["ddim", "dpm++"]
@@ -26,8 +27,14 @@ def sample(backbone: Backbone, network: nn.Module, noise: Tensor, *, sampler: Sa
     """Images uint8 `[N, C, H, W]` from `noise` `[N, C, H, W]` (standard normal), deterministic given the noise.
 
     DDIM (Song et al. 2021, eta 0) recomputes eps from the clipped x_0: without that, a model whose x_0_hat leaves [-1, 1]
-    at high noise gives muddy, dark images.
+    at high noise gives muddy, dark images. Raises UserError for more steps than the model has timesteps.
     """
+    if steps > backbone.schedule.timesteps:
+        raise UserError(
+            f"evaluate.sampler_steps: {steps} given, but the model has {backbone.schedule.timesteps} timesteps; no more would be right"
+        )
+    if len(noise) == 0:  # more workers than samples
+        return from_model_range(noise)
     scheduler = make_sampler(backbone, sampler)
     was_training = network.training
     network.eval()

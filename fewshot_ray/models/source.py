@@ -5,21 +5,36 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import fsspec
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from fewshot_ray.errors import UserError
+from fewshot_ray.models.adaptor import AdaptorUNet2DModel
 from fewshot_ray.models.backbone import Backbone
-from fewshot_ray.storage import is_remote
+from fewshot_ray.storage import is_remote, place_errors, reason
 
 SUPPORTED_PIPELINES = ("DDPMPipeline", "DDIMPipeline")
+# The second row: early pipelines (google/ddpm-*) keep network and scheduler beside model_index.json, not in folders of their own.
+PIPELINE_FILES = ("model_index.json", "unet/*", "scheduler/*")
+PIPELINE_FILES_FLAT = ("config.json", "diffusion_pytorch_model*", "scheduler_config.json")
+NETWORKS = {"UNet2DModel": UNet2DModel, "AdaptorUNet2DModel": AdaptorUNet2DModel}
 EMBEDDED_MODELS = {"embedded://digits-ddpm": "digits-ddpm"}
 
 
@@ -34,6 +49,7 @@ def locate_pipeline(place: str, revision: str | None = None) -> Path:
         return Path(str(files("fewshot_ray.models") / "embedded" / EMBEDDED_MODELS[place]))
     if is_remote(place):
         return _download(place)
+    place = place.removeprefix("file://")
     if Path(place).expanduser().is_dir():
         return Path(place).expanduser().resolve()
     if place.count("/") == 1 and not place.startswith((".", "/", "~")):
@@ -42,24 +58,41 @@ def locate_pipeline(place: str, revision: str | None = None) -> Path:
 
 
 def _download(url: str) -> Path:
-    cache = Path(tempfile.gettempdir()) / "fewshot-ray-models" / hashlib.sha256(url.encode()).hexdigest()[:16]
-    filesystem, path = fsspec.core.url_to_fs(url)
-    if not filesystem.exists(f"{path}/model_index.json"):
-        raise UserError(f"source.model: no model_index.json at {url}; give the folder that save_pretrained wrote")
-    for remote in filesystem.find(path):
-        local = cache / remote.removeprefix(path).lstrip("/")
-        if not local.exists() or local.stat().st_size != filesystem.size(remote):
-            local.parent.mkdir(parents=True, exist_ok=True)
-            part = local.with_name(f"{local.name}.{hashlib.sha256(str(id(local)).encode()).hexdigest()[:8]}.part")
-            filesystem.get_file(remote, str(part))
-            part.replace(local)
+    """A copy named by the listing (names, sizes, dates or ETags): weights put in the place of others are never taken for them."""
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        listing: dict[str, dict[str, Any]] = filesystem.find(path, detail=True)
+        names = {remote: remote.removeprefix(filesystem._strip_protocol(path)).lstrip("/") for remote in sorted(listing)}
+        wanted = [remote for remote in names if any(fnmatch(names[remote], kind) for kind in (*PIPELINE_FILES, *PIPELINE_FILES_FLAT))]
+        if "model_index.json" not in [names[remote] for remote in wanted]:
+            raise UserError(f"source.model: no model_index.json at {url}; give the folder that save_pretrained wrote")
+        state = repr([(names[remote], sorted(listing[remote].items(), key=str)) for remote in wanted])
+        cache = Path(tempfile.gettempdir()) / "fewshot-ray-models" / hashlib.sha256(f"{url}\n{state}".encode()).hexdigest()[:16]
+        for remote in wanted:
+            _fetch(filesystem, remote, cache / names[remote])
+    except place_errors() as error:
+        raise UserError(f"source.model: {url} can't be read ({reason(error)}); a folder or URL you can read would be right") from error
     return cache
 
 
+def _fetch(filesystem: Any, remote: str, local: Path) -> None:
+    if local.exists():
+        return
+    local.parent.mkdir(parents=True, exist_ok=True)
+    part = local.with_name(f"{local.name}.{uuid4().hex[:8]}.part")
+    filesystem.get_file(remote, str(part))
+    part.replace(local)
+
+
 def _from_hub(name: str, revision: str | None) -> Path:
-    patterns = ["model_index.json", "unet/*", "scheduler/*"]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[*PIPELINE_FILES, *PIPELINE_FILES_FLAT]))
+    except HFValidationError as error:
+        raise UserError(
+            f"source.model: '{name}' is no folder here and no hub id; owner/name or a pipeline's folder would be right"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"source.revision: {name} has no revision '{revision}'; a branch, tag or commit of it would be right") from error
     except GatedRepoError as error:
         raise UserError(f"source.model: {name} is gated; accept its terms on the hub and set HF_TOKEN (or run `hf auth login`)") from error
     except RepositoryNotFoundError as error:
@@ -92,26 +125,43 @@ def load_backbone(place: str, revision: str | None = None) -> Backbone:
     pipeline = index.get("_class_name")
     if pipeline not in SUPPORTED_PIPELINES:
         raise UserError(f"source.model: {place} is a {pipeline}, which isn't supported yet; {' or '.join(SUPPORTED_PIPELINES)} is")
-    config = _read_json(folder, "unet/config.json")
-    if config.get("_class_name") != "UNet2DModel":
+    unet_folder, scheduler_folder = (_component(folder, name) for name in ("unet", "scheduler"))
+    config = _read_json(unet_folder, "config.json")
+    network = NETWORKS.get(str(config.get("_class_name")))
+    if network is None:
         raise UserError(f"source.model: {place} has a {config.get('_class_name')}, which isn't supported yet; UNet2DModel is")
-    _read_json(folder, "scheduler/scheduler_config.json")
-    unet = _load_unet(folder, place)
-    scheduler = DDPMScheduler.from_pretrained(str(folder), subfolder="scheduler")
+    _read_json(scheduler_folder, "scheduler_config.json")
+    unet = _load_unet(network, unet_folder)
+    try:
+        scheduler = DDPMScheduler.from_pretrained(str(scheduler_folder))
+    except (OSError, ValueError, TypeError, NotImplementedError) as error:
+        raise UserError(
+            f"source.model: {scheduler_folder}/scheduler_config.json can't be used ({_first_line(error)}); DDPMScheduler's would be right"
+        ) from error
     return checked_backbone(unet, scheduler, place)
 
 
-def _load_unet(folder: Path, place: str) -> UNet2DModel:
+def _component(folder: Path, name: str) -> Path:
+    """As diffusers has it: the sub-folder of that name, else the pipeline's folder itself."""
+    return folder / name if (folder / name).is_dir() else folder
+
+
+def _first_line(error: Exception) -> str:
+    """The first line that says something: PyTorch's begins with a heading."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if not line.endswith(":")), type(error).__name__)
+
+
+def _load_unet(network: type[UNet2DModel], folder: Path) -> UNet2DModel:
     try:
-        unet, report = UNet2DModel.from_pretrained(str(folder), subfolder="unet", output_loading_info=True, low_cpu_mem_usage=False)
+        unet, report = network.from_pretrained(str(folder), output_loading_info=True, low_cpu_mem_usage=False)
     except (OSError, ValueError, RuntimeError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"source.model: the weights in {place}/unet can't be read ({reason}); save the pipeline anew") from error
+        raise UserError(f"source.model: the weights in {folder} can't be read ({_first_line(error)}); save the pipeline anew") from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         names = sorted(str(name) for name in report.get(kind) or [])
         if names:
             raise UserError(
-                f"source.model: the weights in {place}/unet don't fit its config.json: {len(names)} {kind.replace('_', ' ')}, "
+                f"source.model: the weights in {folder} don't fit its config.json: {len(names)} {kind.replace('_', ' ')}, "
                 f"first {names[0]}; use the weights this configuration was saved with"
             )
     return unet.float().eval()
@@ -127,7 +177,14 @@ def checked_backbone(unet: UNet2DModel, scheduler: Any, place: str) -> Backbone:
     if unet.config.class_embed_type is not None or unet.config.num_class_embeds is not None:
         raise UserError(f"source.model: {place} is class-conditional, which isn't supported yet; an unconditional model would be right")
     if unet.config.sample_size is None:
-        raise UserError(f"source.model: {place}/unet/config.json has no sample_size; the images' size in pixels would be right")
+        raise UserError(
+            f"source.model: the network's configuration at {place} has no sample_size; the images' size in pixels would be right"
+        )
+    if not 0 < float(scheduler.alphas_cumprod.min()) <= float(scheduler.alphas_cumprod.max()) < 1:
+        raise UserError(
+            f"source.model: {place}'s schedule ends without any signal or begins without noise (zero terminal SNR), "
+            "which isn't supported yet; a schedule with 0 < alpha_bar < 1 would be right"
+        )
     return Backbone(unet, scheduler)
 
 
@@ -140,8 +197,8 @@ def build_backbone(config: dict[str, Any], *, seed: int) -> Backbone:
         try:
             unet = UNet2DModel(**settings)
             scheduler = DDPMScheduler(**scheduler_settings)
-        except (TypeError, ValueError, NotImplementedError) as error:
-            raise UserError(f"source.build: {str(error).splitlines()[0]}; UNet2DModel's arguments would be right") from error
+        except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+            raise UserError(f"source.build: {_first_line(error)}; UNet2DModel's arguments would be right") from error
     return checked_backbone(unet.eval(), scheduler, "source.build")
 
 

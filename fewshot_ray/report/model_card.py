@@ -87,12 +87,13 @@ def _summary(card: ModelCard) -> str:
 
 
 def _loading(card: ModelCard) -> str:
-    return """## Use
+    trust = ", trust_remote_code=True" if card.adaptors else ""
+    return f"""## Use
 
 ```python
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")
+pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder"{trust})
 images = pipeline(batch_size=16).images
 ```"""
 

@@ -31,7 +31,7 @@ class TrialBoard:
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
         # The experiment summary names one trial's parameters, and TensorBoard would use the first it finds for all
         # trials. Without it TensorBoard gathers the union over the trials, which are of different methods here.
-        _experiment, start, self._end = hparams({name: _hparam(value) for name, value in params.items()}, {})  # type: ignore[no-untyped-call]
+        _experiment, start, self._end = hparams({name: _hparam(value) for name, value in params.items()}, {})
         self._event_file().add_summary(start)
 
     def __enter__(self) -> TrialBoard:
@@ -64,7 +64,7 @@ class TrialBoard:
         self._writer.close()
 
     def _event_file(self) -> Any:
-        return self._writer._get_file_writer()  # type: ignore[no-untyped-call]
+        return self._writer._get_file_writer()
 
 
 def _hparam(value: Any) -> float | str:

@@ -32,12 +32,16 @@ class Batches:
         return order[offset : offset + self.batch_size]
 
     def micro_batches(self, step: int, group: Group, micro_batch: int) -> list[Batch]:
-        """This worker's part of the step's global batch, in micro-batches of at most `micro_batch` images."""
+        """This worker's part of the step's global batch, in micro-batches of at most `micro_batch` images.
+
+        None where there are more workers than images in the batch: networks refuse empty input.
+        """
         device = self.images.device
         indices = self.indices(step)
         flips = torch.rand(self.batch_size, generator=self._generator("flip", step)) < 0.5
         parts = []
-        for positions in group.own(torch.arange(self.batch_size)).split(micro_batch):
+        own = group.own(torch.arange(self.batch_size))
+        for positions in own.split(micro_batch) if len(own) > 0 else ():
             x_0 = self.images[indices[positions].to(device)]
             if self.flip:
                 x_0 = torch.where(flips[positions].to(device).view(-1, 1, 1, 1), x_0.flip(-1), x_0)

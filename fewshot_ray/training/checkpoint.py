@@ -17,6 +17,7 @@ from fewshot_ray.training.loop import Training
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+TENSORS, INFO = "state.safetensors", "state.json"
 
 
 class Checkpoint(NamedTuple):
@@ -45,23 +46,31 @@ def write_checkpoint(folder: Folder, step: int, files: Mapping[str, bytes]) -> N
 def pack(tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> dict[str, bytes]:
     """The two files of a training checkpoint."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return {"state.safetensors": save(contiguous), "state.json": json.dumps(info).encode()}
+    return {TENSORS: save(contiguous), INFO: json.dumps(info).encode()}
 
 
 def read_checkpoint(folder: Folder, step: int) -> Checkpoint:
-    """The checkpoint of a step. Raises ValueError where it is missing, incomplete or damaged."""
+    """The checkpoint of a step. Raises ValueError where it is missing, incomplete or damaged, UserError where it can't be reached."""
     target = folder / checkpoint_name(step)
     if not target.exists(MANIFEST):
         raise ValueError(f"{target.url} has no {MANIFEST}: it was never finished")
     try:
         manifest = json.loads(target.read_text(MANIFEST))
-        files = {name: target.read_bytes(name) for name in manifest["sha256"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{target.url} can't be read: {error}") from error
-    for name, content in files.items():
-        if hashlib.sha256(content).hexdigest() != manifest["sha256"][name]:
-            raise ValueError(f"{target.url}/{name} is damaged: its checksum differs from the manifest's")
-    return Checkpoint(step, dict(load(files["state.safetensors"])), json.loads(files["state.json"]))
+        checksums = {name: manifest["sha256"][name] for name in {TENSORS, INFO, *manifest["sha256"]}}
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{target.url}/{MANIFEST} is damaged: {error!r}") from error
+    files = {name: _checked_bytes(target, name, checksum) for name, checksum in checksums.items()}
+    return Checkpoint(step, dict(load(files[TENSORS])), json.loads(files[INFO]))
+
+
+def _checked_bytes(target: Folder, name: str, checksum: str) -> bytes:
+    try:
+        content = target.read_bytes(name)
+    except FileNotFoundError as error:
+        raise ValueError(f"{target.url}/{name} is missing") from error
+    if hashlib.sha256(content).hexdigest() != checksum:
+        raise ValueError(f"{target.url}/{name} is damaged: its checksum differs from the manifest's")
+    return content
 
 
 def saved_steps(folder: Folder) -> list[int]:
@@ -100,10 +109,13 @@ def restore_training(training: Training, checkpoint: Checkpoint, prefix: str) ->
     training.ema.load({name: tensors[f"{prefix}ema/{name}"] for name in names.values()}, info["ema_updates"])
     for optimizer_name, optimizer in training.method.optimizers().items():
         parameters = [parameter for settings in optimizer.param_groups for parameter in settings["params"]]
-        states = {}
-        for index, parameter in enumerate(parameters):
-            start = f"{prefix}optimizer/{optimizer_name}/{names[id(parameter)]}/"
-            states[index] = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+        start = f"{prefix}optimizer/{optimizer_name}/"
+        indices = {names[id(parameter)]: index for index, parameter in enumerate(parameters)}
+        states: dict[int, dict[str, Tensor]] = {index: {} for index in indices.values()}
+        for path, value in tensors.items():
+            if path.startswith(start):
+                name, key = path.removeprefix(start).rsplit("/", 1)
+                states[indices[name]][key] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
     training.step = checkpoint.step
     training.micro_batch = info["micro_batch"]

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 class Ema:
     """diffusers' `EMAModel` over the trained parameters alone, by name.
 
-    `average <- d average + (1 - d) parameter` after every step; with the warm-up d = min(decay, n / (9 + n)) at the n-th update,
-    without it d = decay: 97 % of the source would be left in it after 300 steps at decay .9999.
+    `average <- d average + (1 - d) parameter` after every step; with the warm-up d = min(decay, (1 + n) / (10 + n)) at the n-th
+    update, without it d = decay: 97 % of the source would be left in it after 300 steps at decay .9999.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], *, decay: float, warmup: bool) -> None:
         self.parameters = parameters
-        self._model = EMAModel(parameters.values(), decay=decay, min_decay=0.0 if warmup else decay, foreach=True)
+        # By default diffusers starts from the parameters *after* the first step, whatever the decay; -1 counts that step as any other.
+        self._model = EMAModel(parameters.values(), decay=decay, min_decay=0.0 if warmup else decay, update_after_step=-1, foreach=True)
 
     @property
     def updates(self) -> int:

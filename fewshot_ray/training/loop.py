@@ -38,10 +38,10 @@ class Training:
         self.ema = Ema(method.trained(), decay=config.ema.decay, warmup=config.ema.warmup)
         self.step = 0
         self.micro_batch = self._micro_batch()
-        self._last_finite = math.nan
+        self._last_finite: dict[str, float] = {}
 
     def learning_rate(self, step: int) -> float:
-        """Of a step counted from 0: linear warm-up, then constant or a cosine to 0 at the last step."""
+        """Of a step counted from 0: linear warm-up, then constant or a cosine that would be 0 at step `steps`."""
         config = self.config
         rate = config.lr * min(1.0, (step + 1) / (config.lr_warmup_steps + 1))
         if config.lr_schedule == "cosine":
@@ -67,7 +67,8 @@ class Training:
         total = 0.0
         for phase in phases:
             total += self._run_phase(phase, micro_batches, contexts, last=phase is phases[-1])
-        self.method.after_step(contexts[-1])
+        if contexts and contexts[-1] is not None:
+            self.method.after_step(contexts[-1])
         self.ema.update()
         self.step += 1
         return total
@@ -114,11 +115,12 @@ class Training:
 
     def _checked(self, phase: Phase, loss: float) -> float:
         if not math.isfinite(loss):
+            last = self._last_finite.get(phase.name)
+            before = "there was no finite value before it" if last is None else f"the last finite value was {last:.6g}"
             raise NonFiniteLossError(
-                f"the {phase.name} loss is {loss} at step {self.step + 1}; the last finite value was {self._last_finite:.6g} "
-                "(a lower lr or a lower precision's change may help)"
+                f"the {phase.name} loss is {loss} at step {self.step + 1}; {before} (a lower train.lr, or precision fp32, may help)"
             )
-        self._last_finite = loss
+        self._last_finite[phase.name] = loss
         return loss
 
     def _micro_batch(self) -> int:

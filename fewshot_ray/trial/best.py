@@ -9,11 +9,13 @@ from fewshot_ray.spec.sections import SearchSpec, parse_constraint
 
 
 def violations(metrics: Mapping[str, float], search: SearchSpec) -> dict[str, float]:
-    """How far each constrained metric is past its bound; at most 0 where the bound is kept."""
+    """How far each constrained metric is past its bound; at most 0 where the bound is kept, infinite where it is not a number."""
     result = {}
     for name, text in search.constraints.items():
         operator, bound = parse_constraint(text)
-        result[name] = metrics[name] - bound if operator == "<=" else bound - metrics[name]
+        value = metrics.get(name, math.nan)
+        excess = value - bound if operator == "<=" else bound - value
+        result[name] = math.inf if math.isnan(excess) else excess
     return result
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -14,13 +15,15 @@ from fewshot_ray.methods import METHODS
 from fewshot_ray.methods.registry import MethodConfig, declared_ranges
 from fewshot_ray.metrics.suite import METRICS, check_metrics, needed
 from fewshot_ray.models.parameters import PARAMS, ParamsConfig
-from fewshot_ray.spec.document import Document, ranges, substitute, value_at
+from fewshot_ray.spec.cross_checks import cross_checks
+from fewshot_ray.spec.document import Document, ranges, substitute
 from fewshot_ray.spec.ranges import Choice, Range
 from fewshot_ray.spec.sections import FileSpec, TrainSpec
 from fewshot_ray.spec.validate import endpoint_trees, file_spec, load
 from fewshot_ray.spec.wording import nearest
 
 PLAIN = "finetune"
+PLACES = {"source": ("model", "images"), "target": ("images", "holdout", "test"), "evaluate": ("extractor_weights", "lpips_weights")}
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ def compose(document: Document, *, seed: int | None = None, refit_steps: int | N
     _check_combination(methods, document)
     params, params_config = _params_config(file.train, document)
     _check_metrics(file, document)
+    for path, message in cross_checks(file):
+        raise document.error(path, message)
     return TrialSpec(file, document.tree, methods, params, params_config, file.seed if seed is None else seed, refit_steps)
 
 
@@ -82,7 +87,7 @@ def check_document(document: Document) -> tuple[Document, FileSpec]:
 
 def _method_config(name: str, settings: Any, document: Document) -> MethodConfig:
     if name not in METHODS:
-        raise document.error(f"method.{name}", f"no such method; {', '.join(METHODS)} are known, the nearest is {nearest(name, METHODS)}")
+        raise document.error(f"method.{name}", f"there is no such method; {_known(name, METHODS)}")
     if settings == "search":
         raise document.error(f"method.{name}", "'search' stands for ranges, which a single trial can't have; values would be right")
     return load(METHODS[name].config, settings or {}, document=document, path=f"method.{name}")
@@ -95,8 +100,13 @@ def _params_config(train: TrainSpec, document: Document) -> tuple[str, ParamsCon
     name = train.params if isinstance(train.params, str) else next(iter(train.params))
     settings = {} if isinstance(train.params, str) else train.params[name]
     if name not in PARAMS:
-        raise document.error(path, f"'{name}' isn't known; {', '.join(PARAMS)} would be right, the nearest is {nearest(name, PARAMS)}")
+        raise document.error(path, f"'{name}' isn't known; {_known(name, PARAMS)}")
     return name, load(PARAMS[name][0], settings, document=document, path=f"{path}.{name}")
+
+
+def _known(name: str, names: Mapping[str, object]) -> str:
+    near = nearest(name, names)
+    return f"{', '.join(names)} would be right" + (f" (did you mean {near}?)" if near else "")
 
 
 def _check_combination(methods: Mapping[str, MethodConfig], document: Document) -> None:
@@ -116,7 +126,7 @@ def _check_metrics(file: FileSpec, document: Document) -> None:
     if needed(file.evaluate.metrics) - {"loss"} and file.evaluate.samples < 2:
         raise document.error("evaluate.samples", f"{file.evaluate.samples} given; metrics of samples need at least 2")
     for name, direction in file.search.objectives.items():
-        if METRICS[name].direction != direction:
+        if name in METRICS and METRICS[name].direction != direction:
             raise document.error(f"search.objectives.{name}", f"'{direction}' given; better is '{METRICS[name].direction}' for {name}")
 
 
@@ -167,14 +177,18 @@ def with_values(document: Document, values: Mapping[str, Any]) -> Document:
     return replace(document, tree=substitute(document.tree, values))
 
 
+def absolute_places(document: Document) -> Document:
+    """Relative local paths made absolute from the working directory: a sweep resumes from anywhere, and workers run elsewhere."""
+    tree: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in document.tree.items()}
+    for section, keys in PLACES.items():
+        node = tree.get(section)
+        for key in keys:
+            place = node.get(key) if isinstance(node, dict) else None
+            if isinstance(node, dict) and isinstance(place, str) and place != "generated" and Path(place).expanduser().exists():
+                node[key] = str(Path(place).expanduser().resolve())
+    return replace(document, tree=tree)
+
+
 def plain(document: Document) -> Document:
     """The same run with plain fine-tuning in the methods' place."""
     return replace(document, tree={**document.tree, "method": {PLAIN: {}}})
-
-
-def training_value(document: Document, path: str) -> Any:
-    """A value below `train.` as it is in the tree, or its default."""
-    try:
-        return value_at(document.tree, path)
-    except KeyError:
-        return _default_of(path)

@@ -77,7 +77,7 @@ class Evaluator:
             metrics["holdout_loss"] = self.holdout_loss(backbone, network)
         drawn = self.draw_samples(backbone, network, samples) if self._wants_samples else None
         if drawn is not None and self.suite is not None:
-            metrics |= self.suite.compute(drawn.cpu())
+            metrics |= self.suite.compute(drawn[:samples].cpu())
         return Measured(metrics, drawn)
 
     @property
@@ -103,8 +103,10 @@ class Evaluator:
         index, t, eps = self._noisings(backbone)
         x_0 = to_model_range(self.fold.holdout.images).to(self.device)
         own = self.group.own(torch.arange(len(index)))
-        losses = [self._denoising_losses(backbone, network, x_0[index[rows]], t[rows], eps[rows]) for rows in own.split(FORWARD_IMAGES)]
-        return float(self.group.gather_rows(torch.cat(losses), len(index)).double().mean())
+        parts = own.split(FORWARD_IMAGES) if len(own) > 0 else ()  # more workers than pairs, and networks refuse empty input
+        losses = [self._denoising_losses(backbone, network, x_0[index[rows]], t[rows], eps[rows]) for rows in parts]
+        loss = torch.cat(losses) if losses else torch.empty(0, device=self.device)
+        return float(self.group.gather_rows(loss, len(index)).double().mean())
 
     @torch.no_grad()
     def _denoising_losses(self, backbone: Backbone, network: nn.Module, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
@@ -124,14 +126,18 @@ class Evaluator:
         return torch.arange(count) % images, t, eps
 
     def draw_samples(self, backbone: Backbone, network: nn.Module, count: int) -> Tensor:
-        """Images uint8 `[count, C, H, W]` from noise that all trials and steps share; the first n of more are the same n."""
+        """Images uint8 from noise that all trials and steps share, at least the grid's; the first n of more are the same n."""
         count = max(count, self.config.grid_images)
-        generators = [torch.Generator().manual_seed(derived_seed(self.seed, "samples", index)) for index in range(count)]
-        shape = (backbone.channels, *backbone.size)
-        own = self.group.own(torch.arange(count))
-        noise = torch.stack([torch.randn(shape, generator=generators[index]) for index in own.tolist()]).to(self.device)
+        own = self.group.own(torch.arange(count)).tolist()
+        if not own:  # more workers than images, and networks refuse empty input
+            return self.group.gather_rows(torch.empty((0, backbone.channels, *backbone.size), dtype=torch.uint8, device=self.device), count)
+        noise = torch.stack([self._sampling_noise(backbone, index) for index in own]).to(self.device)
         images = sample(backbone, network, noise, sampler=self.config.sampler, steps=self.config.sampler_steps)
         return self.group.gather_rows(images, count)
+
+    def _sampling_noise(self, backbone: Backbone, index: int) -> Tensor:
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, "samples", index))
+        return torch.randn((backbone.channels, *backbone.size), generator=generator)
 
     def protocol(self, samples: int) -> dict[str, str | int | float]:
         """The stamp of every value."""
@@ -147,11 +153,15 @@ class Evaluator:
 
 
 def check_evaluation(config: EvaluateSpec, folds: list[Fold]) -> None:
-    """Raises UserError where a metric can't be had from what is held out."""
-    fewest = min(len(fold.holdout) for fold in folds)
+    """Raises UserError where a metric can't be had from what is held out, or from as many samples."""
+    fewest, most = min(len(fold.holdout) for fold in folds), max(len(fold.train) for fold in folds)
     for name in config.metrics:
         if fewest < METRICS[name].real_images:
             raise UserError(
                 f"evaluate.metrics: {name} needs {METRICS[name].real_images} held-out images, a fold has {fewest}; "
                 "a larger target.holdout, fewer folds or holdout_loss would be right"
+            )
+        if name.startswith("intra_") and config.samples <= most:
+            raise UserError(
+                f"evaluate.samples: {config.samples} are too few for {name}; more than the {most} images trained on would be right"
             )

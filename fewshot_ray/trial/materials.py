@@ -110,6 +110,7 @@ class Materials:
         count, seed = self.spec.file.source.generated_images, self.spec.file.seed
         depends_on = {
             "model": self.source_hash,
+            "scheduler": hashlib.sha256(self.source_backbone.scheduler.to_json_string().encode()).hexdigest()[:16],
             "count": count,
             "seed": seed,
             "sampler": "ddim",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fewshot_ray.data.target import Fold
+from fewshot_ray.errors import UserError
 from fewshot_ray.methods import METHODS
 from fewshot_ray.methods.diffusion import DiffusionMethod
 from fewshot_ray.methods.randomness import derived_seed
@@ -191,7 +192,10 @@ class Trial:
 
     def _resume(self) -> None:
         checkpoint = latest_checkpoint(self.checkpoints)
-        self.group.barrier()
+        step = checkpoint.step if checkpoint else 0
+        # Also keeps the first worker from deleting what another still reads.
+        if self.group.smallest(step, self.device) != -self.group.smallest(-step, self.device):
+            raise UserError(f"storage {self.folder.url}: the trial's workers see different checkpoints there; a place they share is right")
         if checkpoint is None:
             return
         for index, training in enumerate(self.trainings):

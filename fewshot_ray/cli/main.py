@@ -1,0 +1,135 @@
+"""The commands. Whatever is slow to import is imported inside them, so that --help answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewshot_ray.errors import UserError
+
+app = typer.Typer(
+    help="Regularised few-shot fine-tuning of pre-trained generators, searched with Ray and Optuna.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+FileArgument = Annotated[Path, typer.Argument(help="A run's YAML file (see sweeps/).")]
+SweepArgument = Annotated[str, typer.Argument(help="A sweep's folder or URL, <storage>/<name>.")]
+AddressOption = Annotated[str | None, typer.Option(envvar="RAY_ADDRESS", help="A running Ray cluster; a local Ray of its own otherwise.")]
+
+
+@app.command()
+def run(file: FileArgument, address: AddressOption = None) -> None:
+    """Run a file: one training, or a sweep where values are ranges. The same file again goes on where it was left."""
+    from fewshot_ray.cluster.driver import open_sweep
+    from fewshot_ray.spec.document import read_document
+
+    _run(open_sweep(read_document(file)), address)
+
+
+@app.command()
+def resume(sweep: SweepArgument, address: AddressOption = None) -> None:
+    """Go on with an interrupted sweep, from its folder."""
+    from fewshot_ray.cluster.driver import existing_sweep
+    from fewshot_ray.storage import Folder
+
+    _run(existing_sweep(Folder(sweep)), address)
+
+
+def _run(opened: object, address: str | None) -> None:
+    from rich.console import Console
+
+    from fewshot_ray.cli.show import show_sweep
+    from fewshot_ray.cluster.driver import Opened, run_sweep
+
+    assert isinstance(opened, Opened)
+    console = Console()
+    console.print(f"sweep {opened.folder.folder.url}", highlight=False, soft_wrap=True)
+    try:
+        run_sweep(opened, address=address, console=console)
+    except KeyboardInterrupt:
+        console.print(f"interrupted; go on with: fewshot-ray resume {opened.folder.folder.url}", highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    show_sweep(opened.folder, opened.file, console)
+    console.print(f"export the winner with: fewshot-ray export {opened.folder.folder.url} OUT", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def check(file: FileArgument) -> None:
+    """Validate a file, its images, model and storage without training, and print the plan."""
+    from rich.console import Console
+
+    from fewshot_ray.cli.check import check_file
+
+    check_file(file, Console())
+
+
+@app.command()
+def leaderboard(sweep: SweepArgument) -> None:
+    """Show a sweep's trials in order of merit, running or finished."""
+    from rich.console import Console
+
+    from fewshot_ray.cli.show import read_sweep, show_sweep
+
+    folder, file = read_sweep(sweep)
+    show_sweep(folder, file, Console())
+
+
+@app.command()
+def export(
+    sweep: SweepArgument,
+    out: Annotated[Path, typer.Argument(help="Where the pipeline's folder is to be.")],
+    trial: Annotated[str | None, typer.Option(help="A trial's id; the sweep's result otherwise.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what OUT holds.")] = False,
+) -> None:
+    """Write the sweep's result as a diffusers pipeline with a model card."""
+    from fewshot_ray.cli.results import chosen_trial
+    from fewshot_ray.cli.show import read_sweep
+    from fewshot_ray.report.export import export_trial
+
+    folder, file = read_sweep(sweep)
+    record = chosen_trial(folder, file, trial)
+    export_trial(folder, file, record, out.expanduser().resolve(), overwrite=overwrite)
+    typer.echo(f"{record.id}, step {record.best_step}: {out}")
+
+
+@app.command()
+def evaluate(
+    sweep: SweepArgument,
+    trial: Annotated[str | None, typer.Option(help="A trial's id; the sweep's result otherwise.")] = None,
+) -> None:
+    """Measure the result on `target.test`, beside the source model and the best plain fine-tuning of the search."""
+    from rich.console import Console
+
+    from fewshot_ray.cli.results import evaluate_sweep
+
+    evaluate_sweep(sweep, trial, Console())
+
+
+@app.command()
+def sample(
+    model: Annotated[str, typer.Argument(help="An exported pipeline's folder, a hub id or a URL.")],
+    out: Annotated[Path, typer.Argument(help="A folder for the PNG files; made where it isn't there.")],
+    number: Annotated[int, typer.Option("--number", "-n", min=1, help="Images.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    sampler: Annotated[str, typer.Option(help="ddim or dpm++.")] = "ddim",
+    steps: Annotated[int, typer.Option(min=1, help="Network evaluations an image.")] = 50,
+) -> None:
+    """Draw images from a pipeline."""
+    from fewshot_ray.cli.results import sample_images
+
+    sample_images(model, out, number=number, seed=seed, sampler=sampler, steps=steps)
+    typer.echo(f"{number} images and grid.png: {out}")
+
+
+def main() -> None:
+    """The entry point: what the user can put right is one line on standard error and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,104 @@
+"""A trial inside Ray: one worker in Tune's own reused actor, several through Ray Train. Both run the same trial code."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import ray.train
+import torch
+from ray import tune
+from ray.train import RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchTrainer
+
+from fewshot_ray.cluster.jobs import Job
+from fewshot_ray.errors import UserError
+from fewshot_ray.spec.document import Document
+from fewshot_ray.storage import Folder
+from fewshot_ray.training.group import Group
+from fewshot_ray.training.loop import NonFiniteLossError
+from fewshot_ray.trial.compose import compose
+from fewshot_ray.trial.materials import Materials, pick_device
+from fewshot_ray.trial.trial import Trial
+
+ROW = "row"
+PROBLEM = "problem"
+
+
+def trial_results(config: dict[str, Any], *, group: Group | None = None) -> Iterator[dict[str, Any]]:
+    """What a worker reports: a row an evaluation, the last with `done`; or the problem that no retry would solve."""
+    job = Job.from_json(config["job"])
+    try:
+        spec = compose(Document(job.tree, job.id), seed=job.seed, refit_steps=job.refit_steps)
+        resources = spec.file.resources
+        torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
+        device = pick_device(resources.gpus_per_worker)
+        folder = Folder(config["folder"])
+        trial = Trial(spec, folder / "trials" / job.id, folder / "cache", device=device, group=group)
+        for evaluation in trial.evaluations():
+            yield {ROW: json.dumps(asdict(evaluation)), "done": evaluation.step >= job.last_step}
+    except (UserError, NonFiniteLossError) as error:
+        yield {PROBLEM: str(error), "done": True}
+
+
+class TrialActor(tune.Trainable):
+    """One-worker trials, one after another in the same process: a warm start costs no import and no start of a process."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Take a trial."""
+        self._results = trial_results(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial."""
+        self._results = trial_results(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Up to the next evaluation."""
+        return next(self._results)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """The trial keeps its own checkpoints; Tune's are never used."""
+
+
+class _ToTune(UserCallback):
+    """Passes the first worker's reports on to Tune."""
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        tune.report(metrics[0])
+
+
+def _worker(config: dict[str, Any]) -> None:
+    for result in trial_results(config, group=Group()):
+        ray.train.report(result)
+
+
+def run_with_workers(config: dict[str, Any]) -> None:
+    """A trial of several workers: Tune's driver function, which starts Ray Train's workers and waits for them."""
+    job = Job.from_json(config["job"])
+    resources = compose(Document(job.tree, job.id), seed=job.seed).file.resources
+    per_worker = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker > 0:
+        per_worker["GPU"] = resources.gpus_per_worker
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=per_worker),
+        run_config=RunConfig(name=f"{job.id}-{os.getpid()}", storage_path=config["scratch"], callbacks=[_ToTune()]),
+    )
+    trainer.fit()
+
+
+@ray.remote
+def build_stages(config: dict[str, Any]) -> str | None:
+    """Compute what the trials of a sweep share, before any starts; the problem where the user can solve it."""
+    try:
+        spec = compose(Document(config["tree"], "stages"))
+        torch.set_num_threads(max(1, int(spec.file.resources.cpus_per_worker)))
+        Materials(spec, Folder(config["folder"]) / "cache", pick_device(spec.file.resources.gpus_per_worker)).build_stages()
+    except UserError as error:
+        return str(error)
+    return None

@@ -1,0 +1,164 @@
+"""The Optuna study of a sweep: what is proposed, and the truth about how each trial ended."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from fewshot_ray.methods.randomness import derived_seed
+from fewshot_ray.report.sweep_folder import EvaluationRow
+from fewshot_ray.spec.ranges import Choice, IntRange, Range
+from fewshot_ray.spec.sections import SearchSpec
+
+ORIGIN = "origin"
+CHOICE_INDEX = "index"
+
+
+def distribution(range_: Range) -> BaseDistribution:
+    """Optuna's counterpart of a range; a choice between values Optuna can't store is one between their positions."""
+    if isinstance(range_, Choice):
+        plain = all(value is None or isinstance(value, bool | int | float | str) for value in range_.values)
+        return CategoricalDistribution(range_.values if plain else [f"{CHOICE_INDEX} {i}" for i in range(len(range_.values))])
+    if isinstance(range_, IntRange):
+        return IntDistribution(range_.low, range_.high)
+    return FloatDistribution(range_.low, range_.high, log=range_.log)
+
+
+def to_optuna(range_: Range, value: Any) -> Any:
+    """A value of the range as its distribution stores it."""
+    choices = getattr(distribution(range_), "choices", None)
+    if isinstance(range_, Choice) and choices != range_.values:
+        return f"{CHOICE_INDEX} {list(range_.values).index(value)}"
+    return value
+
+
+def from_optuna(range_: Range, stored: Any) -> Any:
+    """The inverse of `to_optuna`."""
+    choices = getattr(distribution(range_), "choices", None)
+    if isinstance(range_, Choice) and choices != range_.values:
+        return range_.values[int(str(stored).removeprefix(CHOICE_INDEX))]
+    return stored
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A trial of the study, with its values by dotted path."""
+
+    number: int
+    values: dict[str, Any]
+    origin: str
+    state: TrialState
+
+
+class Study:
+    """The study in a journal on this machine's disk, which one driver writes.
+
+    The sampler is seeded anew for each trial number, over what the journal holds: a restarted search proposes what it would have.
+    """
+
+    def __init__(self, journal: Path, name: str, search: SearchSpec, ranges: Mapping[str, Range], *, seed: int) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        _cut_torn_line(journal)
+        self.ranges = ranges
+        self.search = search
+        self.seed = seed
+        minimise = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
+        self.directions = [minimise[direction] for direction in search.objectives.values()]
+        self.study = optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(journal))),
+            study_name=name,
+            directions=self.directions,
+            sampler=optuna.samplers.RandomSampler(seed=seed),
+            load_if_exists=True,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self.study.set_metric_names(list(search.objectives))
+
+    def proposals(self) -> list[Proposal]:
+        """Every trial there is, by number."""
+        return [
+            Proposal(
+                trial.number,
+                {path: from_optuna(self.ranges[path], stored) for path, stored in trial.params.items()},
+                trial.user_attrs[ORIGIN],
+                trial.state,
+            )
+            for trial in self.study.get_trials(deepcopy=False)
+        ]
+
+    def add(self, values: Mapping[str, Any], origin: str) -> Proposal:
+        """Enter a trial as running, in one line of the journal: a kill leaves it there whole or not at all."""
+        trial = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params={path: to_optuna(self.ranges[path], value) for path, value in values.items()},
+            distributions={path: distribution(self.ranges[path]) for path in values},
+            user_attrs={ORIGIN: origin},
+        )
+        self.study.add_trial(trial)
+        number = len(self.study.get_trials(deepcopy=False)) - 1
+        return Proposal(number, dict(values), origin, TrialState.RUNNING)
+
+    def propose(self) -> Proposal:
+        """What the sampler proposes next, entered as running."""
+        trials = self.study.get_trials(deepcopy=False)
+        mirror = optuna.create_study(directions=self.directions, sampler=self._sampler(len(trials)))
+        # Plain fine-tuning lacks the methods' parameters: it would shrink the space that is sampled jointly.
+        mirror.add_trials([trial for trial in trials if trial.params.keys() == self.ranges.keys()])
+        asked = mirror.ask({path: distribution(range_) for path, range_ in self.ranges.items()})
+        return self.add({path: from_optuna(self.ranges[path], asked.params[path]) for path in self.ranges}, "sampler")
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        seed = derived_seed(self.seed, "sampler", number) % 2**32
+        if self.search.sampler == "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        if self.search.sampler == "gp":
+            return optuna.samplers.GPSampler(seed=seed)
+        return optuna.samplers.TPESampler(
+            seed=seed, multivariate=True, constant_liar=True, n_startup_trials=min(10, self.search.trials // 3)
+        )
+
+    def finish(
+        self, number: int, state: TrialState, values: Mapping[str, float] | None, rows: Sequence[EvaluationRow], excess: Mapping[str, float]
+    ) -> None:
+        """Tell how a trial ended: COMPLETE with its objectives, PRUNED with its intermediate values, or FAIL.
+
+        `excess` is how far each constraint is exceeded. A trial that was told before is left as it is.
+        """
+        frozen = self.study.get_trials(deepcopy=False)[number]
+        if frozen.state.is_finished():
+            return
+        trial = optuna.trial.Trial(self.study, frozen._trial_id)
+        objectives = list(self.search.objectives)
+        if len(objectives) == 1:
+            for row in rows:
+                value = row.metrics.get(objectives[0], math.nan)
+                if row.step not in frozen.intermediate_values and math.isfinite(value):
+                    trial.report(value, row.step)
+        for name, amount in excess.items():
+            if name not in frozen.constraints:
+                trial.set_constraint(name, amount)
+        told = [values[name] for name in objectives] if state is TrialState.COMPLETE and values is not None else None
+        self.study.tell(number, told, state=state)
+
+
+def _cut_torn_line(journal: Path) -> None:
+    """A kill in the middle of a write leaves half a line, after which no further one could be read."""
+    if journal.exists():
+        content = journal.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            with journal.open("r+b") as file:
+                file.truncate(len(whole))

@@ -1,0 +1,292 @@
+"""A sweep as a state machine over its folder and study: which trial is next, what a result means. Knows no Ray."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any
+
+from optuna.trial import TrialState
+
+from fewshot_ray.cluster.halving import SuccessiveHalving
+from fewshot_ray.cluster.jobs import Job, after_search, search_job
+from fewshot_ray.cluster.journal import Journal
+from fewshot_ray.cluster.study import Proposal, Study
+from fewshot_ray.metrics.suite import METRICS
+from fewshot_ray.report.progress import Progress
+from fewshot_ray.report.sweep_folder import EvaluationRow, State, SweepFolder, TrialRecord
+from fewshot_ray.report.tensorboard import TrialBoard
+from fewshot_ray.spec.document import Document, ranges, to_yaml
+from fewshot_ray.spec.sections import FileSpec
+from fewshot_ray.trial.best import best_index, violations
+from fewshot_ray.trial.compose import PLAIN, preset_values
+
+
+class Next(Enum):
+    """What to do where there is no job."""
+
+    WAIT = "wait"
+    """Something that runs must end first."""
+    DONE = "done"
+    """The sweep is finished."""
+
+
+@dataclass
+class Running:
+    """A job that a worker has."""
+
+    job: Job
+    steps: set[int] = field(default_factory=set)
+    """Steps whose evaluation is on record."""
+    board: TrialBoard | None = None
+    stopped: bool = False
+    """Whether successive halving stopped it."""
+    problem: str | None = None
+
+
+class Sweep:
+    """The one driver's view. Everything it knows is in the folder: building it anew from there is what resuming is."""
+
+    def __init__(
+        self, document: Document, file: FileSpec, folder: SweepFolder, journal: Journal, progress: Progress, *, concurrent: int
+    ) -> None:
+        self.document = document
+        self.file = file
+        self.folder = folder
+        self.journal = journal
+        self.progress = progress
+        self.concurrent = concurrent
+        self.study = Study(journal.path, file.name, file.search, ranges(document.tree), seed=file.seed)
+        self.halving = self._halving()
+        self.running: dict[str, Running] = {}
+        self.pending: list[Job] = []
+        self._reconcile()
+
+    def _halving(self) -> SuccessiveHalving | None:
+        scheduler = self.file.search.scheduler
+        if scheduler is None or scheduler.asha is None:
+            return None
+        return SuccessiveHalving(scheduler.asha, minimise=METRICS[scheduler.asha.metric].direction == "min", steps=self.file.train.steps)
+
+    # Resuming
+
+    def _reconcile(self) -> None:
+        """Bring records and journal together, rebuild the rungs, and line up what was running."""
+        stopped = self._replay_rungs()
+        for proposal in self.study.proposals():
+            job = search_job(self.document, self.file, proposal)
+            record = self.folder.record(job.id)
+            if record is None or (proposal.state.is_finished() and record.state == "RUNNING"):
+                record = self._write_record(job, record.started if record else None)
+            if proposal.state.is_finished():
+                if record.state == "RUNNING":
+                    self._settle(job, record, proposal.state.name, None)
+            elif record.state != "RUNNING":
+                self._tell(proposal.number, record)
+            elif self._ended(job) or job.id in stopped:
+                self._settle(job, record, "PRUNED" if job.id in stopped else "COMPLETE", None)
+            else:
+                self.pending.append(job)
+        self.journal.sync()
+
+    def _replay_rungs(self) -> set[str]:
+        """The trials whose latest evaluation was one to stop at."""
+        stopped: set[str] = set()
+        timed = [
+            (row.time, record.id, row) for record in self.folder.trials() if record.kind == "search" for row in self.folder.rows(record.id)
+        ]
+        for _, trial_id, row in sorted(timed, key=lambda item: item[:2]):
+            stopped.discard(trial_id)
+            if self._should_stop(trial_id, row):
+                stopped.add(trial_id)
+        return stopped
+
+    def _ended(self, job: Job) -> bool:
+        rows = self.folder.rows(job.id)
+        return bool(rows) and rows[-1].step >= job.last_step
+
+    # What is next
+
+    def next_job(self) -> Job | Next:
+        """The next job to hand to a worker, which counts as running from now on."""
+        if len(self.running) >= self.concurrent:
+            return Next.WAIT
+        job = self.pending.pop(0) if self.pending else self._new_job()
+        if isinstance(job, Job):
+            self._start(job)
+        return job
+
+    def _new_job(self) -> Job | Next:
+        proposals = self.study.proposals()
+        if len(proposals) < self.trials:
+            proposal = self._propose(len(proposals))
+            self.journal.sync()
+            return search_job(self.document, self.file, proposal)
+        if any(running.job.kind == "search" for running in self.running.values()):
+            return Next.WAIT
+        jobs = after_search(self.folder, self.file)
+        waiting = [job for job in jobs if job.id not in self.running and self._unfinished(job.id)]
+        if waiting:
+            return waiting[0]
+        return Next.WAIT if self.running else Next.DONE
+
+    def _unfinished(self, trial_id: str) -> bool:
+        record = self.folder.record(trial_id)
+        return record is None or record.state == "RUNNING"
+
+    @property
+    def trials(self) -> int:
+        """Trials of the search: one where nothing is a range, besides plain fine-tuning."""
+        return self.file.search.trials
+
+    def _propose(self, number: int) -> Proposal:
+        """The first trials are the methods' preset and plain fine-tuning, then the sampler has its way."""
+        search = self.file.search
+        preset = preset_values(self.document)
+        is_plain = PLAIN in self.file.method
+        fixed: list[tuple[dict[str, Any], str]] = []
+        if not preset:
+            fixed.append(({}, "plain" if is_plain else "file"))
+        elif search.include_preset:
+            fixed.append((preset, "plain" if is_plain else "preset"))
+        if search.include_plain and not is_plain:
+            fixed.append(({path: value for path, value in preset.items() if not path.startswith("method.")}, "plain"))
+        if number < len(fixed):
+            return self.study.add(*fixed[number])
+        return self.study.propose()
+
+    def _start(self, job: Job) -> None:
+        before = self.folder.record(job.id)
+        self._write_record(job, before.started if before else None)
+        self.folder.trial(job.id).write_text("spec.yaml", to_yaml(job.tree))
+        rows = self.folder.rows(job.id)
+        last_step = rows[-1].step if rows else None
+        local = self.folder.trial(job.id).local
+        board = TrialBoard(local, {**_flat(job.tree), "seed": job.seed}, last_step=last_step) if local else None
+        self.running[job.id] = Running(job, {row.step for row in rows}, board)
+        self.progress.started(job.id, job.label, steps=job.last_step, step=last_step or 0)
+
+    # What a result means
+
+    def evaluated(self, trial_id: str, row: EvaluationRow) -> bool:
+        """Put an evaluation on record; whether the trial should stop. One that is on record already (a resumed trial's) is passed over."""
+        running = self.running[trial_id]
+        if row.step in running.steps:
+            return False
+        row = replace(row, time=time.time())
+        running.steps.add(row.step)
+        self.folder.append_row(trial_id, row)
+        self._show(running, row)
+        self.progress.evaluated(trial_id, row.step, row.metrics, row.train_loss)
+        running.stopped = running.job.kind == "search" and row.step < running.job.last_step and self._should_stop(trial_id, row)
+        return running.stopped
+
+    def _should_stop(self, trial_id: str, row: EvaluationRow) -> bool:
+        scheduler = self.file.search.scheduler
+        if self.halving is None or scheduler is None or scheduler.asha is None:
+            return False
+        return self.halving.report(trial_id, row.step, row.metrics.get(scheduler.asha.metric, math.nan))
+
+    def _show(self, running: Running, row: EvaluationRow) -> None:
+        if running.board is None:
+            return
+        running.board.add(row)
+        if row.step in self.folder.grid_steps(running.job.id):
+            running.board.add_grid(row.step, self.folder.grid(running.job.id, row.step))
+
+    def failed(self, trial_id: str, problem: str) -> None:
+        """The trial can't go on (a NaN loss, a spec that doesn't fit): no retry would help."""
+        self.running[trial_id].problem = problem
+
+    def ended(self, trial_id: str, error: str | None = None) -> None:
+        """A running trial has ended; `error` where its worker was lost for good."""
+        running = self.running.pop(trial_id)
+        record = self.folder.record(trial_id)
+        assert record is not None
+        problem = running.problem or error
+        state: State = "FAIL" if problem else "PRUNED" if running.stopped else "COMPLETE"
+        record = self._settle(running.job, record, state, problem)
+        if running.board is not None:
+            running.board.close()
+        value = (record.values or {}).get(next(iter(self.file.search.objectives)))
+        self.progress.finished(trial_id, record.state, value, record.error)
+
+    def abandon(self) -> None:
+        """The driver stops before its trials ended: they stay on record as running and go on when the sweep is resumed."""
+        for running in self.running.values():
+            if running.board is not None:
+                running.board.close(ended=False)
+        self.running.clear()
+
+    def _settle(self, job: Job, record: TrialRecord, state: str, problem: str | None) -> TrialRecord:
+        """Write how a trial ended, and tell the study."""
+        rows = self.folder.rows(job.id)
+        if job.refit_steps is not None:
+            best = len(rows) - 1 if rows else None
+        else:
+            best = best_index([row.metrics for row in rows], self.file.search)
+        if best is None and state != "FAIL":
+            state, problem = "FAIL", f"no evaluation has a finite {next(iter(self.file.search.objectives))}"
+        settled = replace(
+            record,
+            state=_STATES[state],
+            best_step=None if best is None else rows[best].step,
+            values=None if best is None else rows[best].metrics,
+            error=problem,
+            train_sec=_train_sec(rows, self.file.train.batch_size * job.folds),
+            ended=_now(),
+        )
+        self.folder.write_trial(settled)
+        if settled.number is not None:
+            self._tell(settled.number, settled)
+        return settled
+
+    def _tell(self, number: int, record: TrialRecord) -> None:
+        excess = violations(record.values, self.file.search) if record.values and record.state != "FAIL" else {}
+        self.study.finish(number, TrialState[record.state], record.values, self.folder.rows(record.id), excess)
+        self.journal.sync()
+
+    def _write_record(self, job: Job, started: str | None) -> TrialRecord:
+        record = TrialRecord(
+            id=job.id,
+            number=job.number,
+            kind=job.kind,
+            origin=job.origin,
+            label=job.label,
+            seed=job.seed,
+            state="RUNNING",
+            params=job.params,
+            started=started or _now(),
+        )
+        self.folder.write_trial(record)
+        return record
+
+
+_STATES: dict[str, State] = {"RUNNING": "RUNNING", "COMPLETE": "COMPLETE", "PRUNED": "PRUNED", "FAIL": "FAIL"}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _train_sec(rows: Iterable[EvaluationRow], images_a_step: int) -> float:
+    seconds, before = 0.0, 0
+    for row in rows:
+        seconds += (row.step - before) * images_a_step / row.images_per_sec if row.images_per_sec else 0.0
+        before = row.step
+    return round(seconds, 3)
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+    """What TensorBoard's table of hyperparameters shows: everything below `method` and `train`."""
+    if isinstance(tree, Mapping):
+        parts = tree.items() if path else [(key, tree[key]) for key in ("method", "train") if key in tree]
+        result: dict[str, Any] = {}
+        for key, value in parts:
+            result |= _flat(value, f"{path}.{key}" if path else str(key))
+        return result or ({path: ""} if path else {})
+    return {path: tree}

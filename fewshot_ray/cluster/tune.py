@@ -1,0 +1,81 @@
+"""The sweep's state machine as Tune sees it: a searcher that asks it for jobs, a scheduler that passes results to it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from fewshot_ray.cluster.actors import PROBLEM, ROW
+from fewshot_ray.cluster.jobs import Job
+from fewshot_ray.cluster.sweep import Next, Sweep
+from fewshot_ray.report.sweep_folder import EvaluationRow
+
+
+class _OfTheDriver:
+    """Tune pickles its searcher and scheduler into its own state; the sweep stays with the driver: its folder is its state."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class SweepSearcher(_OfTheDriver, Searcher):
+    """Hands the sweep's jobs to Tune and tells the sweep how each ended."""
+
+    def __init__(self, sweep: Sweep, shared: dict[str, Any]) -> None:
+        super().__init__(metric=None, mode=None)
+        self.sweep = sweep
+        self.shared = shared
+        self.trial_ids: dict[str, str] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """A job as a configuration; None to be asked again, FINISHED when the sweep is done."""
+        job = self.sweep.next_job()
+        if job is Next.DONE:
+            return str(Searcher.FINISHED)
+        if not isinstance(job, Job):
+            return None
+        self.trial_ids[trial_id] = job.id
+        return {"job": job.to_json(), **self.shared}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Called once a trial, after its last retry."""
+        own = self.trial_ids.pop(trial_id, None)
+        if own is not None:
+            self.sweep.ended(own, "its worker was lost, and so were its retries (search.retries)" if error else None)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """The scheduler handles results."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Tune's own state is disposable: a resumed sweep is read from its folder."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """See `save`."""
+
+
+class SweepScheduler(_OfTheDriver, FIFOScheduler):
+    """Passes every result to the sweep and stops what it says."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        super().__init__()
+        self.sweep = sweep
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """One evaluation, or the problem that ended the trial."""
+        return str(TrialScheduler.STOP if self._record(trial, result) else TrialScheduler.CONTINUE)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """A trial's last result comes here and not to `on_trial_result`; a stopped one's comes to both."""
+        self._record(trial, result)
+
+    def _record(self, trial: Any, result: dict[str, Any]) -> bool:
+        """Pass a result on; whether the trial should stop."""
+        job_id = Job.from_json(trial.config["job"]).id
+        if PROBLEM in result:
+            self.sweep.failed(job_id, str(result[PROBLEM]))
+            return True
+        row = EvaluationRow(time=0.0, **json.loads(result[ROW]))
+        return self.sweep.evaluated(job_id, row)

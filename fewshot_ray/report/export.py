@@ -1,0 +1,119 @@
+"""A sweep's result as a diffusers pipeline with a model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMPipeline
+
+import fewshot_ray
+from fewshot_ray.errors import UserError
+from fewshot_ray.metrics.suite import METRICS
+from fewshot_ray.models.adaptor import AdaptorUNet2DModel
+from fewshot_ray.report.leaderboard import compare_with_control, leaderboard
+from fewshot_ray.report.model_card import ModelCard, model_card
+from fewshot_ray.report.sweep_folder import SweepFolder, TrialRecord
+from fewshot_ray.report.winner import bounds, trial_tree
+from fewshot_ray.spec.document import Document, to_yaml
+from fewshot_ray.spec.sections import FileSpec
+from fewshot_ray.storage import is_remote
+from fewshot_ray.training.group import Group
+from fewshot_ray.trial.compose import PLAIN, TrialSpec, compose
+from fewshot_ray.trial.evaluation import Evaluator, Instruments
+from fewshot_ray.trial.finished import load_finished
+from fewshot_ray.trial.materials import Materials
+
+ADAPTOR_MODULE = "adaptor"
+CPU = torch.device("cpu")
+
+
+def trial_spec(folder: SweepFolder, record: TrialRecord) -> TrialSpec:
+    """The concrete spec that a trial ran with."""
+    tree = trial_tree(folder, record.id)
+    refit_steps = record.best_step if record.kind == "refit" else None
+    return compose(Document(tree, f"{folder.trial(record.id).url}/spec.yaml"), seed=record.seed, refit_steps=refit_steps)
+
+
+def export_trial(folder: SweepFolder, file: FileSpec, record: TrialRecord, out: Path, *, overwrite: bool = False) -> None:
+    """Write the trial's best averaged weights to `out` as a pipeline that `DiffusionPipeline.from_pretrained` loads.
+
+    Low-rank updates are merged; adaptors can't be, and are shipped with the code that loads them (`trust_remote_code=True`).
+    `out` appears whole or not at all. Raises UserError, where `out` holds something and `overwrite` is not given too.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
+        raise UserError(f"{out}: holds something already; another place, or --overwrite, would be right")
+    spec = trial_spec(folder, record)
+    assert record.best_step is not None
+    finished = load_finished(spec, folder.trial(record.id), record.best_step, cache=folder.folder / "cache", device=CPU)
+    merged = finished.tuned.merge()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
+        staged = Path(temporary) / "pipeline"
+        DDPMPipeline(unet=merged, scheduler=finished.backbone.scheduler).save_pretrained(str(staged))
+        if isinstance(merged, AdaptorUNet2DModel):
+            _ship_adaptor_code(staged)
+        _write_card(folder, file, record, spec, staged, out.name, isinstance(merged, AdaptorUNet2DModel))
+        if out.exists():
+            shutil.rmtree(out)
+        staged.rename(out)
+
+
+def _ship_adaptor_code(staged: Path) -> None:
+    """The network's class travels in its component's folder, where diffusers looks for it."""
+    source = files("fewshot_ray.models") / "adaptor.py"
+    (staged / "unet" / f"{ADAPTOR_MODULE}.py").write_text(source.read_text())
+    index = json.loads((staged / "model_index.json").read_text())
+    index["unet"] = [ADAPTOR_MODULE, AdaptorUNet2DModel.__name__]
+    (staged / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _write_card(
+    folder: SweepFolder, file: FileSpec, record: TrialRecord, spec: TrialSpec, staged: Path, name: str, has_adaptors: bool
+) -> None:
+    selected = record if record.kind != "refit" else folder.record(record.origin)
+    assert selected is not None
+    assert record.best_step is not None
+    steps = folder.grid_steps(record.id)
+    picture = None
+    if steps:
+        picture = "samples.png"
+        (staged / picture).write_bytes(folder.grid(record.id, record.best_step if record.best_step in steps else steps[-1]))
+    source = spec.file.source.model
+    rows = leaderboard(folder, file.search.objectives, bounds(file))
+    card = ModelCard(
+        name=name,
+        source_model=source or "none: trained from scratch",
+        trial_id=record.id,
+        methods=[method for method in spec.methods if method != PLAIN],
+        spec_yaml=to_yaml(spec.tree),
+        seed=spec.seed,
+        steps=record.best_step,
+        shot_hashes=Materials(spec, folder.folder / "cache", CPU).shots.hashes,
+        metrics=selected.values or {},
+        directions={name: metric.direction for name, metric in METRICS.items()},
+        protocol=_protocol(spec, folder),
+        metrics_from="the evaluation that the step was chosen by"
+        if selected is record
+        else f"the folds of {selected.id}, before the refit",
+        source_is_on_hub=source is not None and not is_remote(source) and not Path(source).exists(),
+        source_revision=spec.file.source.revision,
+        adaptors="shipped beside the weights as unet/adaptor.py" if has_adaptors else None,
+        comparisons=compare_with_control(rows, file.search.objectives),
+        version=fewshot_ray.__version__,
+        picture=picture,
+    )
+    (staged / "README.md").write_text(model_card(card))
+
+
+def _protocol(spec: TrialSpec, folder: SweepFolder) -> dict[str, Any]:
+    materials = Materials(spec, folder.folder / "cache", CPU)
+    config = spec.file.evaluate
+    instruments = Instruments(config, materials.source_backbone, CPU)
+    evaluator = Evaluator(config, materials.folds[0], instruments, seed=spec.file.seed, device=CPU, group=Group())
+    return dict(evaluator.protocol(config.samples))

@@ -1,0 +1,58 @@
+"""Which trial a sweep hands back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fewshot_ray.errors import UserError
+from fewshot_ray.report.leaderboard import Bounds, leaderboard
+from fewshot_ray.report.sweep_folder import SweepFolder, TrialRecord
+from fewshot_ray.spec.document import parse_document
+from fewshot_ray.spec.sections import CrossFit, FileSpec, parse_constraint
+
+
+def bounds(file: FileSpec) -> Bounds:
+    """The sweep's constraints, parsed."""
+    return {name: parse_constraint(text) for name, text in file.search.constraints.items()}
+
+
+def trial_tree(folder: SweepFolder, trial_id: str) -> dict[str, Any]:
+    """The trial's concrete spec."""
+    place = folder.trial(trial_id)
+    return parse_document(place.read_text("spec.yaml"), f"{place.url}/spec.yaml").tree
+
+
+def exported_trial(folder: SweepFolder, file: FileSpec) -> TrialRecord:
+    """The trial whose checkpoint is the sweep's result: the winner, or its refit on all images. Raises UserError while there is none."""
+    ranked = ranked_trials(folder, file)
+    if not ranked:
+        raise UserError(f"{folder.folder.url}: no trial has run to its end yet; `fewshot-ray resume` goes on with it")
+    winner = final_winner(folder, file, ranked)
+    if not isinstance(file.target.holdout, CrossFit):
+        return winner
+    refit = folder.record(f"refit-{winner.id}")
+    if refit is None or refit.state != "COMPLETE":
+        raise UserError(f"{folder.folder.url}: {winner.id} isn't refitted on all images yet; `fewshot-ray resume` goes on with it")
+    return refit
+
+
+def ranked_trials(folder: SweepFolder, file: FileSpec) -> list[TrialRecord]:
+    """The search's full-length trials, the best first."""
+    rows = leaderboard(folder, file.search.objectives, bounds(file))
+    return [row.trial for row in sorted((row for row in rows if row.rank is not None), key=lambda row: row.rank or 0)]
+
+
+def final_winner(folder: SweepFolder, file: FileSpec, ranked: list[TrialRecord]) -> TrialRecord:
+    """The winner: of several that were confirmed, the one with the best mean of the first objective over the fresh seeds."""
+    confirm = file.search.confirm
+    if confirm is None or confirm.top == 1:
+        return ranked[0]
+    metric, direction = next(iter(file.search.objectives.items()))
+    sign = 1 if direction == "min" else -1
+
+    def mean(record: TrialRecord) -> float:
+        reruns = [folder.record(f"confirm-{record.id}-seed{seed}") for seed in confirm.seeds]
+        values = [rerun.values[metric] for rerun in reruns if rerun is not None and rerun.values and metric in rerun.values]
+        return sign * sum(values) / len(values) if len(values) == len(reruns) else float("inf")
+
+    return min(ranked[: confirm.top], key=mean)
