@@ -25,4 +25,4 @@ def read_sweep(place: str) -> tuple[SweepFolder, FileSpec]:
 def show_sweep(folder: SweepFolder, file: FileSpec, console: Console) -> None:
     """The leaderboard, the winner and its paired comparison with plain fine-tuning."""
     rows = leaderboard(folder, file.search.objectives, bounds(file))
-    console.print(leaderboard_view(rows, file.search.objectives))
+    console.print(leaderboard_view(rows, file.search.objectives, width=console.width))

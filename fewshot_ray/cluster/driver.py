@@ -157,7 +157,8 @@ def _run_trials(opened: Opened, concurrent: int, console: Console) -> None:
     file = opened.file
     steps = compose(Document(next(iter(endpoint_trees(opened.document.tree))), "spec")).file.train.steps
     scratch = tempfile.mkdtemp(prefix="fewshot-ray-tune-")
-    with Progress(file.search.trials, steps, objectives=file.search.objectives, console=console) as progress:
+    done = sum(record.state != "RUNNING" for record in opened.folder.trials())
+    with Progress(file.search.trials, steps, objectives=file.search.objectives, done_trials=done, console=console) as progress:
         sweep = Sweep(opened.document, file, opened.folder, Journal(opened.folder.folder), progress, concurrent=concurrent)
         shared = {"folder": opened.folder.folder.url, "scratch": scratch}
         tuner = tune.Tuner(
@@ -189,8 +190,8 @@ def _run_trials(opened: Opened, concurrent: int, console: Console) -> None:
 def _trainable(resources: ResourcesSpec) -> Any:
     if resources.workers == 1:
         return tune.with_resources(TrialActor, {"cpu": resources.cpus_per_worker, "gpu": resources.gpus_per_worker})
-    # The driver function only waits: what it reserved would be missing to the workers it starts.
-    return tune.with_resources(run_with_workers, {"cpu": 0.01})
+    # The driver function only waits: a CPU that it reserved would be missing to the workers it starts, and nothing at all is refused.
+    return tune.with_resources(run_with_workers, {"cpu": 0, "memory": 1})
 
 
 def write_results(opened: Opened) -> None:

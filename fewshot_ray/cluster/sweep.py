@@ -64,6 +64,7 @@ class Sweep:
         self.halving = self._halving()
         self.running: dict[str, Running] = {}
         self.pending: list[Job] = []
+        self.announced: set[str] = set()
         self._reconcile()
 
     def _halving(self) -> SuccessiveHalving | None:
@@ -129,10 +130,18 @@ class Sweep:
         if any(running.job.kind == "search" for running in self.running.values()):
             return Next.WAIT
         jobs = after_search(self.folder, self.file)
+        self._announce(jobs)
         waiting = [job for job in jobs if job.id not in self.running and self._unfinished(job.id)]
         if waiting:
             return waiting[0]
         return Next.WAIT if self.running else Next.DONE
+
+    def _announce(self, jobs: list[Job]) -> None:
+        """Count the jobs after the search among those to come."""
+        new = {job.id for job in jobs} - self.announced
+        self.announced |= new
+        if new:
+            self.progress.add_trials(len(new))
 
     def _unfinished(self, trial_id: str) -> bool:
         record = self.folder.record(trial_id)

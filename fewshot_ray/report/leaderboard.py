@@ -22,6 +22,9 @@ Objectives: TypeAlias = Mapping[str, Literal["min", "max"]]
 Bounds: TypeAlias = Mapping[str, tuple[str, float]]
 """Metric -> (`<=` or `>=`, bound)."""
 
+SECONDARY = "occupancy"
+"""What says how far to trust another metric (as `..._stderr` does): in the CSV, not in the terminal's table."""
+
 KINDS = ("search", "confirm", "control", "refit")
 STATES = ("COMPLETE", "RUNNING", "PRUNED", "FAIL")
 HEADINGS = {
@@ -232,18 +235,20 @@ def _paired(source: str, metric: str, direction: Literal["min", "max"], pairs: M
     return PairedComparison(source, metric, direction, tuple(pairs), confirm_mean, control_mean, d, low, high)
 
 
-def leaderboard_table(rows: Sequence[LeaderboardRow], objectives: Objectives, *, limit: int | None = None) -> Table:
+def leaderboard_table(rows: Sequence[LeaderboardRow], objectives: Objectives, *, limit: int | None = None, width: int = 120) -> Table:
     """A rich table; `limit` keeps so many of the search's trials and says how many are left out.
 
+    Shown are the objectives and as many other metrics as `width` characters hold; leaderboard.csv has all.
     With several objectives * marks the Pareto front.
     """
-    metrics = metric_names(rows, objectives)
+    fixed = sum((2, max((len(row.trial.id) for row in rows), default=5), 9, 9, 8))
+    metrics = _fitting(metric_names(rows, objectives), width - fixed, least=len(objectives))
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("", "trial", "what", "seed", "state", "best at"):
-        table.add_column(heading, justify="right" if heading in ("", "seed", "best at") else "left", no_wrap=heading == "trial")
+    for heading in ("", "trial", "origin", "state", "best at"):
+        table.add_column(heading, justify="right" if heading in ("", "best at") else "left", no_wrap=True)
     for name in metrics:
         arrow = {"min": " ↓", "max": " ↑"}.get(objectives.get(name, ""), "")
-        table.add_column(name + arrow, justify="right")
+        table.add_column(name + arrow, justify="right", no_wrap=True)
     for kind in KINDS:
         of_kind = [row for row in rows if row.trial.kind == kind]
         if of_kind and kind != "search":
@@ -252,13 +257,15 @@ def leaderboard_table(rows: Sequence[LeaderboardRow], objectives: Objectives, *,
         for row in shown:
             table.add_row(*_cells(row, metrics, mark_front=len(objectives) > 1), style=_style(row))
         if len(shown) < len(of_kind):
-            table.add_row("", "", Text(f"and {len(of_kind) - len(shown)} more", style="dim"))
+            table.add_row("", Text(f"and {len(of_kind) - len(shown)} more", style="dim"))
     return table
 
 
-def leaderboard_view(rows: Sequence[LeaderboardRow], objectives: Objectives, *, limit: int | None = None) -> RenderableType:
-    """The table, the winner's values and its comparison with the control, to be printed on a rich console."""
-    parts: list[RenderableType] = [leaderboard_table(rows, objectives, limit=limit)]
+def leaderboard_view(
+    rows: Sequence[LeaderboardRow], objectives: Objectives, *, limit: int | None = None, width: int = 120
+) -> RenderableType:
+    """The table, the winner's values and its comparison with the control, to be printed on a rich console `width` characters wide."""
+    parts: list[RenderableType] = [leaderboard_table(rows, objectives, limit=limit, width=width)]
     best = winner(rows)
     if best is not None and best.trial.params:
         values = ", ".join(f"{name} {format_value(value)}" for name, value in sorted(best.trial.params.items()))
@@ -272,11 +279,24 @@ def leaderboard_view(rows: Sequence[LeaderboardRow], objectives: Objectives, *, 
     return Group(*parts)
 
 
+def _fitting(names: Sequence[str], width: int, *, least: int) -> list[str]:
+    """The first names whose columns fit `width` characters, and `least` of them in any case."""
+    shown: list[str] = []
+    for name in names:
+        if name.startswith(SECONDARY) or name.endswith("_stderr"):
+            continue
+        width -= max(len(name) + 2, 7) + 1
+        if width < 0 and len(shown) >= least:
+            break
+        shown.append(name)
+    return shown
+
+
 def _cells(row: LeaderboardRow, metrics: Sequence[str], *, mark_front: bool) -> list[Text]:
     t = row.trial
-    state = t.state.lower() if row.feasible or not row.values else f"{t.state.lower()}, outside constraints"
+    state = t.state.lower() if row.feasible or not row.values else "past bounds"
     place = ("" if row.rank is None else str(row.rank)) + ("*" if mark_front and row.front else "")
-    start = [place, t.id, t.label, str(t.seed), state, "" if row.step is None else str(row.step)]
+    start = [place, t.id, t.origin, state, "" if row.step is None else str(row.step)]
     return [Text(cell) for cell in [*start, *(format_metric(row.values.get(name)) for name in metrics)]]
 
 

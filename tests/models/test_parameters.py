@@ -147,14 +147,14 @@ def test_at_zero_the_adaptors_last_layer_alone_has_a_gradient() -> None:
 
 
 def test_adaptors_share_of_the_papers_network() -> None:
-    """Oracle: ANT's text: about 1.3 % of the parameters at (c, d) = (4, 8); counted by hand as well."""
+    """Oracle: counted by hand: 1.02 % of the parameters at (c, d) = (4, 8), where ANT's text has about 1.3 %."""
     with torch.device("meta"):
         network = tune(UNet2DModel(**CELEBA_HQ_256), "adaptor", AdaptorConfig(pool=4, width=8), seed=0)
     adaptors = [m for m in network.network.modules() if isinstance(m, Adaptor)]
     assert len(adaptors) == 6 * 2 + 2 + 6 * 3
     by_hand = sum(9 * 8 * m.down.in_channels + 8 + 16 + 9 * m.up.out_channels for m in adaptors)
     assert sum(p.numel() for p in network.trained.values()) == by_hand
-    assert network.share == pytest.approx(0.0114, abs=2e-3)
+    assert network.share == pytest.approx(0.01018, abs=1e-5)
 
 
 def test_an_adapted_network_goes_through_diffusers_own_files(tmp_path: Path) -> None:

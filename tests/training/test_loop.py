@@ -78,7 +78,7 @@ def test_two_workers_take_one_workers_steps(workers: Workers, batch_size: int, m
 
 
 class Adversaries:
-    """A generator `g z` against a critic `d x` with a lazy R1 penalty; the three phases share the fakes, two share an optimiser."""
+    """A generator `g z` against a critic `d x` with a lazy R1 penalty; all four phases share the fakes, pairs of them an optimiser."""
 
     def __init__(self) -> None:
         self.g, self.d = nn.Parameter(torch.tensor(0.5)), nn.Parameter(torch.tensor(2.0))
@@ -101,11 +101,15 @@ class Adversaries:
     def generator(self, c: dict[str, Tensor]) -> Objective:
         return Objective({"generator": -self.d * c["fake"]}, {"generator": 1.0})
 
+    def size(self, c: dict[str, Tensor]) -> Objective:
+        return Objective({"size": c["fake"].square()}, {"size": 0.5})
+
     def phases(self) -> Sequence[Phase]:
         return [
             Phase("D", [self.d], "D", self.critic),
             Phase("D_r1", [self.d], "D", self.r1, active=lambda step: step % 2 == 1, gradient_scale=2.0),
             Phase("G", [self.g], "G", self.generator),
+            Phase("G_size", [self.g], "G", self.size),
         ]
 
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
@@ -124,7 +128,8 @@ class Adversaries:
 @pytest.mark.parametrize("micro_batch", [1, 3, "auto"])
 def test_phases_share_a_context_and_an_optimiser(micro_batch: int | str) -> None:
     """Oracle: the updates by hand. D: mean(g z) - mean x; its penalty d^2 / 4 every other step, doubled, in the same momentum;
-    G: -d mean z with the critic as D's phases left it. No phase's gradient reaches another's parameters.
+    G: -d mean z with the critic as D's phases left it, then g mean z^2 of the fakes as they were drawn. No phase's gradient
+    reaches another's parameters.
     """
     method = Adversaries()
     run = training(method, FOUR, seed=3, lr=0.1, micro_batch=micro_batch)
@@ -132,7 +137,8 @@ def test_phases_share_a_context_and_an_optimiser(micro_batch: int | str) -> None
     g, d, momentum = 0.5, 2.0, 0.0
     for step in range(4):
         loss = run.advance(step + 1)
-        z = randomness.normal(step, "z", (4,)).mean().item()
+        noise = randomness.normal(step, "z", (4,))
+        z, z_squared = noise.mean().item(), noise.square().mean().item()
         expected_loss = d * g * z - d * real
         momentum = 0.5 * momentum + g * z - real
         d -= 0.1 * momentum
@@ -140,8 +146,8 @@ def test_phases_share_a_context_and_an_optimiser(micro_batch: int | str) -> None
             expected_loss += 0.25 * d**2
             momentum = 0.5 * momentum + 2 * 0.5 * d
             d -= 0.1 * momentum
-        expected_loss += -d * g * z
-        g -= 0.1 * -d * z
+        expected_loss += -d * g * z + 0.5 * g**2 * z_squared
+        g -= 0.1 * (-d * z + g * z_squared)
         assert (method.d.item(), method.g.item()) == pytest.approx((d, g), rel=1e-5)
         assert loss == pytest.approx(expected_loss, rel=1e-5, abs=1e-6)
     assert method.contexts == 4 * {1: 4, 3: 2, "auto": 1}[micro_batch]

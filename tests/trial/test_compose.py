@@ -29,9 +29,9 @@ def refusal(**sections: Any) -> str:
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
-        ({"method": {"sdtf": {}}}, ["method.sdtf", "finetune, ant, sdft", "did you mean sdft?"]),
+        ({"method": {"sdtf": {}}}, ["method.sdtf", "finetune, ", "did you mean sdft?"]),
         ({"method": {"sdtf": "search"}}, ["method.sdtf", "did you mean sdft?"]),
-        ({"method": {"qqqq": {}}}, ["method.qqqq", "finetune, ant, sdft would be right"]),
+        ({"method": {"qqqq": {}}}, ["method.qqqq", "finetune, ", "would be right"]),
         ({"method": {}}, ["method", "none is given"]),
         ({"method": {"finetune": {}, "sdft": {}}}, ["method.finetune", "can't be combined"]),
         ({"method": {"sdft": {"lambda": 1.0}}}, ["method.sdft.lambda"]),
@@ -42,7 +42,10 @@ def refusal(**sections: Any) -> str:
         ({"train": {"params": {"lora": {"rank": 0}}}}, ["train.params.lora.rank", "0"]),
         ({"train": {"params": {"lora": {}, "adaptor": {}}}}, ["train.params", "2 ways"]),
         ({"train": {"params": Choice(("full", "bitfitt"))}}, ["train.params", "bitfitt"]),
-        ({"evaluate": {"metrics": ["holdout_los"]}, "search": {"objectives": {"holdout_los": "min"}}}, ["evaluate.metrics", "holdout_loss"]),
+        (
+            {"evaluate": {"metrics": ["holdout_los"]}, "search": {"objectives": {"holdout_los": "min"}}},
+            ["evaluate.metrics", "holdout_loss"],
+        ),
         ({"search": {"objectives": {"holdout_loss": "max"}}}, ["search.objectives.holdout_loss", "'max'", "'min'"]),
         ({"search": {"objectives": {"kid": "min"}}}, ["search.objectives.kid", "evaluate.metrics"]),
         ({"evaluate": {"metrics": ["holdout_loss", "kid"], "samples": 1}}, ["evaluate.samples", "1"]),
@@ -60,7 +63,7 @@ def test_refusals(sections: dict[str, Any], words: list[str]) -> None:
 def test_a_single_trial_has_no_ranges() -> None:
     """Oracle: UserError for a range and for 'search'; sections that don't fit each other too."""
     for sections in ({"method": {"sdft": "search"}}, {"method": {"sdft": {"gamma_aux": LOG}}}, {"train": {"lr": LOG}}):
-        with pytest.raises(UserError, match="tiny.yaml"):
+        with pytest.raises(UserError, match=r"^tiny\.yaml"):
             compose(document(**sections))
     with pytest.raises(UserError, match=r"search.objectives.fd"):
         compose(document(search={"objectives": {"fd": "min"}}))

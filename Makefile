@@ -1,0 +1,42 @@
+# Everything on a machine with Python >= 3.11 and make: `make quickstart`, `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help .venv quickstart test check clean
+
+help:
+	@echo "make quickstart   a sweep on the embedded digits: search, export, samples, test metrics (about two minutes)"
+	@echo "make test         run the tests"
+	@echo "make check        lint, format, types and layers"
+	@echo "make .venv        install into .venv what the others need (they do it themselves)"
+	@echo "make clean        remove caches and build outputs; .venv and runs/ stay"
+
+.venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed, %s is %s: make PYTHON=... names another" % (sys.executable, sys.version.split()[0]) if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
+	@touch $@
+
+# Run again, it goes on with an interrupted sweep, or shows the finished one.
+quickstart: $(STAMP)
+	$(BIN)/fewshot-ray run sweeps/quickstart.yaml
+	$(BIN)/fewshot-ray export runs/quickstart runs/quickstart/model --overwrite
+	$(BIN)/fewshot-ray sample runs/quickstart/model runs/quickstart/samples
+	$(BIN)/fewshot-ray evaluate runs/quickstart
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find bench fewshot_ray tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,178 @@
+"""The reference of a run's file, made from the models that read it: `python -m fewshot_ray.cli.reference > docs/file-format.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from fewshot_ray.methods import METHODS
+from fewshot_ray.methods.registry import declared_ranges
+from fewshot_ray.metrics.extractors import EXTRACTORS
+from fewshot_ray.metrics.suite import METRICS
+from fewshot_ray.models.parameters import PARAMS
+from fewshot_ray.spec.expected import Expected, describe
+from fewshot_ray.spec.sections import FileSpec
+
+INTRODUCTION = """\
+# The run file
+
+One YAML file describes a run. It is read by `fewshot-ray run FILE` and, without training, by `fewshot-ray check FILE`.
+This page is made from the code that reads the file: `python -m fewshot_ray.cli.reference > docs/file-format.md`.
+
+## Rules
+
+- YAML 1.2: `1e-5` is a number, `no` is text, `010` is ten. A key that stands twice is refused, and so is an unknown key.
+- Nothing is converted: where a whole number is expected, `40.0` and `"40"` are refused. NaN and infinity are refused.
+- A section that is left out has its defaults. `name`, `source`, `target` and `method` must be given.
+- `name` is made of up to 100 letters, digits, `.`, `_` and `-`, the first a letter or digit.
+- An error is one line: file, line, field, what was given and what would be right. The exit code is 2.
+
+## Ranges
+
+Any value below `method` and `train` may be a range. With ranges the run is a search of `search.trials` trials.
+
+| written as | values |
+|---|---|
+| `{float: [low, high]}` | every number from low to high |
+| `{log: [low, high]}` | the same, drawn uniformly in the logarithm; low is above 0 |
+| `{int: [low, high]}` | every whole number from low to high |
+| `{choice: [a, b, ...]}` | one of the values, which may be of any kind |
+
+Both ends belong to the range, and low is below high. The file must be valid at every end of every range.
+Elsewhere ranges are refused, since the trials would not be comparable.
+`method: {sdft: search}` stands for a method's own ranges, the last column of its table below; `train: {params: {lora: search}}` likewise.
+
+## Places
+
+`source.model` is a folder that diffusers' `save_pretrained` wrote, a hub id (`owner/name`), an fsspec URL (`s3://bucket/model`), or
+`embedded://digits-ddpm`.
+
+Images are read from a folder (with those below it), a `.zip`, a `.parquet` file with a column of encoded images, each on disk or at an
+fsspec URL, or from the embedded digits: `embedded://digits/PART` with the parts `source`, `target`, `shots`, `validation` and `test`
+(`?seed=N` chooses another split of the target). Images are turned as their EXIF data says, resized with antialiasing so that the
+shorter side fits the model, and cropped at the centre. Nothing at these places is ever changed.
+
+`storage` is a folder or an fsspec URL. Relative paths are taken from the working directory of `fewshot-ray run`."""
+
+NOTES = {
+    "target": """\
+`holdout` takes one of three forms. What is held out is never trained on.
+
+- a place: its images, freed of the shots by content;
+- a number: so many of the shots are kept back;
+- `{crossfit: K}`: every shot is held out once. A trial trains K models side by side, its metrics are their means, and after the
+  search the winner is trained on all shots for its best number of steps. That model is the sweep's result.""",
+    "method": "Methods are combined by giving several. `finetune`, the control, stands alone.",
+    "search": """\
+A trial's value is its best evaluation by the first objective among those within the constraints; where none is within them, the one
+least past them. The same first objective picks the checkpoint that is kept and exported.
+
+The first trial is the preset: every searched value at its default where the range holds it; else a method's value is at the nearer
+end of its range, and a value below `train` in the middle (a choice's is its first). The second is plain fine-tuning with the same
+values below `train`. Both count among `trials`. A file without ranges begins with a trial at its own values instead.
+
+`objectives` and `constraints` name metrics of `evaluate.metrics`; an objective's direction is the metric's own. `grace_steps` and
+`evaluate.every` are at most `train.steps`.""",
+}
+
+
+def main() -> None:
+    """Print the page."""
+    print(page(), end="")
+
+
+def page() -> str:
+    """The reference as Markdown."""
+    return "\n\n".join([INTRODUCTION, *_sections(), _metrics()]) + "\n"
+
+
+def _sections() -> Iterator[str]:
+    yield f"## The file\n\n{_table(FileSpec)}"
+    for name, field in FileSpec.model_fields.items():
+        if name == "method":
+            yield f"## `method`\n\n{NOTES[name]}"
+            yield from (_one_of("method", method, entry.config) for method, entry in METHODS.items())
+        elif model := _section(field):
+            yield from _section_parts(name, model, level=2)
+        if name == "train":
+            yield from (_one_of("train.params", params, config) for params, (config, _) in PARAMS.items())
+
+
+def _section_parts(path: str, model: type[BaseModel], level: int) -> Iterator[str]:
+    heading = f"{'#' * level} `{path}`"
+    parts = [heading, _summary(model), _table(model), NOTES.get(path, "")]
+    yield "\n\n".join(part for part in parts if part)
+    for name, field in model.model_fields.items():
+        if inner := _section(field):
+            yield from _section_parts(f"{path}.{name}", inner, level=3)
+
+
+def _one_of(path: str, name: str, config: type[BaseModel]) -> str:
+    table = _table(config, declared=True) if config.model_fields else ""
+    return "\n\n".join(part for part in (f"### `{path}.{name}`", _summary(config), table) if part)
+
+
+def _summary(model: type[BaseModel]) -> str:
+    return " ".join((model.__doc__ or "").split())
+
+
+def _section(field: FieldInfo) -> type[BaseModel] | None:
+    """The section a field holds, alone or as one of several forms."""
+    found = [member.annotation for member in _expected(field).members()]
+    models = [annotation for annotation in found if isinstance(annotation, type) and issubclass(annotation, BaseModel)]
+    return models[0] if models else None
+
+
+def _expected(field: FieldInfo) -> Expected:
+    return Expected(field.annotation, tuple(field.metadata))
+
+
+def _table(model: type[BaseModel], *, declared: bool = False) -> str:
+    """Field, value, default and meaning; with `declared` also the range that `search` stands for."""
+    own = declared_ranges(model)
+    headings = ["field", "value", "default", "meaning", *(["`search`"] if declared and own else [])]
+    rows = [headings, ["---"] * len(headings)]
+    for name, field in model.model_fields.items():
+        row = [f"`{name}`", describe([_expected(field)]), _default(field), " ".join((field.description or "").split())]
+        if declared and own:
+            row.append(own[name].describe() if name in own else "")
+        rows.append(row)
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "must be given"
+    return f"`{_as_yaml(field.default)}`"
+
+
+def _as_yaml(value: object) -> str:
+    """A default as it would stand in the file; of a section, the fields that are given."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, BaseModel):
+        return _as_yaml({name: getattr(value, name) for name in value.model_fields_set})
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_as_yaml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_as_yaml(item) for item in value) + "]"
+    return str(value)
+
+
+def _metrics() -> str:
+    rows = ["| metric | better | made from | least number of held-out images |", "|---|---|---|---|"]
+    sources = {"loss": "held-out images, no samples", "features": "the extractor's features", "perceptual": "LPIPS"}
+    for name, metric in METRICS.items():
+        better = "lower" if metric.direction == "min" else "higher"
+        rows.append(f"| `{name}` | {better} | {sources[metric.needs]} | {max(1, metric.real_images)} |")
+    extractors = " and ".join(f"`{name}`" for name in EXTRACTORS)
+    auto = f"Extractors are {extractors}; `auto` is `digits` for grey 8x8 models and `inception` for all others."
+    return "\n".join(["## Metrics\n", *rows, "", auto + " What each metric computes is in [metrics.md](metrics.md)."])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from fewshot_ray.methods import METHODS
+from fewshot_ray.methods.diffusion import DiffusionMethod
+from fewshot_ray.methods.finetune import FinetuneConfig, make_finetune
+from fewshot_ray.methods.randomness import Randomness
+from fewshot_ray.methods.registry import Part
+from fewshot_ray.models.parameters import FullConfig, tune
+from tests.methods.conftest import ToyIngredients
+from tests.tiny_diffusion import PREDICTION_TYPES, batch, tiny_backbone
+
+
+def trained(parts: list[Part], prediction_type: str, steps: int = 3) -> dict[str, torch.Tensor]:
+    """The weights after a few steps of Adam."""
+    backbone = tiny_backbone(prediction_type)
+    tuned = tune(backbone.unet, "full", FullConfig(), seed=0)
+    selectors = [part.selector for part in parts if part.selector]
+    method = DiffusionMethod(
+        backbone,
+        tuned,
+        torch.optim.Adam(tuned.trained.values(), lr=1e-3),
+        selector=selectors[0] if selectors else None,
+        regularizers=[part.regularizer for part in parts if part.regularizer],
+    )
+    for step in range(steps):
+        objective = method.loss(method.context(batch(4, step), Randomness(0)))
+        loss = torch.stack([objective.weight[term] * values.mean() for term, values in objective.per_sample.items()]).sum()
+        method.optimizers()["denoiser"].zero_grad()
+        loss.backward()
+        method.optimizers()["denoiser"].step()
+    return copy.deepcopy(backbone.unet.state_dict())
+
+
+OFF: dict[str, dict[str, Any]] = {
+    "finetune": {},
+    "ant": {"noise_steps": 0, "guidance": 0.0},
+    "sdft": {"lambda_distill": 0.0, "lambda_aux": 0.0},
+}
+
+
+def test_it_adds_nothing(ingredients: ToyIngredients) -> None:
+    """Oracle: an empty part."""
+    assert make_finetune(FinetuneConfig(), ingredients) == Part()
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("names", [["ant"], ["sdft"], ["ant", "sdft"], ["finetune"]])
+def test_methods_turned_off_are_plain_fine_tuning(names: list[str], prediction_type: str, ingredients: ToyIngredients) -> None:
+    """Oracle: plain fine-tuning: with every lambda, gamma and J at 0 the weights after three steps are its own, bit for bit."""
+    parts = [METHODS[name].make(METHODS[name].config(**OFF[name]), ingredients) for name in names]
+    plain, off = trained([], prediction_type), trained(parts, prediction_type)
+    assert all(torch.equal(plain[key], off[key]) for key in plain)
+
+
+def test_every_method_can_be_turned_off() -> None:
+    """Oracle: the registry: a new method states here what turns it off."""
+    assert set(OFF) == set(METHODS)
