@@ -11,8 +11,9 @@ from typing import Any
 import ray.train
 import torch
 from ray import tune
-from ray.train import RunConfig, ScalingConfig, UserCallback
+from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
 
 from fewshot_ray.cluster.jobs import Job
 from fewshot_ray.errors import UserError
@@ -64,16 +65,10 @@ class TrialActor(tune.Trainable):
         """The trial keeps its own checkpoints; Tune's are never used."""
 
 
-class _ToTune(UserCallback):
-    """Passes the first worker's reports on to Tune."""
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        tune.report(metrics[0])
-
-
 def _worker(config: dict[str, Any]) -> None:
     for result in trial_results(config, group=Group()):
-        ray.train.report(result)
+        # Without `done`: Tune would take the driver function away before Train has ended.
+        ray.train.report({key: value for key, value in result.items() if key != "done"})
 
 
 def run_with_workers(config: dict[str, Any]) -> None:
@@ -87,7 +82,7 @@ def run_with_workers(config: dict[str, Any]) -> None:
         _worker,
         train_loop_config=config,
         scaling_config=ScalingConfig(num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=per_worker),
-        run_config=RunConfig(name=f"{job.id}-{os.getpid()}", storage_path=config["scratch"], callbacks=[_ToTune()]),
+        run_config=RunConfig(name=f"{job.id}-{os.getpid()}", storage_path=config["scratch"], callbacks=[TuneReportCallback()]),
     )
     trainer.fit()
 

@@ -44,7 +44,7 @@ class SweepSearcher(_OfTheDriver, Searcher):
         """Called once a trial, after its last retry."""
         own = self.trial_ids.pop(trial_id, None)
         if own is not None:
-            self.sweep.ended(own, "its worker was lost, and so were its retries (search.retries)" if error else None)
+            self.sweep.ended(own, "its worker was lost" if error else None)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """The scheduler handles results."""
@@ -70,6 +70,14 @@ class SweepScheduler(_OfTheDriver, FIFOScheduler):
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """A trial's last result comes here and not to `on_trial_result`; a stopped one's comes to both."""
         self._record(trial, result)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """The trial's last retry failed too."""
+        error = trial.get_pickled_error()
+        cause = getattr(error, "cause", None) or error
+        reason = next(iter(str(cause).strip().splitlines()[-1:]), "")
+        retries = self.sweep.file.search.retries
+        self.sweep.failed(Job.from_json(trial.config["job"]).id, f"failed {retries + 1} times, at last with {type(cause).__name__}: {reason}")
 
     def _record(self, trial: Any, result: dict[str, Any]) -> bool:
         """Pass a result on; whether the trial should stop."""

@@ -160,9 +160,6 @@ class TrainSpec(Section):
     flip: bool = True
     """Mirror half the training images."""
 
-    compile: bool = False
-    """Compile the network with torch.compile."""
-
 
 class EvaluateSpec(Section):
     """What a trial is measured by, and how often."""
