@@ -16,10 +16,14 @@ Sampler = Literal["ddim", "dpm++"]
 
 
 def make_sampler(backbone: Backbone, sampler: Sampler) -> Any:
-    """The diffusers scheduler for `sampler`, with the backbone's betas and prediction type."""
+    """The diffusers scheduler for `sampler`, with the backbone's betas and prediction type.
+
+    Its timesteps end at T - 1 ("trailing", Lin et al. 2024), where the noise the sampling starts from belongs.
+    """
+    config = {**backbone.scheduler.config, "timestep_spacing": "trailing"}
     if sampler == "ddim":
-        return DDIMScheduler.from_config(backbone.scheduler.config)
-    return DPMSolverMultistepScheduler.from_config(backbone.scheduler.config, algorithm_type="dpmsolver++")
+        return DDIMScheduler.from_config(config)
+    return DPMSolverMultistepScheduler.from_config({**config, "algorithm_type": "dpmsolver++"})
 
 
 @torch.no_grad()

@@ -47,7 +47,7 @@ def test_a_minimal_file_takes_the_documented_defaults() -> None:
     assert spec.train == TrainSpec(
         steps=300, batch_size=40, micro_batch="auto", lr=5e-5, lr_schedule="constant", lr_warmup_steps=0, weight_decay=0.0,
         betas=[0.9, 0.999], gradient_clip=1.0, params="full", precision="fp32", ema=EmaSpec(decay=0.999, warmup=True),
-        flip=True, compile=False,
+        flip=True,
     )  # fmt: skip
     assert spec.evaluate == EvaluateSpec(
         every=50, samples=256, final_samples=1000, metrics=["holdout_loss"], extractor="auto", extractor_weights=None, lpips_weights=None,
