@@ -7,9 +7,8 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -18,70 +17,20 @@ from rich.console import Console
 
 from fewshot_ray.cluster.actors import TrialActor, build_stages, run_with_workers
 from fewshot_ray.cluster.journal import Journal
+from fewshot_ray.cluster.opened import Opened, existing_sweep, open_sweep
 from fewshot_ray.cluster.sweep import Sweep
 from fewshot_ray.cluster.tune import SweepScheduler, SweepSearcher
 from fewshot_ray.errors import UserError
 from fewshot_ray.report.leaderboard import leaderboard, write_csv
 from fewshot_ray.report.page import write_page
 from fewshot_ray.report.progress import Progress
-from fewshot_ray.report.sweep_folder import SweepFolder
 from fewshot_ray.report.winner import bounds
-from fewshot_ray.spec.document import Document, parse_document, to_yaml
-from fewshot_ray.spec.sections import FileSpec, ResourcesSpec
+from fewshot_ray.spec.document import Document, to_yaml
+from fewshot_ray.spec.sections import ResourcesSpec
 from fewshot_ray.spec.validate import endpoint_trees
-from fewshot_ray.storage import Folder
-from fewshot_ray.trial.compose import absolute_places, check_document, compose
+from fewshot_ray.trial.compose import compose
 
-SPEC = "spec.yaml"
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A sweep's folder with the document it holds."""
-
-    document: Document
-    file: FileSpec
-    folder: SweepFolder
-
-
-def open_sweep(document: Document) -> Opened:
-    """The folder of a run's file, made where it isn't there yet. Raises UserError, also where it holds another spec."""
-    expanded, file = check_document(absolute_places(document))
-    folder = SweepFolder(Folder(file.storage) / file.name)
-    text = to_yaml(expanded.tree)
-    if not folder.folder.exists(SPEC):
-        if folder.folder.names():
-            raise UserError(f"storage: {folder.folder.url} holds something else (no {SPEC}); another name or storage would be right")
-        folder.folder.write_text(SPEC, text)
-        return Opened(expanded, file, folder)
-    found = existing_sweep(folder.folder)
-    differences = differing_paths(found.document.tree, expanded.tree)
-    if differences:
-        raise UserError(
-            f"{document.name}: {folder.folder.url} holds another spec "
-            f"(it differs in {', '.join(differences[:3])}); another name would be right"
-        )
-    return found
-
-
-def existing_sweep(folder: Folder) -> Opened:
-    """A sweep by its folder. Raises UserError where it is none."""
-    if not folder.exists(SPEC):
-        raise UserError(f"{folder.url}: no sweep there ({SPEC} is missing); the folder that `fewshot-ray run` printed would be right")
-    document = parse_document(folder.read_text(SPEC), f"{folder.url}/{SPEC}")
-    expanded, file = check_document(document)
-    return Opened(expanded, file, SweepFolder(folder))
-
-
-def differing_paths(a: Any, b: Any, path: str = "") -> list[str]:
-    """Dotted paths at which two trees differ."""
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return [
-            difference
-            for key in [*a, *(key for key in b if key not in a)]
-            for difference in differing_paths(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
-        ]
-    return [] if a == b else [path]
+__all__ = ["Opened", "check_resources", "existing_sweep", "open_sweep", "ray_session", "run_sweep", "write_results"]
 
 
 @contextmanager
@@ -117,17 +66,23 @@ def ray_session(address: str | None) -> Iterator[None]:
 def check_resources(resources: ResourcesSpec) -> int:
     """How many trials fit at a time. Raises UserError where not even one ever will."""
     have = ray.cluster_resources()
-    asked = {"CPU": resources.cpus_per_worker * resources.workers, "GPU": resources.gpus_per_worker * resources.workers}
-    fits = []
-    for kind, amount in asked.items():
-        if amount > have.get(kind, 0):
+    worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    for kind, amount in worker.items():
+        if amount * resources.workers > have.get(kind, 0):
             raise UserError(
-                f"resources: a trial asks for {amount:g} {kind}s ({resources.workers} workers), the cluster has {have.get(kind, 0):g}; "
-                f"at most that would be right"
+                f"resources: a trial asks for {amount * resources.workers:g} {kind}s ({resources.workers} workers), "
+                f"the cluster has {have.get(kind, 0):g}; at most that would be right"
             )
-        if amount > 0:
-            fits.append(int(have[kind] / amount + 1e-9))
-    return max(1, min(fits))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    # A worker is on one node: two nodes of 2 CPUs hold no worker of 3.
+    hold = [min(int(node.get(kind, 0) / amount + 1e-9) for kind, amount in worker.items() if amount > 0) for node in nodes]
+    if sum(hold) < resources.workers:
+        each = " and ".join(f"{amount:g} {kind}s" for kind, amount in worker.items() if amount > 0)
+        raise UserError(
+            f"resources: a trial asks for {resources.workers} workers of {each} each, the cluster's nodes hold {sum(hold)} of them; "
+            f"fewer or smaller workers would be right"
+        )
+    return sum(hold) // resources.workers
 
 
 def run_sweep(opened: Opened, *, address: str | None = None, console: Console | None = None) -> None:
@@ -180,10 +135,9 @@ def _run_trials(opened: Opened, concurrent: int, console: Console) -> None:
                 warnings.simplefilter("ignore")
                 tuner.fit()
         finally:
-            interrupted = bool(sweep.running)
             sweep.abandon()
             shutil.rmtree(scratch, ignore_errors=True)
-    if interrupted:
+    if not sweep.done:
         raise KeyboardInterrupt
 
 

@@ -94,7 +94,7 @@ def _confirmation(folder: SweepFolder, file: FileSpec, winner: TrialRecord) -> I
     tree = trial_tree(folder, winner.id)
     steps = tree.get("train", {}).get("steps", file.train.steps)
     arms: list[tuple[Kind, dict[str, Any], str]] = [("confirm", tree, f"{winner.id} again")]
-    if winner.origin != "plain":
+    if PLAIN not in tree["method"]:
         arms.append(("control", {**tree, "method": {PLAIN: {}}}, f"plain fine-tuning as {winner.id}"))
     for seed in file.search.confirm.seeds:
         for kind, arm, label in arms:

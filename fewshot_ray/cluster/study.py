@@ -13,6 +13,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._file import LOCK_FILE_SUFFIX
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
@@ -70,7 +71,7 @@ class Study:
     def __init__(self, journal: Path, name: str, search: SearchSpec, ranges: Mapping[str, Range], *, seed: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         journal.parent.mkdir(parents=True, exist_ok=True)
-        _cut_torn_line(journal)
+        _heal(journal)
         self.ranges = ranges
         self.search = search
         self.seed = seed
@@ -108,8 +109,7 @@ class Study:
             user_attrs={ORIGIN: origin},
         )
         self.study.add_trial(trial)
-        number = len(self.study.get_trials(deepcopy=False)) - 1
-        return Proposal(number, dict(values), origin, TrialState.RUNNING)
+        return self.proposals()[-1]  # as it is read when the sweep is resumed: 3 of a float range is 3.0
 
     def propose(self) -> Proposal:
         """What the sampler proposes next, entered as running."""
@@ -154,8 +154,10 @@ class Study:
         self.study.tell(number, told, state=state)
 
 
-def _cut_torn_line(journal: Path) -> None:
-    """A kill in the middle of a write leaves half a line, after which no further one could be read."""
+def _heal(journal: Path) -> None:
+    """A kill in the middle of a write leaves half a line, after which no further one could be read, and a lock nobody will open."""
+    for left in journal.parent.glob(f"{journal.name}{LOCK_FILE_SUFFIX}*"):
+        left.unlink(missing_ok=True)
     if journal.exists():
         content = journal.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]

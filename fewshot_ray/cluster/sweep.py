@@ -65,25 +65,33 @@ class Sweep:
         self.running: dict[str, Running] = {}
         self.pending: list[Job] = []
         self.announced: set[str] = set()
+        self.last_time_sec = 0.0
+        """Of the latest evaluation on record, in seconds since 1970."""
+        self.done = False
+        self.waiting: list[Job] | None = None
+        """Of what comes after the search; None where the folder is to be asked."""
         self._reconcile()
 
     def _halving(self) -> SuccessiveHalving | None:
         scheduler = self.file.search.scheduler
         if scheduler is None or scheduler.asha is None:
             return None
-        return SuccessiveHalving(scheduler.asha, minimise=METRICS[scheduler.asha.metric].direction == "min", steps=self.file.train.steps)
+        searched = ranges(self.document.tree).get("train.steps")
+        steps = max(searched.endpoints()) if searched else self.file.train.steps
+        return SuccessiveHalving(scheduler.asha, minimise=METRICS[scheduler.asha.metric].direction == "min", steps=steps)
 
     # Resuming
 
     def _reconcile(self) -> None:
         """Bring records and journal together, rebuild the rungs, and line up what was running."""
-        stopped = self._replay_rungs()
-        for proposal in self.study.proposals():
-            job = search_job(self.document, self.file, proposal)
+        jobs = [(proposal, search_job(self.document, self.file, proposal)) for proposal in self.study.proposals()]
+        stopped = self._replay_rungs([job for _, job in jobs])
+        for proposal, job in jobs:
             record = self.folder.record(job.id)
-            if record is None or (proposal.state.is_finished() and record.state == "RUNNING"):
-                record = self._write_record(job, record.started if record else None)
-            if proposal.state.is_finished():
+            if record is None:  # proposed and no more, or its folder was removed to run it again
+                self._write_record(job, None)
+                self.pending.append(job)
+            elif proposal.state.is_finished():
                 if record.state == "RUNNING":
                     self._settle(job, record, proposal.state.name, None)
             elif record.state != "RUNNING":
@@ -94,16 +102,15 @@ class Sweep:
                 self.pending.append(job)
         self.journal.sync()
 
-    def _replay_rungs(self) -> set[str]:
+    def _replay_rungs(self, jobs: list[Job]) -> set[str]:
         """The trials whose latest evaluation was one to stop at."""
         stopped: set[str] = set()
-        timed = [
-            (row.time, record.id, row) for record in self.folder.trials() if record.kind == "search" for row in self.folder.rows(record.id)
-        ]
-        for _, trial_id, row in sorted(timed, key=lambda item: item[:2]):
-            stopped.discard(trial_id)
-            if self._should_stop(trial_id, row):
-                stopped.add(trial_id)
+        timed = [(row.time, job, row) for job in jobs for row in self.folder.rows(job.id)]
+        for time_sec, job, row in sorted(timed, key=lambda item: item[0]):
+            self.last_time_sec = time_sec
+            stopped.discard(job.id)
+            if self._should_stop(job, row):
+                stopped.add(job.id)
         return stopped
 
     def _ended(self, job: Job) -> bool:
@@ -129,12 +136,14 @@ class Sweep:
             return search_job(self.document, self.file, proposal)
         if any(running.job.kind == "search" for running in self.running.values()):
             return Next.WAIT
-        jobs = after_search(self.folder, self.file)
-        self._announce(jobs)
-        waiting = [job for job in jobs if job.id not in self.running and self._unfinished(job.id)]
-        if waiting:
-            return waiting[0]
-        return Next.WAIT if self.running else Next.DONE
+        if self.waiting is None:
+            jobs = after_search(self.folder, self.file)
+            self._announce(jobs)
+            self.waiting = [job for job in jobs if job.id not in self.running and self._unfinished(job.id)]
+        if self.waiting:
+            return self.waiting.pop(0)
+        self.done = not self.running
+        return Next.DONE if self.done else Next.WAIT
 
     def _announce(self, jobs: list[Job]) -> None:
         """Count the jobs after the search among those to come."""
@@ -149,24 +158,26 @@ class Sweep:
 
     @property
     def trials(self) -> int:
-        """Trials of the search: one where nothing is a range, besides plain fine-tuning."""
-        return self.file.search.trials
+        """Trials of the search; where nothing is a range there is nothing to propose beyond the first ones."""
+        return self.file.search.trials if self.study.ranges else min(self.file.search.trials, len(self._first_trials()))
 
     def _propose(self, number: int) -> Proposal:
-        """The first trials are the methods' preset and plain fine-tuning, then the sampler has its way."""
+        first = self._first_trials()
+        return self.study.add(*first[number]) if number < len(first) else self.study.propose()
+
+    def _first_trials(self) -> list[tuple[dict[str, Any], str]]:
+        """The methods' preset and plain fine-tuning; after them the sampler has its way."""
         search = self.file.search
         preset = preset_values(self.document)
         is_plain = PLAIN in self.file.method
-        fixed: list[tuple[dict[str, Any], str]] = []
+        first: list[tuple[dict[str, Any], str]] = []
         if not preset:
-            fixed.append(({}, "plain" if is_plain else "file"))
+            first.append(({}, "plain" if is_plain else "file"))
         elif search.include_preset:
-            fixed.append((preset, "plain" if is_plain else "preset"))
+            first.append((preset, "plain" if is_plain else "preset"))
         if search.include_plain and not is_plain:
-            fixed.append(({path: value for path, value in preset.items() if not path.startswith("method.")}, "plain"))
-        if number < len(fixed):
-            return self.study.add(*fixed[number])
-        return self.study.propose()
+            first.append(({path: value for path, value in preset.items() if not path.startswith("method.")}, "plain"))
+        return first
 
     def _start(self, job: Job) -> None:
         before = self.folder.record(job.id)
@@ -186,19 +197,20 @@ class Sweep:
         running = self.running[trial_id]
         if row.step in running.steps:
             return False
-        row = replace(row, time=time.time())
+        # The rungs are rebuilt in the order of these times, which a clock set back must not change.
+        self.last_time_sec = max(time.time(), math.nextafter(self.last_time_sec, math.inf))
+        row = replace(row, time=self.last_time_sec)
         running.steps.add(row.step)
         self.folder.append_row(trial_id, row)
         self._show(running, row)
         self.progress.evaluated(trial_id, row.step, row.metrics, row.train_loss)
-        running.stopped = running.job.kind == "search" and row.step < running.job.last_step and self._should_stop(trial_id, row)
+        running.stopped = self._should_stop(running.job, row)
         return running.stopped
 
-    def _should_stop(self, trial_id: str, row: EvaluationRow) -> bool:
-        scheduler = self.file.search.scheduler
-        if self.halving is None or scheduler is None or scheduler.asha is None:
+    def _should_stop(self, job: Job, row: EvaluationRow) -> bool:
+        if self.halving is None or job.kind != "search" or row.step >= job.last_step:
             return False
-        return self.halving.report(trial_id, row.step, row.metrics.get(scheduler.asha.metric, math.nan))
+        return self.halving.report(job.id, row.step, row.metrics.get(self.halving.config.metric, math.nan))
 
     def _show(self, running: Running, row: EvaluationRow) -> None:
         if running.board is None:
@@ -214,6 +226,7 @@ class Sweep:
     def ended(self, trial_id: str, error: str | None = None) -> None:
         """A running trial has ended; `error` where its worker was lost for good."""
         running = self.running.pop(trial_id)
+        self.waiting = None
         record = self.folder.record(trial_id)
         assert record is not None
         problem = running.problem or error
@@ -246,7 +259,7 @@ class Sweep:
             best_step=None if best is None else rows[best].step,
             values=None if best is None else rows[best].metrics,
             error=problem,
-            train_sec=_train_sec(rows, self.file.train.batch_size * job.folds),
+            train_sec=_train_sec(rows, job.tree.get("train", {}).get("batch_size", self.file.train.batch_size) * job.folds),
             ended=_now(),
         )
         self.folder.write_trial(settled)
@@ -279,7 +292,7 @@ _STATES: dict[str, State] = {"RUNNING": "RUNNING", "COMPLETE": "COMPLETE", "PRUN
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _train_sec(rows: Iterable[EvaluationRow], images_a_step: int) -> float:

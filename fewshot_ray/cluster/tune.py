@@ -77,7 +77,9 @@ class SweepScheduler(_OfTheDriver, FIFOScheduler):
         cause = getattr(error, "cause", None) or error
         reason = next(iter(str(cause).strip().splitlines()[-1:]), "")
         retries = self.sweep.file.search.retries
-        self.sweep.failed(Job.from_json(trial.config["job"]).id, f"failed {retries + 1} times, at last with {type(cause).__name__}: {reason}")
+        self.sweep.failed(
+            Job.from_json(trial.config["job"]).id, f"failed {retries + 1} times, at last with {type(cause).__name__}: {reason}"
+        )
 
     def _record(self, trial: Any, result: dict[str, Any]) -> bool:
         """Pass a result on; whether the trial should stop."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from fewshot_ray.errors import UserError
@@ -9,6 +10,7 @@ from fewshot_ray.report.leaderboard import Bounds, leaderboard
 from fewshot_ray.report.sweep_folder import SweepFolder, TrialRecord
 from fewshot_ray.spec.document import parse_document
 from fewshot_ray.spec.sections import CrossFit, FileSpec, parse_constraint
+from fewshot_ray.trial.best import best_index
 
 
 def bounds(file: FileSpec) -> Bounds:
@@ -26,11 +28,15 @@ def exported_trial(folder: SweepFolder, file: FileSpec) -> TrialRecord:
     """The trial whose checkpoint is the sweep's result: the winner, or its refit on all images. Raises UserError while there is none."""
     ranked = ranked_trials(folder, file)
     if not ranked:
-        raise UserError(f"{folder.folder.url}: no trial has run to its end yet; `fewshot-ray resume` goes on with it")
+        raise UserError(
+            f"{folder.folder.url}: no trial has run to its end; `fewshot-ray leaderboard` shows why, or `resume` goes on with it"
+        )
     winner = final_winner(folder, file, ranked)
     if not isinstance(file.target.holdout, CrossFit):
         return winner
     refit = folder.record(f"refit-{winner.id}")
+    if refit is not None and refit.state == "FAIL":
+        raise UserError(f"{folder.folder.url}: {refit.id} failed ({refit.error}); `fewshot-ray export --trial` gives another trial")
     if refit is None or refit.state != "COMPLETE":
         raise UserError(f"{folder.folder.url}: {winner.id} isn't refitted on all images yet; `fewshot-ray resume` goes on with it")
     return refit
@@ -43,16 +49,22 @@ def ranked_trials(folder: SweepFolder, file: FileSpec) -> list[TrialRecord]:
 
 
 def final_winner(folder: SweepFolder, file: FileSpec, ranked: list[TrialRecord]) -> TrialRecord:
-    """The winner: of several that were confirmed, the one with the best mean of the first objective over the fresh seeds."""
+    """The winner: of several that were confirmed, the one whose means over the fresh seeds are best, by the rule for evaluations.
+
+    A trial with a rerun that isn't complete can't win by its means; where none can, the search's order stands.
+    """
     confirm = file.search.confirm
     if confirm is None or confirm.top == 1:
         return ranked[0]
-    metric, direction = next(iter(file.search.objectives.items()))
-    sign = 1 if direction == "min" else -1
+    means = [_means(folder, record, confirm.seeds) for record in ranked[: confirm.top]]
+    best = best_index(means, file.search)
+    return ranked[0 if best is None else best]
 
-    def mean(record: TrialRecord) -> float:
-        reruns = [folder.record(f"confirm-{record.id}-seed{seed}") for seed in confirm.seeds]
-        values = [rerun.values[metric] for rerun in reruns if rerun is not None and rerun.values and metric in rerun.values]
-        return sign * sum(values) / len(values) if len(values) == len(reruns) else float("inf")
 
-    return min(ranked[: confirm.top], key=mean)
+def _means(folder: SweepFolder, winner: TrialRecord, seeds: list[int]) -> dict[str, float]:
+    """Every metric's mean over the winner's reruns; empty where one isn't complete."""
+    reruns = [folder.record(f"confirm-{winner.id}-seed{seed}") for seed in seeds]
+    values = [rerun.values for rerun in reruns if rerun is not None and rerun.state == "COMPLETE" and rerun.values]
+    if len(values) < len(reruns):
+        return {}
+    return {name: sum(one.get(name, math.nan) for one in values) / len(values) for name in values[0]}

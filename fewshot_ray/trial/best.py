@@ -22,7 +22,7 @@ def violations(metrics: Mapping[str, float], search: SearchSpec) -> dict[str, fl
 def best_index(evaluations: Sequence[Mapping[str, float]], search: SearchSpec) -> int | None:
     """The best by the first objective among those within the constraints, the earliest of equals.
 
-    Where none is within them, the one least past them; None where the objective is nowhere finite.
+    Where none is within them, the one least past them. One with an objective that isn't finite doesn't count; None where none does.
     """
     name, direction = next(iter(search.objectives.items()))
     sign = 1.0 if direction == "min" else -1.0
@@ -32,5 +32,9 @@ def best_index(evaluations: Sequence[Mapping[str, float]], search: SearchSpec) -
         excess = math.fsum(max(0.0, excess) for excess in violations(metrics, search).values())
         return excess, sign * metrics[name], index
 
-    measured = [index for index, metrics in enumerate(evaluations) if math.isfinite(metrics.get(name, math.nan))]
+    measured = [
+        index
+        for index, metrics in enumerate(evaluations)
+        if all(math.isfinite(metrics.get(objective, math.nan)) for objective in search.objectives)
+    ]
     return min(measured, key=order) if measured else None

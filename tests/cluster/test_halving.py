@@ -1,0 +1,83 @@
+"""Successive halving against rungs worked by hand."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from fewshot_ray.cluster.halving import SuccessiveHalving
+from fewshot_ray.spec.sections import AshaSpec
+
+
+def halving(factor: int = 2, grace: int = 10, steps: int = 80, *, minimise: bool = True) -> SuccessiveHalving:
+    return SuccessiveHalving(AshaSpec(metric="kid", grace_steps=grace, reduction_factor=factor), minimise=minimise, steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("factor", "grace", "steps", "rungs"),
+    [(2, 10, 80, [10, 20, 40]), (3, 10, 90, [10, 30]), (3, 10, 91, [10, 30, 90]), (2, 10, 10, []), (4, 7, 8, [7])],
+)
+def test_rungs(factor: int, grace: int, steps: int, rungs: list[int]) -> None:
+    """Oracle: grace * factor^k below the last step, where nothing is left to stop."""
+    assert list(halving(factor, grace, steps).rungs) == rungs
+
+
+def test_worked_by_hand() -> None:
+    """Oracle: with factor 2, of n at a rung the best ceil(n / 2) go on; the first to come always does, equals do not beat each other."""
+    asha = halving(steps=30)
+    script = [
+        ("a", 10, 5.0, False),  # 1 of 1
+        ("b", 10, 6.0, True),  # 2nd of 2
+        ("c", 10, 4.0, False),  # 1st of 3
+        ("d", 10, 5.0, False),  # equal 2nd of 4, 2 go on
+        ("e", 10, 5.5, True),  # 4th of 5, 3 go on
+        ("a", 20, 1.0, False),
+        ("c", 20, 2.0, True),  # 2nd of 2 at the next rung
+        ("d", 20, 0.5, False),
+        ("d", 25, 99.0, False),  # between rungs
+    ]
+    assert [asha.report(trial, step, value) for trial, step, value, _ in script] == [stop for *_, stop in script]
+
+
+def test_larger_may_be_better() -> None:
+    """Oracle: the mirror image."""
+    small, large = halving(), halving(minimise=False)
+    draw = random.Random(0)
+    for trial in range(20):
+        value = draw.gauss(0, 1)
+        assert small.report(str(trial), 10, value) == large.report(str(trial), 10, -value)
+
+
+@pytest.mark.parametrize("minimise", [True, False])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_ranks_last(value: float, minimise: bool) -> None:
+    """Oracle: it stops behind anything finite, and something finite never stops behind it."""
+    asha = halving(minimise=minimise)
+    assert not asha.report("a", 10, 5.0)
+    assert asha.report("b", 10, value)
+    asha = halving(minimise=minimise)
+    assert not asha.report("a", 10, value)
+    assert not asha.report("b", 10, 5.0)
+
+
+def test_replay_rebuilds_the_state() -> None:
+    """Oracle: the instance that saw it all live, at every point of a random course of eight trials at a time."""
+    draw = random.Random(1)
+    live = halving(3, 2, 30)
+    recorded: list[tuple[str, int, float]] = []
+    steps = {f"t{number}": 0 for number in range(8)}
+    while steps:
+        trial = draw.choice(list(steps))
+        steps[trial] += 1
+        event = (trial, steps[trial], draw.gauss(0, 1))
+        recorded.append(event)
+        stop = live.report(*event)
+        again = halving(3, 2, 30)
+        decisions = [again.report(*earlier) for earlier in recorded]
+        assert again.rungs == live.rungs
+        assert decisions[-1] == stop
+        if stop or steps[trial] == 30:
+            del steps[trial]
+    assert any(len(values) > 1 for values in live.rungs.values())
