@@ -117,6 +117,18 @@ class Folder:
             if filesystem.exists(path):
                 filesystem.rm(path, recursive=True)
 
+    def check_writable(self) -> None:
+        """Write and remove a small file, and the folders made for it. Raises UserError."""
+        missing = [place for place in (self.local, *self.local.parents) if not place.exists()] if self.local else []
+        name = f".{uuid4().hex}"
+        try:
+            self.write_bytes(name, b"")
+            self.remove(name)
+        finally:
+            for place in missing:
+                if place.exists() and not any(place.iterdir()):
+                    place.rmdir()
+
     def _target(self, name: str) -> tuple[Any, str]:
         url = f"{self.url}/{name}" if name else self.url
         if self.local is not None:

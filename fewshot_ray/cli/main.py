@@ -25,26 +25,44 @@ AddressOption = Annotated[str | None, typer.Option(envvar="RAY_ADDRESS", help="A
 @app.command()
 def run(file: FileArgument, address: AddressOption = None) -> None:
     """Run a file: one training, or a sweep where values are ranges. The same file again goes on where it was left."""
-    from fewshot_ray.cluster.driver import open_sweep
     from fewshot_ray.spec.document import read_document
 
-    _run(open_sweep(read_document(file)), address)
+    document = read_document(file)  # before the imports that take seconds
+    from fewshot_ray.cluster.opened import open_sweep, planned_sweep
+
+    _preflight(planned_sweep(document))
+    _run(open_sweep(document), address)
 
 
 @app.command()
 def resume(sweep: SweepArgument, address: AddressOption = None) -> None:
     """Go on with an interrupted sweep, from its folder."""
-    from fewshot_ray.cluster.driver import existing_sweep
+    from fewshot_ray.cli.show import read_sweep
     from fewshot_ray.storage import Folder
 
-    _run(existing_sweep(Folder(sweep)), address)
+    read_sweep(sweep)  # before the imports that take seconds
+    from fewshot_ray.cluster.opened import existing_sweep
+
+    opened = existing_sweep(Folder(sweep))
+    _preflight(opened)
+    _run(opened, address)
+
+
+def _preflight(opened: object) -> None:
+    """Before Ray starts, and before the sweep's folder is made."""
+    from fewshot_ray.cluster.opened import Opened
+    from fewshot_ray.trial.preflight import check_materials, preset_materials
+
+    assert isinstance(opened, Opened)
+    check_materials(opened.document, preset_materials(opened.document, opened.file))
 
 
 def _run(opened: object, address: str | None) -> None:
     from rich.console import Console
 
     from fewshot_ray.cli.show import show_sweep
-    from fewshot_ray.cluster.driver import Opened, run_sweep
+    from fewshot_ray.cluster.driver import run_sweep
+    from fewshot_ray.cluster.opened import Opened
 
     assert isinstance(opened, Opened)
     console = Console()
@@ -63,9 +81,12 @@ def check(file: FileArgument) -> None:
     """Validate a file, its images, model and storage without training, and print the plan."""
     from rich.console import Console
 
+    from fewshot_ray.spec.document import read_document
+
+    document = read_document(file)  # before the imports that take seconds
     from fewshot_ray.cli.check import check_file
 
-    check_file(file, Console())
+    check_file(document, Console())
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -13,29 +14,30 @@ from rich.table import Table
 from fewshot_ray.cli.show import read_sweep
 from fewshot_ray.errors import UserError
 from fewshot_ray.methods.randomness import derived_seed
+from fewshot_ray.models.backbone import Backbone
 from fewshot_ray.models.sampling import sample
 from fewshot_ray.models.source import load_backbone
 from fewshot_ray.report.export import trial_spec
 from fewshot_ray.report.leaderboard import format_metric
 from fewshot_ray.report.sweep_folder import SweepFolder, TrialRecord
 from fewshot_ray.report.winner import exported_trial, ranked_trials
-from fewshot_ray.spec.sections import FileSpec
-from fewshot_ray.trial.finished import TestSplit, load_finished
+from fewshot_ray.spec.sections import CrossFit, FileSpec
+from fewshot_ray.trial.finished import TestSplit, load_folds
 from fewshot_ray.trial.grid import grid_png
+from fewshot_ray.trial.materials import pick_device
 
-CPU = torch.device("cpu")
+GRID = "grid.png"
 
 
 def chosen_trial(folder: SweepFolder, file: FileSpec, trial_id: str | None) -> TrialRecord:
     """The trial asked for, else the sweep's result. Raises UserError."""
     if trial_id is None:
         return exported_trial(folder, file)
-    record = folder.record(trial_id)
+    record = next((trial for trial in folder.trials() if trial.id == trial_id), None)
     if record is None or record.best_step is None:
-        known = ", ".join(trial.id for trial in folder.trials() if trial.best_step is not None)
-        raise UserError(
-            f"--trial {trial_id}: {'no such trial' if record is None else 'it has no result yet'}; one of {known} would be right"
-        )
+        known = [trial.id for trial in folder.trials() if trial.best_step is not None]
+        right = f"one of {', '.join(known)} would be right" if known else "no trial has one; `fewshot-ray resume` goes on with the sweep"
+        raise UserError(f"--trial {trial_id}: {'no such trial' if record is None else 'it has no result'}; {right}")
     return record
 
 
@@ -43,33 +45,85 @@ def evaluate_sweep(place: str, trial_id: str | None, console: Console) -> dict[s
     """Print and write (`test.json`) the metrics on the test images, model by model."""
     folder, file = read_sweep(place)
     record = chosen_trial(folder, file, trial_id)
-    cache = folder.folder / "cache"
-    split = TestSplit(trial_spec(folder, record), cache, CPU)
+    gpus = file.resources.gpus_per_worker
+    device = pick_device(gpus if torch.cuda.is_available() else 0)
+    split = TestSplit(trial_spec(folder, record), folder.folder / "cache", device)
     results = {"source model": split.measure_source()}
-    plain = next((trial for trial in ranked_trials(folder, file) if trial.origin == "plain" and trial.id != record.id), None)
-    for trial in [record] + ([plain] if plain is not None else []):
+    for trial in compared_trials(folder, file, record):
         with console.status(f"measuring {trial.id}"):
-            assert trial.best_step is not None
-            finished = load_finished(trial_spec(folder, trial), folder.trial(trial.id), trial.best_step, cache=cache, device=CPU)
-            results[f"{trial.id} ({trial.label})"] = split.measure(finished.backbone, finished.tuned.network)
+            results[_title(trial, file)] = _measure(split, folder, trial, device)
     folder.folder.write_text("test.json", json.dumps({"metrics": results, "protocol": split.protocol()}, indent=2) + "\n")
-    table = Table("model", *results["source model"], title=f"on {file.target.test}, {file.evaluate.final_samples} samples")
-    for name, metrics in results.items():
-        table.add_row(name, *(format_metric(value) for value in metrics.values()))
+    names = list(dict.fromkeys(name for metrics in results.values() for name in metrics))
+    table = Table("model", *names, title=f"on {len(split.fold.holdout)} images of {file.target.test}")
+    for title, metrics in results.items():
+        table.add_row(title, *(format_metric(metrics.get(name)) for name in names))
     console.print(table)
     return results
+
+
+def compared_trials(folder: SweepFolder, file: FileSpec, record: TrialRecord) -> list[TrialRecord]:
+    """The trial itself and the search's best plain fine-tuning, trained on as many images.
+
+    A refit is trained on all shots and plain fine-tuning's folds aren't: beside a refit stands the trial it repeats, to compare these two.
+    """
+    origin = folder.record(record.origin) if record.kind == "refit" else None
+    chosen = [record] if origin is None else [record, origin]
+    plain = next((trial for trial in ranked_trials(folder, file) if trial.origin == "plain"), None)
+    return chosen + ([plain] if plain is not None and plain.id not in [trial.id for trial in chosen] else [])
+
+
+def _title(trial: TrialRecord, file: FileSpec) -> str:
+    holdout = file.target.holdout
+    of_folds = f", mean of {holdout.crossfit} folds" if isinstance(holdout, CrossFit) and trial.kind != "refit" else ""
+    return f"{trial.id} ({trial.label}{of_folds})"
+
+
+def _measure(split: TestSplit, folder: SweepFolder, trial: TrialRecord, device: torch.device) -> dict[str, float]:
+    """Means over the trial's models, one a fold."""
+    assert trial.best_step is not None
+    models = load_folds(trial_spec(folder, trial), folder.trial(trial.id), trial.best_step, cache=folder.folder / "cache", device=device)
+    measured = [split.measure(model.backbone, model.tuned.network) for model in models]
+    return {name: math.fsum(one[name] for one in measured) / len(measured) for name in measured[0] if all(name in one for one in measured)}
 
 
 def sample_images(model: str, out: Path, *, number: int, seed: int, sampler: str, steps: int) -> None:
     """Write `number` PNG files and a grid. Raises UserError."""
     if sampler not in ("ddim", "dpm++"):
         raise UserError(f"--sampler {sampler}: not known; ddim or dpm++ would be right")
-    backbone = load_backbone(model)
+    names = [f"{index:05d}.png" for index in range(number)]
+    _check_samples_place(out, names)
+    backbone = _loaded(model)
+    if steps > backbone.schedule.timesteps:
+        raise UserError(f"--steps {steps}: the model has {backbone.schedule.timesteps} timesteps; no more would be right")
     shape = (backbone.channels, *backbone.size)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(derived_seed(seed, "samples", i))) for i in range(number)]
-    images = sample(backbone, backbone.unet, torch.stack(noise), sampler="ddim" if sampler == "ddim" else "dpm++", steps=steps)
-    out.mkdir(parents=True, exist_ok=True)
-    for index, image in enumerate(images):
-        pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
-        Image.fromarray(pixels).save(out / f"{index:05d}.png")
-    (out / "grid.png").write_bytes(grid_png(images))
+    stacked = torch.stack(noise).to(backbone.device)
+    images = sample(backbone, backbone.unet, stacked, sampler="ddim" if sampler == "ddim" else "dpm++", steps=steps).cpu()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, image in zip(names, images, strict=True):
+            pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
+            Image.fromarray(pixels).save(out / name)
+        (out / GRID).write_bytes(grid_png(images))
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error}); a folder that you may write to would be right") from error
+
+
+def _check_samples_place(out: Path, names: list[str]) -> None:
+    """Raise UserError where a picture that isn't an earlier sample would be overwritten."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; a folder would be right")
+    taken = next((name for name in names if (out / name).exists()), None)
+    if taken is not None and not (out / GRID).exists():
+        raise UserError(f"{out}: holds a {taken} that is no earlier sample (there is no {GRID}); another folder would be right")
+
+
+def _loaded(model: str) -> Backbone:
+    """The pipeline on the GPU where there is one; what is wrong is said of MODEL, for there is no file with a `source` here."""
+    try:
+        backbone = load_backbone(model)
+    except UserError as error:
+        raise UserError(f"MODEL: {str(error).removeprefix('source.model: ')}") from error
+    if backbone.channels not in (1, 3):
+        raise UserError(f"MODEL: {model} has {backbone.channels} channels; 1 (grey) or 3 (RGB) would be right")
+    return backbone.to(pick_device(1 if torch.cuda.is_available() else 0))

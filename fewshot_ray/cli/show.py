@@ -6,9 +6,8 @@ from rich.console import Console
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.report.leaderboard import leaderboard, leaderboard_view
-from fewshot_ray.report.sweep_folder import SweepFolder
+from fewshot_ray.report.sweep_folder import SPEC, SweepFolder, read_spec
 from fewshot_ray.report.winner import bounds
-from fewshot_ray.spec.document import parse_document
 from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.spec.validate import file_spec
 from fewshot_ray.storage import Folder
@@ -17,9 +16,9 @@ from fewshot_ray.storage import Folder
 def read_sweep(place: str) -> tuple[SweepFolder, FileSpec]:
     """A sweep's folder and file. Raises UserError where there is none."""
     folder = Folder(place)
-    if not folder.exists("spec.yaml"):
-        raise UserError(f"{place}: no sweep there (spec.yaml is missing); the folder that `fewshot-ray run` printed would be right")
-    return SweepFolder(folder), file_spec(parse_document(folder.read_text("spec.yaml"), f"{folder.url}/spec.yaml"))
+    if not folder.exists(SPEC):
+        raise UserError(f"{place}: no sweep there ({SPEC} is missing); the folder that `fewshot-ray run` printed would be right")
+    return SweepFolder(folder), file_spec(read_spec(folder))
 
 
 def show_sweep(folder: SweepFolder, file: FileSpec, console: Console) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.error import TuneError
 from rich.console import Console
 
 from fewshot_ray.cluster.actors import TrialActor, build_stages, run_with_workers
@@ -134,11 +135,21 @@ def _run_trials(opened: Opened, concurrent: int, console: Console) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 tuner.fit()
+        except TuneError as error:
+            raise _underlying(error) from error
         finally:
             sweep.abandon()
             shutil.rmtree(scratch, ignore_errors=True)
     if not sweep.done:
         raise KeyboardInterrupt
+
+
+def _underlying(error: BaseException) -> BaseException:
+    """The UserError within what Tune raises where the driver can't go on (a storage that is full), or the error itself."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, UserError):
+        found = found.__cause__ or found.__context__
+    return found or error
 
 
 def _trainable(resources: ResourcesSpec) -> Any:

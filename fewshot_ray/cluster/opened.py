@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from fewshot_ray.errors import UserError
-from fewshot_ray.report.sweep_folder import SweepFolder
-from fewshot_ray.spec.document import Document, parse_document, to_yaml
+from fewshot_ray.report.sweep_folder import SPEC, SweepFolder, read_spec
+from fewshot_ray.spec.document import Document, to_yaml
 from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.storage import Folder
 from fewshot_ray.trial.compose import absolute_places, check_document
 
-SPEC = "spec.yaml"
+BEFORE_TRIALS = {SPEC, "cache"}
+"""What a run leaves that ended before its first trial (too many GPUs asked for, say): the file that is put right then takes its place."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,17 @@ class Opened:
     folder: SweepFolder
 
 
-def open_sweep(document: Document) -> Opened:
-    """The folder of a run's file, made where it isn't there yet. Raises UserError, also where it holds another spec."""
+def planned_sweep(document: Document) -> Opened:
+    """The sweep of a run's file, without writing anything. Raises UserError where its folder holds something else."""
     expanded, file = check_document(absolute_places(document))
     folder = SweepFolder(Folder(file.storage) / file.name)
-    text = to_yaml(expanded.tree)
-    if not folder.folder.exists(SPEC):
-        if [name for name in folder.folder.names() if not name.startswith(".")]:  # such are what a killed write leaves
+    # Hidden files are what a killed write leaves.
+    names = {name for name in folder.folder.names() if not name.startswith(".")}
+    if SPEC not in names:
+        if names:
             raise UserError(f"storage: {folder.folder.url} holds something else (no {SPEC}); another name or storage would be right")
-        folder.folder.write_text(SPEC, text)
+        return Opened(expanded, file, folder)
+    if names <= BEFORE_TRIALS:
         return Opened(expanded, file, folder)
     found = existing_sweep(folder.folder)
     differences = differing_paths(found.document.tree, expanded.tree)
@@ -45,12 +48,20 @@ def open_sweep(document: Document) -> Opened:
     return found
 
 
+def open_sweep(document: Document) -> Opened:
+    """The folder of a run's file, made where it isn't there yet. Raises UserError, also where it holds another spec."""
+    opened = planned_sweep(document)
+    text = to_yaml(opened.document.tree)
+    if not opened.folder.folder.exists(SPEC) or opened.folder.folder.read_text(SPEC) != text:
+        opened.folder.folder.write_text(SPEC, text)
+    return opened
+
+
 def existing_sweep(folder: Folder) -> Opened:
     """A sweep by its folder. Raises UserError where it is none."""
     if not folder.exists(SPEC):
         raise UserError(f"{folder.url}: no sweep there ({SPEC} is missing); the folder that `fewshot-ray run` printed would be right")
-    document = parse_document(folder.read_text(SPEC), f"{folder.url}/{SPEC}")
-    expanded, file = check_document(document)
+    expanded, file = check_document(read_spec(folder))
     return Opened(expanded, file, SweepFolder(folder))
 
 

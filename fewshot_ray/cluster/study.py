@@ -124,11 +124,10 @@ class Study:
         seed = derived_seed(self.seed, "sampler", number) % 2**32
         if self.search.sampler == "random":
             return optuna.samplers.RandomSampler(seed=seed)
+        startup = max(1, min(10, self.search.trials // 3))
         if self.search.sampler == "gp":
-            return optuna.samplers.GPSampler(seed=seed)
-        return optuna.samplers.TPESampler(
-            seed=seed, multivariate=True, constant_liar=True, n_startup_trials=min(10, self.search.trials // 3)
-        )
+            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=startup)
 
     def finish(
         self, number: int, state: TrialState, values: Mapping[str, float] | None, rows: Sequence[EvaluationRow], excess: Mapping[str, float]

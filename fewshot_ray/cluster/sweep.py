@@ -46,6 +46,8 @@ class Running:
     stopped: bool = False
     """Whether successive halving stopped it."""
     problem: str | None = None
+    failures: list[str] = field(default_factory=list)
+    """Why its worker was lost, each time."""
 
 
 class Sweep:
@@ -223,13 +225,19 @@ class Sweep:
         """The trial can't go on (a NaN loss, a spec that doesn't fit): no retry would help."""
         self.running[trial_id].problem = problem
 
-    def ended(self, trial_id: str, error: str | None = None) -> None:
-        """A running trial has ended; `error` where its worker was lost for good."""
+    def lost(self, trial_id: str, reason: str) -> None:
+        """The trial's worker failed; it may be tried again."""
+        self.running[trial_id].failures.append(reason)
+
+    def ended(self, trial_id: str, *, lost: bool = False) -> None:
+        """A running trial has ended; `lost` where its worker failed after the last retry too."""
         running = self.running.pop(trial_id)
         self.waiting = None
         record = self.folder.record(trial_id)
         assert record is not None
-        problem = running.problem or error
+        problem = running.problem
+        if lost and not problem:
+            problem = f"failed {len(running.failures)} times, at last with {running.failures[-1]}" if running.failures else "failed"
         state: State = "FAIL" if problem else "PRUNED" if running.stopped else "COMPLETE"
         record = self._settle(running.job, record, state, problem)
         if running.board is not None:

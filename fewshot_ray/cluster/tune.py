@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
+from ray import cloudpickle
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -44,7 +46,7 @@ class SweepSearcher(_OfTheDriver, Searcher):
         """Called once a trial, after its last retry."""
         own = self.trial_ids.pop(trial_id, None)
         if own is not None:
-            self.sweep.ended(own, "its worker was lost" if error else None)
+            self.sweep.ended(own, lost=error)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """The scheduler handles results."""
@@ -72,14 +74,8 @@ class SweepScheduler(_OfTheDriver, FIFOScheduler):
         self._record(trial, result)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """The trial's last retry failed too."""
-        error = trial.get_pickled_error()
-        cause = getattr(error, "cause", None) or error
-        reason = next(iter(str(cause).strip().splitlines()[-1:]), "")
-        retries = self.sweep.file.search.retries
-        self.sweep.failed(
-            Job.from_json(trial.config["job"]).id, f"failed {retries + 1} times, at last with {type(cause).__name__}: {reason}"
-        )
+        """Called at each failure, before a retry as well as after the last."""
+        self.sweep.lost(Job.from_json(trial.config["job"]).id, _reason(trial))
 
     def _record(self, trial: Any, result: dict[str, Any]) -> bool:
         """Pass a result on; whether the trial should stop."""
@@ -89,3 +85,16 @@ class SweepScheduler(_OfTheDriver, FIFOScheduler):
             return True
         row = EvaluationRow(time=0.0, **json.loads(result[ROW]))
         return self.sweep.evaluated(job_id, row)
+
+
+def _reason(trial: Any) -> str:
+    """Why a trial's worker failed, on one line. Tune's own reading looks where the error isn't uploaded yet."""
+    path = trial.pickled_error_file
+    if path is None or not os.path.exists(path):
+        return "unknown"
+    with open(path, "rb") as file:
+        error = cloudpickle.load(file)
+    cause = getattr(error, "cause", None) or error
+    # Ray Train wraps what its workers raised.
+    cause = next(iter(getattr(cause, "worker_failures", {}).values()), cause)
+    return f"{type(cause).__name__}: {next(iter(str(cause).strip().splitlines()), '')}"

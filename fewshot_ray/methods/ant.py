@@ -26,6 +26,8 @@ GuidanceWeight = Literal["paper", "derived", "code"]
 class AntConfig(MethodConfig):
     """Adversarial noise selection and similarity guidance; the defaults are the paper's."""
 
+    cheap_stages = {"classifier_steps": 1, "classifier_batch": 2}  # noqa: RUF012 (a ClassVar where it is declared)
+
     noise_steps: Annotated[int, Field(ge=0), IntRange(1, 20)] = 10
     """J, the ascent steps on the noise; 0 keeps the drawn noise."""
     noise_step_size: Annotated[float, Field(gt=0), FloatRange(0.005, 0.1, log=True)] = 0.02

@@ -4,6 +4,7 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from torch import Tensor
@@ -73,17 +74,28 @@ class Suite:
         check_metrics(metrics)
         self.metrics = tuple(metrics)
         self.training = training
+        self.reference = reference
         self.real_images = len(reference)
         self._check_real_images()
         self.extractor = extractor
         self.perceptual = perceptual
         if "perceptual" in needed(metrics) and perceptual is None:
             raise ValueError("LPIPS metrics are asked for without a perceptual distance; load_perceptual makes one")
-        if "features" in needed(metrics):
-            if extractor is None:
-                raise ValueError("feature metrics are asked for without an extractor; load_extractor makes one")
-            self.training_features = extractor.features(training)
-            self.reference_features = extractor.features(reference) if reference_features is None else reference_features
+        if "features" in needed(metrics) and extractor is None:
+            raise ValueError("feature metrics are asked for without an extractor; load_extractor makes one")
+        self._given_reference_features = reference_features
+
+    @cached_property
+    def training_features(self) -> Tensor:
+        """Of the images trained on, float32 [N, D]; computed when first needed, so that a stamp alone costs no pass."""
+        assert self.extractor is not None
+        return self.extractor.features(self.training)
+
+    @cached_property
+    def reference_features(self) -> Tensor:
+        """Of the real images never trained on, float32 [M, D]."""
+        assert self.extractor is not None
+        return self.extractor.features(self.reference) if self._given_reference_features is None else self._given_reference_features
 
     def compute(self, samples: Tensor) -> dict[str, float]:
         """The value of each sample metric for samples uint8 [N, C, H, W], N >= 2.

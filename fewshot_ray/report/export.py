@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from diffusers import DDPMPipeline
 
 import fewshot_ray
+from fewshot_ray.data.target import Fold
 from fewshot_ray.errors import UserError
 from fewshot_ray.metrics.suite import METRICS
 from fewshot_ray.models.adaptor import AdaptorUNet2DModel
@@ -21,7 +21,7 @@ from fewshot_ray.report.model_card import ModelCard, model_card
 from fewshot_ray.report.sweep_folder import SweepFolder, TrialRecord
 from fewshot_ray.report.winner import bounds, trial_tree
 from fewshot_ray.spec.document import Document, to_yaml
-from fewshot_ray.spec.sections import FileSpec
+from fewshot_ray.spec.sections import CrossFit, FileSpec
 from fewshot_ray.storage import is_remote
 from fewshot_ray.training.group import Group
 from fewshot_ray.trial.compose import PLAIN, TrialSpec, compose
@@ -30,6 +30,9 @@ from fewshot_ray.trial.finished import load_finished
 from fewshot_ray.trial.materials import Materials
 
 ADAPTOR_MODULE = "adaptor"
+CARD = "README.md"
+CARD_MARK = "fewshot-ray"
+"""Stands in every export's card."""
 CPU = torch.device("cpu")
 
 
@@ -44,24 +47,43 @@ def export_trial(folder: SweepFolder, file: FileSpec, record: TrialRecord, out: 
     """Write the trial's best averaged weights to `out` as a pipeline that `DiffusionPipeline.from_pretrained` loads.
 
     Low-rank updates are merged; adaptors can't be, and are shipped with the code that loads them (`trust_remote_code=True`).
-    `out` appears whole or not at all. Raises UserError, where `out` holds something and `overwrite` is not given too.
+    Of a cross-fitted trial it is the first fold's model. `out` appears whole or not at all.
+    Raises UserError, also where `out` holds something, unless that is an earlier export and `overwrite` is given.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
-        raise UserError(f"{out}: holds something already; another place, or --overwrite, would be right")
+    _check_place(out, overwrite=overwrite)
     spec = trial_spec(folder, record)
     assert record.best_step is not None
     finished = load_finished(spec, folder.trial(record.id), record.best_step, cache=folder.folder / "cache", device=CPU)
     merged = finished.tuned.merge()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-        staged = Path(temporary) / "pipeline"
-        DDPMPipeline(unet=merged, scheduler=finished.backbone.scheduler).save_pretrained(str(staged))
-        if isinstance(merged, AdaptorUNet2DModel):
-            _ship_adaptor_code(staged)
-        _write_card(folder, file, record, spec, staged, out.name, isinstance(merged, AdaptorUNet2DModel))
-        if out.exists():
-            shutil.rmtree(out)
-        staged.rename(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
+            staged = Path(temporary) / "pipeline"
+            staged.mkdir()  # here, since save_pretrained only logs that it can't
+            DDPMPipeline(unet=merged, scheduler=finished.backbone.scheduler).save_pretrained(str(staged))
+            if isinstance(merged, AdaptorUNet2DModel):
+                _ship_adaptor_code(staged)
+            _write_card(folder, file, record, finished.fold, staged, out.name)
+            if out.exists():
+                out.rename(Path(temporary) / "before")
+            staged.rename(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error}); a folder that you may write to would be right") from error
+
+
+def _check_place(out: Path, *, overwrite: bool) -> None:
+    """Raise UserError where the export would take something away."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"{out}: is a file; a folder that isn't there yet would be right")
+    if not any(out.iterdir()):
+        return
+    card = out / CARD
+    if not (out / "model_index.json").is_file() or not card.is_file() or CARD_MARK not in card.read_text(errors="replace"):
+        raise UserError(f"{out}: holds something that is no earlier export; another place would be right")
+    if not overwrite:
+        raise UserError(f"{out}: holds an earlier export; another place, or --overwrite, would be right")
 
 
 def _ship_adaptor_code(staged: Path) -> None:
@@ -73,9 +95,8 @@ def _ship_adaptor_code(staged: Path) -> None:
     (staged / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _write_card(
-    folder: SweepFolder, file: FileSpec, record: TrialRecord, spec: TrialSpec, staged: Path, name: str, has_adaptors: bool
-) -> None:
+def _write_card(folder: SweepFolder, file: FileSpec, record: TrialRecord, fold: Fold, staged: Path, name: str) -> None:
+    spec = trial_spec(folder, record)
     selected = record if record.kind != "refit" else folder.record(record.origin)
     assert selected is not None
     assert record.best_step is not None
@@ -94,21 +115,28 @@ def _write_card(
         spec_yaml=to_yaml(spec.tree),
         seed=spec.seed,
         steps=record.best_step,
-        shot_hashes=Materials(spec, folder.folder / "cache", CPU).shots.hashes,
+        shot_hashes=fold.train.hashes,
         metrics=selected.values or {},
         directions={name: metric.direction for name, metric in METRICS.items()},
-        protocol=_protocol(spec, folder),
-        metrics_from="the evaluation that the step was chosen by"
-        if selected is record
-        else f"the folds of {selected.id}, before the refit",
+        protocol=_protocol(trial_spec(folder, selected), folder),
+        metrics_from=_metrics_from(record, selected, spec),
         source_is_on_hub=source is not None and not is_remote(source) and not Path(source).exists(),
         source_revision=spec.file.source.revision,
-        adaptors="shipped beside the weights as unet/adaptor.py" if has_adaptors else None,
+        adaptors="shipped beside the weights as unet/adaptor.py" if (staged / "unet" / f"{ADAPTOR_MODULE}.py").exists() else None,
         comparisons=compare_with_control(rows, file.search.objectives),
         version=fewshot_ray.__version__,
         picture=picture,
     )
-    (staged / "README.md").write_text(model_card(card))
+    (staged / CARD).write_text(model_card(card))
+
+
+def _metrics_from(record: TrialRecord, selected: TrialRecord, spec: TrialSpec) -> str:
+    if selected is not record:
+        return f"the folds of {selected.id}, before the refit"
+    chosen = "the evaluation that the step was chosen by"
+    if isinstance(spec.file.target.holdout, CrossFit):
+        return f"{chosen}: means over {spec.file.target.holdout.crossfit} folds, of which this model is the first"
+    return chosen
 
 
 def _protocol(spec: TrialSpec, folder: SweepFolder) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,9 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from fewshot_ray.report.leaderboard import PairedComparison, format_value
+
+LISTED_SHOTS = 100
+"""Of more images than these, one hash stands for all."""
 
 
 @dataclass(frozen=True)
@@ -119,5 +123,12 @@ def _making(card: ModelCard) -> str:
 
 
 def _data(card: ModelCard) -> str:
+    count = len(card.shot_hashes)
+    if count > LISTED_SHOTS:
+        whole = hashlib.sha256("\n".join(sorted(card.shot_hashes)).encode()).hexdigest()
+        return (
+            f"## Training data\n\n{count} images; sha256 over the sorted sha256 (a line each, without a last newline) "
+            f"of their decoded pixels:\n\n- `{whole}`"
+        )
     hashes = "\n".join(f"- `{digest}`" for digest in card.shot_hashes)
-    return f"## Training data\n\n{len(card.shot_hashes)} images; sha256 of their decoded pixels:\n\n{hashes}"
+    return f"## Training data\n\n{count} image{'s' if count != 1 else ''}; sha256 of their decoded pixels:\n\n{hashes}"

@@ -95,7 +95,7 @@ class Progress:
         if math.isfinite(value) and (trial.best is None or self._is_better(value, trial.best)):
             trial.best, trial.best_step = value, step
         reading = f"train loss {format_value(train_loss)}"
-        if name is not None:
+        if name in metrics:  # a refit has none
             best = "" if trial.best is None else f" (best {format_value(trial.best)} at {trial.best_step})"
             reading = f"{name} {format_value(float(value))}{best}, {reading}"
         if self._live is not None and trial.line is not None:

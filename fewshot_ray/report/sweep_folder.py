@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from fewshot_ray.errors import UserError
+from fewshot_ray.spec.document import Document, parse_document
 from fewshot_ray.storage import Folder
 
 Kind: TypeAlias = Literal["search", "confirm", "control", "refit"]
 State: TypeAlias = Literal["RUNNING", "COMPLETE", "PRUNED", "FAIL"]
 
+SPEC = "spec.yaml"
 RECORD = "trial.json"
 ROWS = "metrics.jsonl"
 
@@ -145,6 +147,16 @@ class SweepFolder:
         except (ValueError, TypeError, KeyError) as error:
             where = f"{self.trial(trial_id).url}/{ROWS}, line {number}"
             raise UserError(f"{where}: not an evaluation ({_reason(error)}); remove that trial's folder to run it again") from error
+
+
+def read_spec(folder: Folder) -> Document:
+    """The spec of a sweep or of one of its trials. Raises UserError where it is missing or no text."""
+    try:
+        return parse_document(folder.read_text(SPEC), f"{folder.url}/{SPEC}")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{folder.url}: {SPEC} is missing; a folder that `fewshot-ray run` made would be right") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{folder.url}/{SPEC}: is no text; the file that `fewshot-ray run` wrote would be right") from error
 
 
 def grid_name(step: int) -> str:

@@ -7,8 +7,7 @@ from typing import Any
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.report.leaderboard import Bounds, leaderboard
-from fewshot_ray.report.sweep_folder import SweepFolder, TrialRecord
-from fewshot_ray.spec.document import parse_document
+from fewshot_ray.report.sweep_folder import SweepFolder, TrialRecord, read_spec
 from fewshot_ray.spec.sections import CrossFit, FileSpec, parse_constraint
 from fewshot_ray.trial.best import best_index
 
@@ -20,8 +19,7 @@ def bounds(file: FileSpec) -> Bounds:
 
 def trial_tree(folder: SweepFolder, trial_id: str) -> dict[str, Any]:
     """The trial's concrete spec."""
-    place = folder.trial(trial_id)
-    return parse_document(place.read_text("spec.yaml"), f"{place.url}/spec.yaml").tree
+    return read_spec(folder.trial(trial_id)).tree
 
 
 def exported_trial(folder: SweepFolder, file: FileSpec) -> TrialRecord:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from fewshot_ray.errors import UserError
 from fewshot_ray.methods import METHODS
 from fewshot_ray.methods.registry import MethodConfig, declared_ranges
+from fewshot_ray.metrics.extractors import EXTRACTORS
 from fewshot_ray.metrics.suite import METRICS, check_metrics, needed
 from fewshot_ray.models.parameters import PARAMS, ParamsConfig
 from fewshot_ray.spec.cross_checks import cross_checks
@@ -79,6 +80,11 @@ def compose(document: Document, *, seed: int | None = None, refit_steps: int | N
 def check_document(document: Document) -> tuple[Document, FileSpec]:
     """The expanded document and its sections, valid at both ends of every range. Raises UserError."""
     expanded = expand(document)
+    # Before the checks between fields: of a metric that isn't known they would say that an objective is not among the metrics.
+    evaluate = expanded.tree.get("evaluate")
+    metrics = evaluate.get("metrics") if isinstance(evaluate, dict) else None
+    if isinstance(metrics, list) and all(isinstance(name, str) for name in metrics):
+        _check_names(metrics, expanded)
     file = file_spec(expanded)
     for tree in endpoint_trees(expanded.tree):
         compose(replace(expanded, tree=tree))
@@ -118,11 +124,20 @@ def _check_combination(methods: Mapping[str, MethodConfig], document: Document) 
         )
 
 
-def _check_metrics(file: FileSpec, document: Document) -> None:
+def _check_names(metrics: Sequence[str], document: Document) -> None:
+    """The spec's own layer doesn't know the metrics."""
     try:
-        check_metrics(file.evaluate.metrics)
+        check_metrics(metrics)
     except UserError as error:
         raise document.error("evaluate.metrics", str(error).removeprefix("evaluate.metrics: ")) from None
+
+
+def _check_metrics(file: FileSpec, document: Document) -> None:
+    _check_names(file.evaluate.metrics, document)
+    extractors = ("auto", *EXTRACTORS)
+    if file.evaluate.extractor not in extractors:
+        known = _known(file.evaluate.extractor, dict.fromkeys(extractors))
+        raise document.error("evaluate.extractor", f"'{file.evaluate.extractor}' isn't known; {known}")
     if needed(file.evaluate.metrics) - {"loss"} and file.evaluate.samples < 2:
         raise document.error("evaluate.samples", f"{file.evaluate.samples} given; metrics of samples need at least 2")
     for name, direction in file.search.objectives.items():

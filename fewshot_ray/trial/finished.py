@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,10 @@ from torch import nn
 from fewshot_ray.data.target import Fold
 from fewshot_ray.errors import UserError
 from fewshot_ray.methods.randomness import derived_seed
+from fewshot_ray.metrics.suite import METRICS
 from fewshot_ray.models.backbone import Backbone
 from fewshot_ray.models.parameters import TunedNetwork, tune
+from fewshot_ray.spec.sections import EvaluateSpec
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.checkpoint import read_checkpoint, trained_weights
 from fewshot_ray.training.group import Group
@@ -26,22 +29,38 @@ class Finished:
 
     backbone: Backbone
     tuned: TunedNetwork
+    fold: Fold
+    """What it was trained on, and judged by."""
 
 
 def load_finished(spec: TrialSpec, trial: Folder, step: int, *, cache: Folder, device: torch.device) -> Finished:
-    """The model that a trial's checkpoint holds (of its first fold). Raises UserError where the checkpoint is missing or damaged."""
-    materials = Materials(spec, cache, device)
-    backbone = materials.student_backbone()
-    fold = materials.folds[0]
-    tuned = tune(backbone.unet, spec.params, spec.params_config, seed=derived_seed(spec.seed, "params", fold.name))
+    """The first of `load_folds`: a trial's only model, where it isn't cross-fitted."""
+    return next(load_folds(spec, trial, step, cache=cache, device=device))
+
+
+def load_folds(spec: TrialSpec, trial: Folder, step: int, *, cache: Folder, device: torch.device) -> Iterator[Finished]:
+    """The models that a trial's checkpoint holds, one a fold. Raises UserError where the checkpoint is missing or damaged."""
     try:
-        weights = trained_weights(read_checkpoint(trial / "checkpoints", step), "fold0/")
+        checkpoint = read_checkpoint(trial / "checkpoints", step)
     except ValueError as error:
-        raise UserError(f"{trial.url}: {error}; run the sweep again under another name") from error
-    for name, parameter in tuned.trained.items():
-        parameter.data.copy_(weights[name])
-    tuned.network.eval()
-    return Finished(backbone, tuned)
+        raise UserError(f"{trial.url}: {error}; another trial, or the sweep again under another name, would be right") from error
+    materials = Materials(spec, cache, device)
+    for index, fold in enumerate(materials.folds):
+        backbone = materials.student_backbone()
+        tuned = tune(backbone.unet, spec.params, spec.params_config, seed=derived_seed(spec.seed, "params", fold.name))
+        weights = trained_weights(checkpoint, f"fold{index}/")
+        misfit = [n for n, p in tuned.trained.items() if n not in weights or weights[n].shape != p.shape] or sorted(
+            weights.keys() - tuned.trained.keys()
+        )
+        if misfit:
+            raise UserError(
+                f"{trial.url}: the checkpoint of step {step} is of another model ({misfit[0]} doesn't fit); "
+                "source.model as it was when the trial ran would be right"
+            )
+        for name, parameter in tuned.trained.items():
+            parameter.data.copy_(weights[name])
+        tuned.network.eval()
+        yield Finished(backbone, tuned, fold)
 
 
 class TestSplit:
@@ -61,8 +80,10 @@ class TestSplit:
         if len(test) == 0:
             raise UserError(f"target.test: every image of {place} was trained on or judged by; others would be right")
         config = spec.file.evaluate
+        _check_test(config, shots=len(self.materials.shots), images=len(test))
         instruments = Instruments(config, self.materials.source_backbone, device)
         fold = Fold("test", train=self.materials.shots, holdout=test)
+        self.fold = fold
         self.evaluator = Evaluator(config, fold, instruments, seed=spec.file.seed, device=device, group=Group())
         self.samples = config.final_samples
 
@@ -78,3 +99,16 @@ class TestSplit:
     def protocol(self) -> dict[str, str | int | float]:
         """The stamp of the values."""
         return self.evaluator.protocol(self.samples)
+
+
+def _check_test(config: EvaluateSpec, *, shots: int, images: int) -> None:
+    """Raise UserError where a metric can't be had from as many test images or final samples."""
+    for name in config.metrics:
+        metric = METRICS[name]
+        if images < metric.real_images:
+            raise UserError(
+                f"target.test: {images} images are left, freed of the others; {name} needs {metric.real_images}, so more would be right"
+            )
+        least = 0 if metric.needs == "loss" else shots + 1 if name.startswith("intra_") else 2
+        if config.final_samples < least:
+            raise UserError(f"evaluate.final_samples: {config.final_samples} are too few for {name}; {least} or more would be right")

@@ -41,6 +41,17 @@ def test_worked_by_hand() -> None:
     assert [asha.report(trial, step, value) for trial, step, value, _ in script] == [stop for *_, stop in script]
 
 
+def test_the_best_so_far_counts() -> None:
+    """Oracle: a trial's value is its best evaluation, so one that was best at 10 and has overfitted at 20 still leads at that rung."""
+    asha = halving()
+    assert not asha.report("early", 10, 1.0)
+    assert not asha.report("early", 20, 9.0)
+    assert not asha.report("late", 10, 1.0)
+    assert asha.report("late", 20, 1.5) is False
+    assert asha.rungs[20] == {"early": 1.0, "late": 1.0}
+    assert asha.report("other", 20, 2.0)
+
+
 def test_larger_may_be_better() -> None:
     """Oracle: the mirror image."""
     small, large = halving(), halving(minimise=False)

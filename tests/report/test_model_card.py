@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 from huggingface_hub import ModelCard as HubCard
@@ -68,3 +69,13 @@ def test_plain_fine_tuning_is_called_so() -> None:
     assert "fine-tuned on 1 image with plain fine-tuning" in text
     assert "Adaptors: merged into the weights." in text
     assert "![samples](samples.png)" in text
+
+
+def test_of_many_images_one_hash_stands_for_all() -> None:
+    """Oracle: hashlib over the documented text."""
+    hashes = [hashlib.sha256(bytes([number])).hexdigest() for number in range(101)]
+    text = model_card(replace(CARD, shot_hashes=hashes))
+    assert hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest() in text
+    assert "101 images" in text
+    assert not any(digest in text for digest in hashes)
+    assert all(digest in model_card(replace(CARD, shot_hashes=hashes[:100])) for digest in hashes[:100])

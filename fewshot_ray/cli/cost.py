@@ -1,0 +1,169 @@
+"""What a run will take: its trials, steps and workers, and time and disk from a few measured steps."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from fewshot_ray.methods.diffusion import DiffusionMethod
+from fewshot_ray.metrics.suite import needed
+from fewshot_ray.spec.document import Document, ranges
+from fewshot_ray.spec.sections import CrossFit, FileSpec
+from fewshot_ray.storage import Folder
+from fewshot_ray.trial.compose import TrialSpec
+from fewshot_ray.trial.materials import Materials, pick_device
+from fewshot_ray.trial.trial import Trial
+
+BRISK_SEC = 2.0
+"""No measurement takes much longer; what would is measured on one image and scaled."""
+SAMPLED_TOGETHER = 32
+CHECKPOINT_COPIES = 4
+"""A trained float32 is saved with its average and Adam's two moments."""
+CHECKPOINTS_KEPT = 3
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one training (one fold) on this machine."""
+
+    step_sec: float
+    forward_sec: float
+    """The network, an image."""
+    checkpoint_bytes: int
+    device: str
+
+
+def plan_lines(document: Document, materials: Materials) -> Iterator[tuple[str, str]]:
+    """Topic and text of every line of the plan."""
+    spec, file = materials.spec, materials.spec.file
+    for path, range_ in ranges(document.tree).items():
+        yield "range", f"{path}: {range_.describe()}"
+    confirm, folds = file.search.confirm, len(materials.folds)
+    reruns = 2 * len(confirm.seeds) * confirm.top if confirm else 0
+    refit = ", then a refit on all images" if isinstance(file.target.holdout, CrossFit) else ""
+    workers, steps = file.resources.workers, file.train.steps
+    yield (
+        "plan",
+        f"{_count(file.search.trials, 'trial')}{f' and {reruns} reruns' if reruns else ''}{refit}; each {steps} steps"
+        f"{f' in {folds} folds' if folds > 1 else ''} with {-(-steps // file.evaluate.every)} evaluations, on {_count(workers, 'worker')}",
+    )
+    cost = measure(spec)
+    evaluation = _forward_images(spec, materials) * cost.forward_sec
+    trial = folds * (steps * cost.step_sec + -(-steps // file.evaluate.every) * evaluation)
+    whole = (file.search.trials + reruns) * trial + (steps * cost.step_sec if refit else 0)
+    at_once = _workers_at_once(file)
+    yield (
+        "time",
+        f"at most about {duration(whole / at_once)} with {_count(at_once, 'worker')} at a time like this machine's {cost.device} "
+        f"({cost.step_sec * 1000:.0f} ms a step, {evaluation:.1f} s an evaluation, at the preset); early stopping makes it less",
+    )
+    disk = (file.search.trials + reruns + bool(refit)) * CHECKPOINTS_KEPT * folds * cost.checkpoint_bytes
+    yield "disk", f"at most {disk / 1e6:.0f} MB of checkpoints"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
+def _forward_images(spec: TrialSpec, materials: Materials) -> int:
+    """Forward passes, an image each, of one fold's evaluation."""
+    config, passes = spec.file.evaluate, 0
+    if needed(config.metrics) - {"loss"} or config.grid_images > 0:
+        passes += max(config.samples, config.grid_images) * config.sampler_steps
+    held_out = len(materials.folds[0].holdout)
+    if "holdout_loss" in config.metrics:
+        passes += held_out * math.ceil(config.loss_draws / held_out)
+    return passes
+
+
+def _workers_at_once(file: FileSpec) -> int:
+    """How many a Ray of this machine's own would run."""
+    resources, search = file.resources, file.search
+    fit = int((os.cpu_count() or 1) / resources.cpus_per_worker + 1e-9)
+    if resources.gpus_per_worker > 0 and torch.cuda.is_available():
+        fit = min(fit, int(torch.cuda.device_count() / resources.gpus_per_worker + 1e-9))
+    trials = min(max(1, fit // resources.workers), search.trials, search.concurrent or search.trials)
+    return trials * resources.workers
+
+
+def measure(spec: TrialSpec) -> Cost:
+    """Time a step and a forward pass of one training on all shots, its stages made as small as they can be."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(spec.file.resources.cpus_per_worker)))
+    device = pick_device(spec.file.resources.gpus_per_worker if torch.cuda.is_available() else 0)
+    batch = spec.file.train.batch_size
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            trial = _small_trial(spec, 1, Folder(scratch), device)
+            step_sec = batch * _quickest(lambda: _step(trial), 2, device)
+            if step_sec < BRISK_SEC and batch > 1:
+                whole = _small_trial(spec, batch, Folder(scratch), device)
+                step_sec = _quickest(lambda: _step(whole), 3, device)
+            forward_sec = _forward_sec(trial, device)
+            trained = sum(parameter.numel() for parameter in trial.trainings[0].method.trained().values())
+    finally:
+        torch.set_num_threads(threads)
+    return Cost(step_sec, forward_sec, trained * 4 * CHECKPOINT_COPIES, "GPU" if device.type == "cuda" else "CPU")
+
+
+def _small_trial(spec: TrialSpec, batch_size: int, scratch: Folder, device: torch.device) -> Trial:
+    """One model on all shots; the target's images stand for the source's, which may be many or not generated yet."""
+    file = spec.file
+    source = file.source.model_copy(update={"images": file.target.images if file.source.images else None})
+    train = file.train.model_copy(update={"batch_size": batch_size})
+    evaluate = file.evaluate.model_copy(update={"metrics": []})
+    small = replace(
+        spec,
+        file=file.model_copy(update={"source": source, "train": train, "evaluate": evaluate}),
+        methods={name: config.model_copy(update=dict(config.cheap_stages)) for name, config in spec.methods.items()},
+        refit_steps=1,
+    )
+    return Trial(small, scratch / f"trial-{batch_size}", scratch / "cache", device=device)
+
+
+def _step(trial: Trial) -> None:
+    training = trial.trainings[0]
+    training.advance(training.step + 1)
+
+
+def _forward_sec(trial: Trial, device: torch.device) -> float:
+    method = trial.trainings[0].method
+    assert isinstance(method, DiffusionMethod)
+    backbone, network = method.backbone, method.tuned.network
+
+    @torch.no_grad()
+    def forward(images: int) -> None:
+        x_t = torch.zeros((images, backbone.channels, *backbone.size), device=device)
+        backbone.predict(network, x_t, torch.zeros(images, dtype=torch.long, device=device))
+
+    alone = _quickest(lambda: forward(1), 2, device)
+    if alone * SAMPLED_TOGETHER > BRISK_SEC:
+        return alone
+    return _quickest(lambda: forward(SAMPLED_TOGETHER), 2, device) / SAMPLED_TOGETHER
+
+
+def _quickest(work: Callable[[], None], times: int, device: torch.device) -> float:
+    """Seconds; the first time warms up."""
+    seconds = []
+    for _ in range(times):
+        started = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def duration(seconds: float) -> str:
+    """For people."""
+    if seconds < 1:
+        return "1 s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
