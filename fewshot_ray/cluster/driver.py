@@ -100,13 +100,19 @@ def run_sweep(opened: Opened, *, address: str | None = None, console: Console | 
 def _build_stages(opened: Opened, console: Console) -> None:
     """Where a range decides what is shared (a method that is off at one end), every end's stages are built."""
     resources = opened.file.resources
-    trees = {to_yaml(tree): tree for tree in endpoint_trees(opened.document.tree)}
+    trees = {to_yaml(tree): tree for tree in endpoint_trees(opened.document.tree) if _prepares(tree)}
+    if not trees:
+        return
     task = build_stages.options(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)
     with console.status("preparing what the trials share"):
         for tree in trees.values():
             problem = ray.get(task.remote({"tree": tree, "folder": opened.folder.folder.url}))
             if problem:
                 raise UserError(problem)
+
+
+def _prepares(tree: dict[str, Any]) -> bool:
+    return any(config.prepares for config in compose(Document(tree, "stages")).methods.values())
 
 
 def _run_trials(opened: Opened, concurrent: int, console: Console) -> None:

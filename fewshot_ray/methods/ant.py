@@ -47,6 +47,11 @@ class AntConfig(MethodConfig):
     classifier_lr: float = Field(default=1e-4, gt=0)
     """Its learning rate (Adam)."""
 
+    @property
+    def prepares(self) -> bool:
+        """The classifier, for guidance."""
+        return self.guidance > 0
+
 
 class Ant:
     """Chooses the noise that is hardest for the student, and shifts its target towards the classifier's target domain."""
@@ -156,7 +161,7 @@ def classifier_stage(config: AntConfig, ingredients: Ingredients) -> Stage:
 
 def ant_stages(config: AntConfig, ingredients: Ingredients) -> Sequence[Stage]:
     """The classifier, where guidance uses it."""
-    return [classifier_stage(config, ingredients)] if config.guidance > 0 else []
+    return [classifier_stage(config, ingredients)] if config.prepares else []
 
 
 @register("ant", AntConfig, stages=ant_stages)

@@ -26,6 +26,11 @@ class MethodConfig(BaseModel):
     cheap_stages: ClassVar[Mapping[str, Any]] = {}
     """Values that make the stages quick and leave a training step as dear as it is: for timing a few steps."""
 
+    @property
+    def prepares(self) -> bool:
+        """Whether these settings have stages to build before trials start."""
+        return False
+
 
 def declared_ranges(config: type[BaseModel]) -> dict[str, Range]:
     """The ranges declared beside the fields: what `method: {name: search}` searches."""

@@ -88,6 +88,7 @@ def test_replay_rebuilds_the_state() -> None:
         again = halving(3, 2, 30)
         decisions = [again.report(*earlier) for earlier in recorded]
         assert again.rungs == live.rungs
+        assert again.best == live.best
         assert decisions[-1] == stop
         if stop or steps[trial] == 30:
             del steps[trial]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState
 
 from fewshot_ray.cluster.jobs import Job, after_search, search_job
 from fewshot_ray.cluster.study import Proposal
@@ -18,8 +19,6 @@ from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.storage import Folder
 from fewshot_ray.trial.compose import check_document, compose, with_values
 from tests.cluster.synthetic import file
-
-from optuna.trial import TrialState  # isort: skip
 
 VALUES = {"method.ant.noise_steps": 3, "method.ant.noise_step_size": 0.02, "train.lr": 2e-3, "train.params": {"lora": {"rank": 2}}}
 CROSSFIT = {"images": "embedded://digits/shots", "shots": 4, "holdout": {"crossfit": 2}}
@@ -145,10 +144,8 @@ def test_a_failed_refit_says_so(tmp_path: Path) -> None:
 
 def test_a_rerun_that_failed_confirms_nothing(tmp_path: Path) -> None:
     """Oracle: the other of the two wins, though the failed rerun had better values before it failed; without any, the search's order."""
-    for place, failed, expected in (
-        ("a", ("confirm-t0000-seed5",), "t0001"),
-        ("b", ("confirm-t0000-seed5", "confirm-t0001-seed6"), "t0000"),
-    ):
+    cases = [("a", ("confirm-t0000-seed5",), "t0001"), ("b", ("confirm-t0000-seed5", "confirm-t0001-seed6"), "t0000")]
+    for place, failed, expected in cases:
         ended = Ended(tmp_path / place, search={"confirm": {"top": 2, "seeds": [5, 6]}})
         ended.trial(0, 0.1)
         ended.trial(1, 0.2)

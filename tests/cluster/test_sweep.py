@@ -150,9 +150,6 @@ def test_where_the_length_is_searched(tmp_path: Path) -> None:
     other = open_sweep(Folder(tmp_path / "b"), file(train={"steps": IntRange(2, 8)}, search={"scheduler": ASHA}))
     assert other.halving is not None
     assert list(other.halving.rungs) == [2, 4]
-        2,
-        4,
-    ]  # type: ignore[union-attr]
 
 
 def test_a_failed_trial(tmp_path: Path) -> None:
