@@ -23,6 +23,7 @@ from fewshot_ray.spec.ranges import Choice, IntRange, Range
 from fewshot_ray.spec.sections import SearchSpec
 
 ORIGIN = "origin"
+SAMPLER = "sampler"
 CHOICE_INDEX = "index"
 
 
@@ -118,7 +119,7 @@ class Study:
         # Plain fine-tuning lacks the methods' parameters: it would shrink the space that is sampled jointly.
         mirror.add_trials([trial for trial in trials if trial.params.keys() == self.ranges.keys()])
         asked = mirror.ask({path: distribution(range_) for path, range_ in self.ranges.items()})
-        return self.add({path: from_optuna(self.ranges[path], asked.params[path]) for path in self.ranges}, "sampler")
+        return self.add({path: from_optuna(self.ranges[path], asked.params[path]) for path in self.ranges}, SAMPLER)
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         seed = derived_seed(self.seed, "sampler", number) % 2**32

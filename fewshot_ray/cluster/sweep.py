@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from fewshot_ray.cluster.halving import SuccessiveHalving
 from fewshot_ray.cluster.jobs import Job, after_search, search_job
 from fewshot_ray.cluster.journal import Journal
-from fewshot_ray.cluster.study import Proposal, Study
+from fewshot_ray.cluster.study import SAMPLER, Proposal, Study
 from fewshot_ray.metrics.suite import METRICS
 from fewshot_ray.report.progress import Progress
 from fewshot_ray.report.sweep_folder import EvaluationRow, State, SweepFolder, TrialRecord
@@ -212,7 +212,9 @@ class Sweep:
     def _should_stop(self, job: Job, row: EvaluationRow) -> bool:
         if self.halving is None or job.kind != "search" or row.step >= job.last_step:
             return False
-        return self.halving.report(job.id, row.step, row.metrics.get(self.halving.config.metric, math.nan))
+        beaten = self.halving.report(job.id, row.step, row.metrics.get(self.halving.config.metric, math.nan))
+        # Preset and plain fine-tuning are what the search is compared with: they run to their end.
+        return beaten and job.origin == SAMPLER
 
     def _show(self, running: Running, row: EvaluationRow) -> None:
         if running.board is None:
@@ -237,7 +239,8 @@ class Sweep:
         assert record is not None
         problem = running.problem
         if lost and not problem:
-            problem = f"failed {len(running.failures)} times, at last with {running.failures[-1]}" if running.failures else "failed"
+            last = f" (attempt {len(running.failures)}, the last): {running.failures[-1]}" if running.failures else ""
+            problem = f"its worker failed{last}"
         state: State = "FAIL" if problem else "PRUNED" if running.stopped else "COMPLETE"
         record = self._settle(running.job, record, state, problem)
         if running.board is not None:

@@ -25,6 +25,8 @@ Bounds: TypeAlias = Mapping[str, tuple[str, float]]
 SECONDARY = "occupancy"
 """What says how far to trust another metric (as `..._stderr` does): in the CSV, not in the terminal's table."""
 
+COLUMN_GAP = 2
+
 KINDS = ("search", "confirm", "control", "refit")
 STATES = ("COMPLETE", "RUNNING", "PRUNED", "FAIL")
 HEADINGS = {
@@ -241,7 +243,7 @@ def leaderboard_table(rows: Sequence[LeaderboardRow], objectives: Objectives, *,
     Shown are the objectives and as many other metrics as `width` characters hold; leaderboard.csv has all.
     With several objectives * marks the Pareto front.
     """
-    fixed = sum((2, max((len(row.trial.id) for row in rows), default=5), 9, 9, 8))
+    fixed = sum((2, max((len(row.trial.id) for row in rows), default=5), 7, 11, 7)) + 5 * COLUMN_GAP
     metrics = _fitting(metric_names(rows, objectives), width - fixed, least=len(objectives))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("", "trial", "origin", "state", "best at"):
@@ -285,7 +287,7 @@ def _fitting(names: Sequence[str], width: int, *, least: int) -> list[str]:
     for name in names:
         if name.startswith(SECONDARY) or name.endswith("_stderr"):
             continue
-        width -= max(len(name) + 2, 7) + 1
+        width -= max(len(name) + 2, 7) + COLUMN_GAP
         if width < 0 and len(shown) >= least:
             break
         shown.append(name)

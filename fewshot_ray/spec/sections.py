@@ -202,7 +202,7 @@ class EvaluateSpec(Section):
 
 
 class AshaSpec(Section):
-    """Asynchronous successive halving (Li et al. 2020)."""
+    """Asynchronous successive halving (Li et al. 2020) of the sampler's trials; preset and plain fine-tuning run to their end."""
 
     metric: Text
     """Metric, one of evaluate.metrics, that trials are stopped by."""

@@ -127,6 +127,25 @@ def test_stopped_trials(tmp_path: Path) -> None:
     assert sweep.study.study.best_value == min(complete)
 
 
+def test_what_the_search_is_compared_with_runs_to_its_end(tmp_path: Path) -> None:
+    """Oracle: preset and plain are worst at every rung and complete all the same; the sampler's trials behind the best are stopped."""
+
+    def references_are_worst(job: Job, step: int) -> dict[str, float]:
+        return {**curve(job, step), "holdout_loss": 1.0 if job.origin == "sampler" else 9.0}
+
+    sweep = open_sweep(Folder(tmp_path), file(search={"trials": 6, "scheduler": ASHA}))
+    job = sweep.next_job()
+    assert isinstance(job, Job)
+    assert sweep.halving is not None
+    for better in map(str, range(20)):
+        sweep.halving.report(better, 2, 0.1)
+        sweep.halving.report(better, 4, 0.1)
+    run_job(sweep, job, references_are_worst)
+    finish(sweep, references_are_worst)
+    states = {(record.origin, record.state) for record in sweep.folder.trials()}
+    assert states == {("preset", "COMPLETE"), ("plain", "COMPLETE"), ("sampler", "PRUNED")}
+
+
 def test_where_the_length_is_searched(tmp_path: Path) -> None:
     """Oracle: a trial that ran to its own end is COMPLETE after resuming too, though longer ones have a rung there."""
     document = file(train={"steps": Choice((8, 2))}, search={"trials": 10, "scheduler": ASHA})
@@ -183,7 +202,7 @@ def test_a_lost_worker(tmp_path: Path) -> None:
     records = sweep.folder.trials()
     assert [(record.state, record.error) for record in records] == [
         ("COMPLETE", None),
-        ("FAIL", "failed 2 times, at last with MemoryError: second"),
+        ("FAIL", "its worker failed (attempt 2, the last): MemoryError: second"),
     ]
     assert records[1].values is None
 
