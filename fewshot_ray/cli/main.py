@@ -51,10 +51,14 @@ def resume(sweep: SweepArgument, address: AddressOption = None) -> None:
 def _preflight(opened: object) -> None:
     """Before Ray starts, and before the sweep's folder is made."""
     from fewshot_ray.cluster.opened import Opened
+    from fewshot_ray.trial.materials import warnings
     from fewshot_ray.trial.preflight import check_materials, preset_materials
 
     assert isinstance(opened, Opened)
-    check_materials(opened.document, preset_materials(opened.document, opened.file))
+    materials = preset_materials(opened.document, opened.file)
+    check_materials(opened.document, materials)
+    for line in warnings(materials.spec, materials.source_backbone):
+        typer.echo(f"warning: {line}", err=True)
 
 
 def _run(opened: object, address: str | None) -> None:

@@ -153,6 +153,7 @@ def classifier_stage(config: AntConfig, ingredients: Ingredients) -> Stage:
         "target": target_hash,
         "schedule": schedule_hash,
         "seed": ingredients.seed,
+        "device": ingredients.backbone.device.type,
         "version": 1,
         **settings,
     }

@@ -13,6 +13,7 @@ def cross_checks(spec: FileSpec) -> Iterator[tuple[str, str]]:
     yield from _source(spec)
     yield from _holdout(spec)
     yield from _steps(spec)
+    yield from _confirm(spec)
     yield from _metrics(spec)
 
 
@@ -47,6 +48,12 @@ def _steps(spec: FileSpec) -> Iterator[tuple[str, str]]:
         yield path, f"{asha.grace_steps} is no multiple of evaluate.every ({every}); {nearest_multiple}, for one, is right"
     elif asha.grace_steps > steps:
         yield path, f"{asha.grace_steps} is above train.steps ({steps}), so nothing would be stopped; at most {steps} is right"
+
+
+def _confirm(spec: FileSpec) -> Iterator[tuple[str, str]]:
+    confirm = spec.search.confirm
+    if confirm is not None and spec.seed in confirm.seeds:
+        yield "search.confirm.seeds", f"{spec.seed} is the search's own seed, which chose the winner; other seeds are right"
 
 
 def _metrics(spec: FileSpec) -> Iterator[tuple[str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -108,13 +107,15 @@ class Materials:
     def source_samples_stage(self) -> Stage:
         """Samples of the source model, for methods that need source images where the user has none."""
         count, seed = self.spec.file.source.generated_images, self.spec.file.seed
+        steps = min(SOURCE_SAMPLER_STEPS, self.source_backbone.schedule.timesteps)
         depends_on = {
             "model": self.source_hash,
             "scheduler": hashlib.sha256(self.source_backbone.scheduler.to_json_string().encode()).hexdigest()[:16],
             "count": count,
             "seed": seed,
             "sampler": "ddim",
-            "steps": SOURCE_SAMPLER_STEPS,
+            "steps": steps,
+            "device": self.device.type,
             "version": 1,
         }
 
@@ -122,7 +123,7 @@ class Materials:
             backbone = self.student_backbone()
             generator = Randomness(derived_seed(seed, "source-samples"), self.device).generator(0, "noise")
             noise = torch.randn((count, backbone.channels, *backbone.size), generator=generator, device=self.device)
-            return {"images": sample(backbone, backbone.unet, noise, sampler="ddim", steps=SOURCE_SAMPLER_STEPS)}
+            return {"images": sample(backbone, backbone.unet, noise, sampler="ddim", steps=steps)}
 
         return Stage("source-samples", depends_on, compute)
 
@@ -169,16 +170,21 @@ class FoldIngredients:
         return read(stage, self.materials.cache)
 
 
-def warnings(spec: TrialSpec, backbone: Backbone) -> Sequence[str]:
+def warnings(spec: TrialSpec, backbone: Backbone) -> list[str]:
     """What will run but is likely not what the user wants, a line each."""
+    found = []
     ant = spec.methods.get("ant")
-    norm = getattr(ant, "noise_norm", None)
-    if norm == "sample" and getattr(ant, "noise_steps", 0) > 0 and min(backbone.size) < 32:
-        return [
+    if getattr(ant, "noise_norm", None) == "sample" and getattr(ant, "noise_steps", 0) > 0 and min(backbone.size) < 32:
+        found.append(
             f"method.ant.noise_norm: 'sample' removes the mean of each image's noise, which is destructive at {min(backbone.size)} pixels; "
             "'moments' is better below 32"
-        ]
-    return []
+        )
+    if getattr(ant, "guidance", 0) > 0 and "holdout_loss" in spec.file.search.objectives:
+        found.append(
+            "search.objectives: guidance moves ANT's optimum away from holdout_loss, so trials with less of it win; kid, against held-out "
+            "images, compares them"
+        )
+    return found
 
 
 def pick_device(gpus_per_worker: float) -> torch.device:

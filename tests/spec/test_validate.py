@@ -100,6 +100,8 @@ def test_a_mistake_is_named_with_line_field_value_and_remedy(section: str, text:
          "5: search.scheduler.asha.grace_steps: 350 is above train.steps (300), so nothing would be stopped; at most 300 is right"),
         ({"search": "{scheduler: {asha: {metric: kid, grace_steps: 100}}}"},
          "5: search.scheduler.asha.metric: 'kid' is not among evaluate.metrics; one of holdout_loss is right, or add it there"),
+        ({"search": "{confirm: {seeds: [1, 0]}}"},
+         "5: search.confirm.seeds: 0 is the search's own seed, which chose the winner; other seeds are right"),
         ({"search": "{objectives: {holdoutloss: min}}"},
          "5: search.objectives.holdoutloss: 'holdoutloss' is not among evaluate.metrics; did you mean 'holdout_loss'?"),
         ({"search": "{constraints: {memorisation: <= 0.2}, objectives: {kid: min}}"},

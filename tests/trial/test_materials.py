@@ -147,7 +147,16 @@ def test_devices() -> None:
 def test_ants_own_norm_is_warned_of_at_few_pixels() -> None:
     """Oracle: one line for 'sample' at 8 pixels where noise is ascended, none else."""
     backbone = tiny_backbone()
-    [line] = warnings(spec(method={"ant": {}}), backbone)
+    [line] = warnings(spec(method={"ant": {"guidance": 0.0}}), backbone)
     assert "method.ant.noise_norm" in line
-    for method in ({"ant": {"noise_norm": "moments"}}, {"ant": {"noise_steps": 0}}, {"sdft": {}}):
+    for method in ({"ant": {"guidance": 0.0, "noise_norm": "moments"}}, {"ant": {"guidance": 0.0, "noise_steps": 0}}, {"sdft": {}}):
         assert warnings(spec(method=method), backbone) == []
+
+
+def test_guidance_ordered_by_the_held_out_loss_is_warned_of() -> None:
+    """Oracle: one line where both meet, none where the objective is another."""
+    method = {"ant": {"noise_norm": "moments", "guidance": 1.0}}
+    [line] = warnings(spec(method=method), tiny_backbone())
+    assert "kid" in line
+    evaluate = {"metrics": ["kid"], "samples": 8}
+    assert warnings(spec(method=method, evaluate=evaluate, search={"objectives": {"kid": "min"}}), tiny_backbone()) == []
