@@ -16,7 +16,7 @@ from fewshot_ray.metrics.suite import needed
 from fewshot_ray.spec.document import Document, ranges
 from fewshot_ray.spec.sections import CrossFit, FileSpec
 from fewshot_ray.storage import Folder
-from fewshot_ray.trial.compose import TrialSpec
+from fewshot_ray.trial.compose import PLAIN, TrialSpec
 from fewshot_ray.trial.materials import Materials, pick_device
 from fewshot_ray.trial.trial import Trial
 
@@ -45,7 +45,8 @@ def plan_lines(document: Document, materials: Materials) -> Iterator[tuple[str, 
     for path, range_ in ranges(document.tree).items():
         yield "range", f"{path}: {range_.describe()}"
     confirm, folds = file.search.confirm, len(materials.folds)
-    reruns = 2 * len(confirm.seeds) * confirm.top if confirm else 0
+    arms = 1 if PLAIN in file.method else 2
+    reruns = arms * len(confirm.seeds) * confirm.top if confirm else 0
     refit = ", then a refit on all images" if isinstance(file.target.holdout, CrossFit) else ""
     workers, steps = file.resources.workers, file.train.steps
     yield (
@@ -115,7 +116,7 @@ def measure(spec: TrialSpec) -> Cost:
 def _small_trial(spec: TrialSpec, batch_size: int, scratch: Folder, device: torch.device) -> Trial:
     """One model on all shots; the target's images stand for the source's, which may be many or not generated yet."""
     file = spec.file
-    source = file.source.model_copy(update={"images": file.target.images if file.source.images else None})
+    source = file.source.model_copy(update={"images": file.target.images})
     train = file.train.model_copy(update={"batch_size": batch_size})
     evaluate = file.evaluate.model_copy(update={"metrics": []})
     small = replace(

@@ -38,11 +38,24 @@ def trial_results(config: dict[str, Any], *, group: Group | None = None) -> Iter
         torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
         device = pick_device(resources.gpus_per_worker)
         folder = Folder(config["folder"])
+        group = group or Group()
+        problem = group.first_of(_unreadable(Materials(spec, folder / "cache", device)))
+        if problem is not None:
+            raise UserError(problem)
         trial = Trial(spec, folder / "trials" / job.id, folder / "cache", device=device, group=group)
         for evaluation in trial.evaluations():
             yield {ROW: json.dumps(asdict(evaluation)), "done": evaluation.step >= job.last_step}
     except (UserError, NonFiniteLossError) as error:
         yield {PROBLEM: str(error), "done": True}
+
+
+def _unreadable(materials: Materials) -> str | None:
+    """Why this worker can't read the model or the images; another node may not have them."""
+    try:
+        _ = materials.source_backbone, materials.folds
+    except UserError as error:
+        return str(error)
+    return None
 
 
 class TrialActor(tune.Trainable):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from fewshot_ray.spec.sections import SearchSpec
 
 ORIGIN = "origin"
 SAMPLER = "sampler"
+PLAIN_ORIGIN = "plain"
 CHOICE_INDEX = "index"
 
 
@@ -66,16 +67,21 @@ class Proposal:
 class Study:
     """The study in a journal on this machine's disk, which one driver writes.
 
+    `outside` names origins that are on record and not in the searched space (plain fine-tuning beside methods): the sampler
+    learns nothing from them.
     The sampler is seeded anew for each trial number, over what the journal holds: a restarted search proposes what it would have.
     """
 
-    def __init__(self, journal: Path, name: str, search: SearchSpec, ranges: Mapping[str, Range], *, seed: int) -> None:
+    def __init__(
+        self, journal: Path, name: str, search: SearchSpec, ranges: Mapping[str, Range], *, seed: int, outside: Collection[str] = ()
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         journal.parent.mkdir(parents=True, exist_ok=True)
         _heal(journal)
         self.ranges = ranges
         self.search = search
         self.seed = seed
+        self.outside = outside
         minimise = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
         self.directions = [minimise[direction] for direction in search.objectives.values()]
         self.study = optuna.create_study(
@@ -116,8 +122,7 @@ class Study:
         """What the sampler proposes next, entered as running."""
         trials = self.study.get_trials(deepcopy=False)
         mirror = optuna.create_study(directions=self.directions, sampler=self._sampler(len(trials)))
-        # Plain fine-tuning lacks the methods' parameters: it would shrink the space that is sampled jointly.
-        mirror.add_trials([trial for trial in trials if trial.params.keys() == self.ranges.keys()])
+        mirror.add_trials([trial for trial in trials if trial.user_attrs[ORIGIN] not in self.outside])
         asked = mirror.ask({path: distribution(range_) for path, range_ in self.ranges.items()})
         return self.add({path: from_optuna(self.ranges[path], asked.params[path]) for path in self.ranges}, SAMPLER)
 

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 
 from optuna.trial import TrialState
 
 from fewshot_ray.cluster.halving import SuccessiveHalving
 from fewshot_ray.cluster.jobs import Job, after_search, search_job
 from fewshot_ray.cluster.journal import Journal
-from fewshot_ray.cluster.study import SAMPLER, Proposal, Study
+from fewshot_ray.cluster.study import PLAIN_ORIGIN, SAMPLER, Proposal, Study
 from fewshot_ray.metrics.suite import METRICS
 from fewshot_ray.report.progress import Progress
 from fewshot_ray.report.sweep_folder import EvaluationRow, State, SweepFolder, TrialRecord
@@ -62,7 +62,14 @@ class Sweep:
         self.journal = journal
         self.progress = progress
         self.concurrent = concurrent
-        self.study = Study(journal.path, file.name, file.search, ranges(document.tree), seed=file.seed)
+        self.study = Study(
+            journal.path,
+            file.name,
+            file.search,
+            ranges(document.tree),
+            seed=file.seed,
+            outside=() if PLAIN in file.method else (PLAIN_ORIGIN,),
+        )
         self.halving = self._halving()
         self.running: dict[str, Running] = {}
         self.pending: list[Job] = []
@@ -95,7 +102,7 @@ class Sweep:
                 self.pending.append(job)
             elif proposal.state.is_finished():
                 if record.state == "RUNNING":
-                    self._settle(job, record, proposal.state.name, None)
+                    self._settle(job, record, cast(State, proposal.state.name), None)
             elif record.state != "RUNNING":
                 self._tell(proposal.number, record)
             elif self._ended(job) or job.id in stopped:
@@ -174,11 +181,11 @@ class Sweep:
         is_plain = PLAIN in self.file.method
         first: list[tuple[dict[str, Any], str]] = []
         if not preset:
-            first.append(({}, "plain" if is_plain else "file"))
+            first.append(({}, PLAIN_ORIGIN if is_plain else "file"))
         elif search.include_preset:
-            first.append((preset, "plain" if is_plain else "preset"))
+            first.append((preset, PLAIN_ORIGIN if is_plain else "preset"))
         if search.include_plain and not is_plain:
-            first.append(({path: value for path, value in preset.items() if not path.startswith("method.")}, "plain"))
+            first.append(({path: value for path, value in preset.items() if not path.startswith("method.")}, PLAIN_ORIGIN))
         return first
 
     def _start(self, job: Job) -> None:
@@ -188,8 +195,11 @@ class Sweep:
         rows = self.folder.rows(job.id)
         last_step = rows[-1].step if rows else None
         local = self.folder.trial(job.id).local
-        board = TrialBoard(local, {**_flat(job.tree), "seed": job.seed}, last_step=last_step) if local else None
-        self.running[job.id] = Running(job, {row.step for row in rows}, board)
+        # Written anew from the rows on record: a kill may have come between a row and its point in the curve.
+        board = TrialBoard(local, {**_flat(job.tree), "seed": job.seed}) if local else None
+        self.running[job.id] = running = Running(job, {row.step for row in rows}, board)
+        for row in rows:
+            self._show(running, row)
         self.progress.started(job.id, job.label, steps=job.last_step, step=last_step or 0)
 
     # What a result means
@@ -241,6 +251,8 @@ class Sweep:
         if lost and not problem:
             last = f" (attempt {len(running.failures)}, the last): {running.failures[-1]}" if running.failures else ""
             problem = f"its worker failed{last}"
+        if not problem and not running.stopped and not self._ended(running.job):
+            problem = "its worker ended before the last evaluation"
         state: State = "FAIL" if problem else "PRUNED" if running.stopped else "COMPLETE"
         record = self._settle(running.job, record, state, problem)
         if running.board is not None:
@@ -255,7 +267,7 @@ class Sweep:
                 running.board.close(ended=False)
         self.running.clear()
 
-    def _settle(self, job: Job, record: TrialRecord, state: str, problem: str | None) -> TrialRecord:
+    def _settle(self, job: Job, record: TrialRecord, state: State, problem: str | None) -> TrialRecord:
         """Write how a trial ended, and tell the study."""
         rows = self.folder.rows(job.id)
         if job.refit_steps is not None:
@@ -266,7 +278,7 @@ class Sweep:
             state, problem = "FAIL", f"no evaluation has a finite {next(iter(self.file.search.objectives))}"
         settled = replace(
             record,
-            state=_STATES[state],
+            state=state,
             best_step=None if best is None else rows[best].step,
             values=None if best is None else rows[best].metrics,
             error=problem,
@@ -297,9 +309,6 @@ class Sweep:
         )
         self.folder.write_trial(record)
         return record
-
-
-_STATES: dict[str, State] = {"RUNNING": "RUNNING", "COMPLETE": "COMPLETE", "PRUNED": "PRUNED", "FAIL": "FAIL"}
 
 
 def _now() -> str:

@@ -54,10 +54,6 @@ class Ingredients(Protocol):
         """A frozen copy of the source network, in eval mode, on the student's device."""
         ...
 
-    def source_hash(self) -> str:
-        """Of the source network's weights."""
-        ...
-
     def source_images(self) -> tuple[Tensor, str]:
         """Images uint8 `[N, C, H, W]` of the source domain (given or sampled from the source model), and their hash."""
         ...

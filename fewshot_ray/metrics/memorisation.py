@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from fewshot_ray.errors import UserError
 from fewshot_ray.metrics.diversity import euclidean_distances, unit_features
 
 COPY_RATIO = 0.5
@@ -22,14 +23,16 @@ def memorised_share(generated: Tensor, training: Tensor, holdout: Tensor) -> Mem
 
     With d(x) the Euclidean distance between L2-normalised features of x and of its nearest training image, a sample is a copy
     when d(x) < 1/2 median over the held-out images of d; median_ratio is median d(generated) / median d(holdout): about 1 for
-    samples as new as real ones, 0 for copies. All three are features [N, D]. Raises ValueError where the median is 0, that is
+    samples as new as real ones, 0 for copies. All three are features [N, D]. Raises UserError where the median is 0, that is
     where most held-out images are training images.
     """
     unit_training = unit_features(training)
     generated_distances = _nearest_distances(generated, unit_training)
     usual = float(_nearest_distances(holdout, unit_training).quantile(0.5))
     if not usual > 0:
-        raise ValueError("the held-out images lie on the training images; held-out images that were not trained on are right")
+        raise UserError(
+            "evaluate.metrics: memorisation can't be told where held-out images equal the training images; other held-out images are right"
+        )
     threshold = COPY_RATIO * usual
     share = float((generated_distances < threshold).double().mean())
     return Memorisation(share, threshold, float(generated_distances.quantile(0.5)) / usual)

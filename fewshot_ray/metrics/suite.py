@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -58,7 +58,7 @@ class Suite:
     """Computes the sample metrics among `metrics` (the held-out loss needs no samples and is the trial's own).
 
     `training` and `reference` are uint8 [N, C, H, W]: the images trained on, and real ones never trained on.
-    `reference_features` [N, D] float32 spare the reference its pass through the extractor.
+    `features_of` stands for the extractor's own pass over these two (a cache).
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Suite:
         reference: Tensor,
         extractor: Extractor | None = None,
         perceptual: PerceptualDistance | None = None,
-        reference_features: Tensor | None = None,
+        features_of: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         check_metrics(metrics)
         self.metrics = tuple(metrics)
@@ -83,19 +83,19 @@ class Suite:
             raise ValueError("LPIPS metrics are asked for without a perceptual distance; load_perceptual makes one")
         if "features" in needed(metrics) and extractor is None:
             raise ValueError("feature metrics are asked for without an extractor; load_extractor makes one")
-        self._given_reference_features = reference_features
+        self._features_of = features_of or (extractor.features if extractor is not None else None)
 
     @cached_property
     def training_features(self) -> Tensor:
         """Of the images trained on, float32 [N, D]; computed when first needed, so that a stamp alone costs no pass."""
-        assert self.extractor is not None
-        return self.extractor.features(self.training)
+        assert self._features_of is not None
+        return self._features_of(self.training)
 
     @cached_property
     def reference_features(self) -> Tensor:
         """Of the real images never trained on, float32 [M, D]."""
-        assert self.extractor is not None
-        return self.extractor.features(self.reference) if self._given_reference_features is None else self._given_reference_features
+        assert self._features_of is not None
+        return self._features_of(self.reference)
 
     def compute(self, samples: Tensor) -> dict[str, float]:
         """The value of each sample metric for samples uint8 [N, C, H, W], N >= 2.

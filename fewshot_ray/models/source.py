@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 from fnmatch import fnmatch
 from importlib.resources import files
@@ -67,7 +68,9 @@ def _download(url: str) -> Path:
         if "model_index.json" not in [names[remote] for remote in wanted]:
             raise UserError(f"source.model: no model_index.json at {url}; give the folder that save_pretrained wrote")
         state = repr([(names[remote], sorted(listing[remote].items(), key=str)) for remote in wanted])
-        cache = Path(tempfile.gettempdir()) / "fewshot-ray-models" / hashlib.sha256(f"{url}\n{state}".encode()).hexdigest()[:16]
+        cache = (
+            Path(tempfile.gettempdir()) / f"fewshot-ray-models-{os.getuid()}" / hashlib.sha256(f"{url}\n{state}".encode()).hexdigest()[:16]
+        )
         for remote in wanted:
             _fetch(filesystem, remote, cache / names[remote])
     except place_errors() as error:

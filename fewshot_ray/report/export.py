@@ -24,7 +24,7 @@ from fewshot_ray.spec.document import Document, to_yaml
 from fewshot_ray.spec.sections import CrossFit, FileSpec
 from fewshot_ray.storage import is_remote
 from fewshot_ray.training.group import Group
-from fewshot_ray.trial.compose import PLAIN, TrialSpec, compose
+from fewshot_ray.trial.compose import PLAIN, TrialSpec, compose, effective_tree
 from fewshot_ray.trial.evaluation import Evaluator, Instruments
 from fewshot_ray.trial.finished import load_finished
 from fewshot_ray.trial.materials import Materials
@@ -112,7 +112,7 @@ def _write_card(folder: SweepFolder, file: FileSpec, record: TrialRecord, fold: 
         source_model=source or "none: trained from scratch",
         trial_id=record.id,
         methods=[method for method in spec.methods if method != PLAIN],
-        spec_yaml=to_yaml(spec.tree),
+        spec_yaml=to_yaml(effective_tree(spec)),
         seed=spec.seed,
         steps=record.best_step,
         shot_hashes=fold.train.hashes,

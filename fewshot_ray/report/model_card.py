@@ -45,7 +45,7 @@ class ModelCard:
     """Whether `source_model` is a hub id: it is then linked and named as the base model."""
     source_revision: str | None = None
     adaptors: str | None = None
-    """In words, where adaptors were trained: `merged` or what is shipped beside the weights."""
+    """In words, where adaptors were trained, what is shipped beside the weights."""
     comparisons: Sequence[PairedComparison] = ()
     version: str | None = None
     """fewshot-ray's version."""

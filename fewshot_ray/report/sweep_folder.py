@@ -112,14 +112,6 @@ class SweepFolder:
         else:
             folder.write_bytes(ROWS, b"".join([*self._lines(trial_id), line]))
 
-    def keep_rows(self, trial_id: str, last_step: int) -> list[EvaluationRow]:
-        """Drop the evaluations after `last_step`, which a trial resumed from there will make again; returns those kept."""
-        rows = self.rows(trial_id)
-        kept = [row for row in rows if row.step <= last_step]
-        if len(kept) < len(rows):
-            self.trial(trial_id).write_bytes(ROWS, b"".join(_line(row) for row in kept))
-        return kept
-
     def grid_steps(self, trial_id: str) -> list[int]:
         """The steps that have a sample grid, ascending."""
         matches = (re.fullmatch(r"step_(\d+)\.png", name) for name in (self.trial(trial_id) / "samples").names())

@@ -18,7 +18,7 @@ from fewshot_ray.spec.sections import (
     TrainSpec,
     parse_constraint,
 )
-from fewshot_ray.spec.validate import endpoint_trees, file_spec, load, load_endpoints
+from fewshot_ray.spec.validate import endpoint_trees, file_spec, load
 
 __all__ = [
     "AshaSpec",
@@ -42,7 +42,6 @@ __all__ = [
     "endpoint_trees",
     "file_spec",
     "load",
-    "load_endpoints",
     "parse_constraint",
     "parse_document",
     "read_document",

@@ -259,7 +259,7 @@ class SearchSpec(Section):
     """Times a trial is started again after its machine failed."""
 
     include_preset: bool = True
-    """Begin with each method's preset."""
+    """Begin with the preset of the methods, together as they are in the file."""
 
     include_plain: bool = True
     """Begin with plain fine-tuning at the file's values."""

@@ -43,12 +43,6 @@ def load(model: type[Model], tree: Any, *, document: Document, path: str = "") -
         raise _user_error(error, model, tree, document, path) from error
 
 
-def load_endpoints(model: type[Model], tree: Any, *, document: Document, path: str = "") -> Model:
-    """As `load`, for a tree with ranges: it must be valid at every end of every range. Returned is the model at their first ends."""
-    specs = [load(model, concrete, document=document, path=path) for concrete in endpoint_trees(tree)]
-    return specs[0]
-
-
 def endpoint_trees(tree: Any) -> Iterator[Any]:
     """Copies of `tree` without ranges: all at their first end, all at their last, and each at each of its ends with the others at either.
 

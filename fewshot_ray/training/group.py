@@ -62,7 +62,10 @@ class Group:
         dist.all_gather(parts, padded)
         return torch.stack(parts, dim=1).flatten(0, 1)[:total]
 
-    def barrier(self) -> None:
-        """Wait for the others."""
-        if self.size > 1:
-            dist.barrier()
+    def first_of(self, own: str | None) -> str | None:
+        """What the first worker that has something says; the same on every worker."""
+        if self.size == 1:
+            return own
+        said: list[str | None] = [None] * self.size
+        dist.all_gather_object(said, own)
+        return next((text for text in said if text is not None), None)

@@ -134,16 +134,19 @@ class Training:
         return self.group.smallest(fits, self.device)
 
     def _fits(self, micro_batch: int) -> bool:
-        """Whether one forward and backward pass of every phase runs in the device's memory."""
+        """Whether one forward and backward pass of every phase runs in the device's memory, beside Adam's two moments."""
         batch = self.batches.micro_batches(0, self.group, micro_batch)[0]
         contexts: list[Any] = [None]
+        moments: list[Tensor] = []
         try:
+            moments += [torch.empty_like(parameter) for parameter in self.method.trained().values() for _ in range(2)]
             for phase in self.method.phases():
                 torch.autograd.backward(self._loss(phase, batch, contexts, 0), inputs=list(phase.parameters), retain_graph=True)
         except torch.OutOfMemoryError:
             return False
         finally:
             contexts.clear()
+            moments.clear()
             for parameter in self.method.trained().values():
                 parameter.grad = None
             torch.cuda.empty_cache()

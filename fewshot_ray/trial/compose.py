@@ -43,6 +43,14 @@ class TrialSpec:
     """Trains on all shots, holding nothing out, and stops here; None for an ordinary trial."""
 
 
+def effective_tree(spec: TrialSpec) -> dict[str, Any]:
+    """Every value that makes the trial, the defaults among them."""
+    tree = spec.file.model_dump(mode="json")
+    tree["method"] = {name: config.model_dump(mode="json") for name, config in spec.methods.items()}
+    tree["train"]["params"] = {spec.params: spec.params_config.model_dump(mode="json")}
+    return tree
+
+
 def expand(document: Document) -> Document:
     """`method: {sdft: search}` and `train.params: {lora: search}` replaced by the ranges declared beside their fields. Raises UserError."""
     tree = dict(document.tree)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,16 +10,18 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from fewshot_ray.data.images import to_model_range
+from fewshot_ray.data.images import ImageSet, to_model_range
 from fewshot_ray.data.target import Fold
 from fewshot_ray.errors import UserError
 from fewshot_ray.methods.draw import mean_square
 from fewshot_ray.methods.randomness import derived_seed
+from fewshot_ray.methods.stage import Stage, read
 from fewshot_ray.metrics.extractors import Extractor, PerceptualDistance, load_extractor, load_perceptual
 from fewshot_ray.metrics.suite import METRICS, Suite, needed
 from fewshot_ray.models.backbone import Backbone
 from fewshot_ray.models.sampling import sample
 from fewshot_ray.spec.sections import EvaluateSpec
+from fewshot_ray.storage import Folder
 from fewshot_ray.training.group import Group
 
 FORWARD_IMAGES = 256
@@ -44,14 +47,30 @@ def extractor_name(config: EvaluateSpec, backbone: Backbone) -> str:
 class Instruments:
     """The networks that samples are seen through, loaded once for all folds."""
 
-    def __init__(self, config: EvaluateSpec, backbone: Backbone, device: torch.device) -> None:
+    def __init__(self, config: EvaluateSpec, backbone: Backbone, device: torch.device, cache: Folder | None = None) -> None:
         kinds = needed(config.metrics)
+        self.device = device
+        self.cache = cache
         self.extractor: Extractor | None = None
         self.perceptual: PerceptualDistance | None = None
         if "features" in kinds:
             self.extractor = load_extractor(extractor_name(config, backbone), device=device, weights=config.extractor_weights)
         if "perceptual" in kinds:
             self.perceptual = load_perceptual(device=device, weights=config.lpips_weights)
+
+    def features(self, images: ImageSet) -> Tensor:
+        """The extractor's features of real images, float32 `[N, D]`, computed once for all trials where there is a cache."""
+        extractor = self.extractor
+        assert extractor is not None
+        depends_on = {
+            "images": hashlib.sha256(",".join(images.hashes).encode()).hexdigest()[:16],
+            "shape": list(images.images.shape),
+            "extractor": [extractor.id, extractor.weights_hash, extractor.resize],
+            "device": self.device.type,
+            "version": 1,
+        }
+        stage = Stage("features", depends_on, lambda: {"features": extractor.features(images.images)})
+        return read(stage, self.cache)["features"] if self.cache is not None else stage.compute()["features"]
 
 
 class Evaluator:
@@ -70,19 +89,16 @@ class Evaluator:
         self.device = device
         self.group = group
 
-    def measure(self, backbone: Backbone, network: nn.Module, *, samples: int) -> Measured:
-        """All metrics the file asks for, from `samples` generated images."""
+    def measure(self, backbone: Backbone, network: nn.Module, *, samples: int, grid: bool = False) -> Measured:
+        """All metrics the file asks for, from `samples` generated images; with `grid`, at least as many images as the grid shows."""
         metrics: dict[str, float] = {}
         if "holdout_loss" in self.config.metrics and len(self.fold.holdout) > 0:
             metrics["holdout_loss"] = self.holdout_loss(backbone, network)
-        drawn = self.draw_samples(backbone, network, samples) if self._wants_samples else None
+        wanted = max(samples if self.suite is not None else 0, self.config.grid_images if grid else 0)
+        drawn = self.draw_samples(backbone, network, wanted) if wanted > 0 else None
         if drawn is not None and self.suite is not None:
             metrics |= self.suite.compute(drawn[:samples].cpu())
         return Measured(metrics, drawn)
-
-    @property
-    def _wants_samples(self) -> bool:
-        return bool(needed(self.config.metrics) - {"loss"}) or self.config.grid_images > 0
 
     @cached_property
     def suite(self) -> Suite | None:
@@ -96,6 +112,9 @@ class Evaluator:
             reference=self.fold.holdout.images,
             extractor=self.instruments.extractor,
             perceptual=self.instruments.perceptual,
+            features_of=lambda images: self.instruments.features(
+                self.fold.holdout if images is self.fold.holdout.images else self.fold.train
+            ),
         )
 
     def holdout_loss(self, backbone: Backbone, network: nn.Module) -> float:
@@ -126,8 +145,7 @@ class Evaluator:
         return torch.arange(count) % images, t, eps
 
     def draw_samples(self, backbone: Backbone, network: nn.Module, count: int) -> Tensor:
-        """Images uint8 from noise that all trials and steps share, at least the grid's; the first n of more are the same n."""
-        count = max(count, self.config.grid_images)
+        """Images uint8 `[count, C, H, W]` from noise that all trials and steps share; the first n of more are the same n."""
         own = self.group.own(torch.arange(count)).tolist()
         if not own:  # more workers than images, and networks refuse empty input
             return self.group.gather_rows(torch.empty((0, backbone.channels, *backbone.size), dtype=torch.uint8, device=self.device), count)

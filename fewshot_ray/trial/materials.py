@@ -20,6 +20,7 @@ from fewshot_ray.methods.stage import Stage, read
 from fewshot_ray.models.backbone import Backbone
 from fewshot_ray.models.sampling import sample
 from fewshot_ray.models.source import build_backbone, load_backbone, weights_hash
+from fewshot_ray.spec.sections import CrossFit
 from fewshot_ray.storage import Folder
 from fewshot_ray.trial.compose import TrialSpec
 
@@ -90,9 +91,14 @@ class Materials:
         """The trainings of this trial; a refit is one on all shots."""
         target = self.spec.file.target
         if self.spec.refit_steps is not None:
-            return [Fold("all", train=self.shots, holdout=self.shots.select([]))]
+            return [self.refit_fold]
         holdout = self.read(target.holdout) if isinstance(target.holdout, str) else target.holdout
         return make_folds(self.shots, holdout, target.split_seed)
+
+    @property
+    def refit_fold(self) -> Fold:
+        """All shots, nothing held out."""
+        return Fold("all", train=self.shots, holdout=self.shots.select([]))
 
     @cached_property
     def source_images(self) -> tuple[Tensor, str]:
@@ -129,7 +135,8 @@ class Materials:
 
     def build_stages(self) -> None:
         """Compute every stage this trial will read, so that the trials of a sweep only read."""
-        for fold in self.folds:
+        refit = [self.refit_fold] if isinstance(self.spec.file.target.holdout, CrossFit) else []
+        for fold in [*self.folds, *refit]:
             ingredients = FoldIngredients(self, fold, self.student_backbone())
             for name, config in self.spec.methods.items():
                 for stage in METHODS[name].stages(config, ingredients):
@@ -152,10 +159,6 @@ class FoldIngredients:
     def source_network(self) -> nn.Module:
         """A frozen copy of the source network on the student's device."""
         return frozen(copy.deepcopy(self.materials.source_backbone.unet).to(self.backbone.device))
-
-    def source_hash(self) -> str:
-        """Of the source's weights."""
-        return self.materials.source_hash
 
     def source_images(self) -> tuple[Tensor, str]:
         """See `Materials.source_images`."""

@@ -75,8 +75,14 @@ def _check_forward(backbone: Backbone) -> None:
 
 def _check_source_images(materials: Materials) -> None:
     """The first picture only: the source's may be many, and not every method reads them."""
-    place = materials.spec.file.source.images
+    source = materials.spec.file.source
+    place = source.images
     if place is None or place == "generated":
+        needy = [name for name, config in materials.spec.methods.items() if config.prepares]
+        if source.model is None and needy:
+            raise UserError(
+                f"source.images: method.{needy[0]} needs them, and a model from scratch can't generate any; a place would be right"
+            )
         return
     first = next(pictures(place), None)
     if first is None:

@@ -73,7 +73,7 @@ class Trial:
         folds = self.materials.folds
         if spec.refit_steps is None:
             check_evaluation(self.config, folds)
-        self.instruments = Instruments(self.config, self.materials.source_backbone, device)
+        self.instruments = Instruments(self.config, self.materials.source_backbone, device, cache)
         self.trainings = [self._training(fold) for fold in folds]
         self.evaluators = [self._evaluator(fold) for fold in folds]
         self.history: list[Evaluation] = []
@@ -119,9 +119,9 @@ class Trial:
         """The metrics of the averaged weights, means over the folds; the first fold's samples become the step's picture."""
         measured = []
         for training, evaluator in zip(self.trainings, self.evaluators, strict=True):
-            method = _diffusion(training)
+            method, grid = _diffusion(training), evaluator is self.evaluators[0]
             with training.ema.applied():
-                measured.append(evaluator.measure(method.backbone, method.tuned.network, samples=self.config.samples))
+                measured.append(evaluator.measure(method.backbone, method.tuned.network, samples=self.config.samples, grid=grid))
         self._write_samples(step, measured[0].samples)
         names = [name for name in measured[0].metrics if all(name in one.metrics for one in measured)]
         return {name: math.fsum(one.metrics[name] for one in measured) / len(measured) for name in names}

@@ -85,14 +85,15 @@ def test_values_are_the_functions_own() -> None:
     assert values["occupancy"] == 1
 
 
-def test_cached_reference_features_spare_the_extractor() -> None:
+def test_cached_features_of_real_images_spare_the_extractor() -> None:
     """Oracle: the number of images the extractor saw, and equal values."""
     shots, validation, samples = digits("shots").images, digits("validation").images, digits("test").images[:50]
     first, second = CountingExtractor(), CountingExtractor()
     plain = Suite(FEATURE_METRICS, training=shots, reference=validation, extractor=first)
-    cached = Suite(FEATURE_METRICS, training=shots, reference=validation, extractor=second, reference_features=plain.reference_features)
+    kept = {len(shots): plain.training_features, len(validation): plain.reference_features}
+    cached = Suite(FEATURE_METRICS, training=shots, reference=validation, extractor=second, features_of=lambda images: kept[len(images)])
     assert plain.compute(samples) == cached.compute(samples)
-    assert (first.seen_images, second.seen_images) == (200 + 10 + 50, 10 + 50)
+    assert (first.seen_images, second.seen_images) == (200 + 10 + 50, 50)
 
 
 def test_stamp_says_what_was_measured_with() -> None:

@@ -97,13 +97,6 @@ def test_a_long_torn_first_line_is_healed(tmp_path: Path) -> None:
     assert sweep.rows("t0000") == [ROW]
 
 
-def test_keep_rows_drops_what_a_resumed_trial_makes_again(empty: SweepFolder) -> None:
-    for step in (40, 80, 120):
-        empty.append_row("t0000", replace(ROW, step=step))
-    assert [row.step for row in empty.keep_rows("t0000", 80)] == [40, 80]
-    assert [row.step for row in empty.rows("t0000")] == [40, 80]
-
-
 def test_trials_stand_by_number_and_need_a_record(empty: SweepFolder) -> None:
     for number in (10, 9, 12345):
         empty.write_trial(replace(RECORD, id=f"t{number:04d}", number=number))

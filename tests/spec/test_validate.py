@@ -9,7 +9,7 @@ from fewshot_ray.errors import UserError
 from fewshot_ray.spec.document import parse_document, ranges, to_yaml
 from fewshot_ray.spec.ranges import Choice, FloatRange, IntRange
 from fewshot_ray.spec.sections import FileSpec, Section
-from fewshot_ray.spec.validate import endpoint_trees, file_spec, load, load_endpoints
+from fewshot_ray.spec.validate import endpoint_trees, file_spec, load
 
 HEAD = {"name": "quick", "source": "{model: m}", "target": "{images: ten}", "method": "{sdft: search}"}
 
@@ -173,12 +173,6 @@ def test_a_method_loads_its_own_settings_at_its_place_in_the_file() -> None:
     document = parse_document("method:\n  ant:\n    noise_stps: 3\n", "x.yaml")
     with pytest.raises(UserError, match=r"^x\.yaml, line 3: method\.ant\.noise_stps: the key is not known; did you mean noise_steps\?$"):
         load(NoiseConfig, document.tree["method"]["ant"], document=document, path="method.ant")
-    document = parse_document("method:\n  ant:\n    noise_steps: {int: [1, 101]}\n", "x.yaml")
-    with pytest.raises(UserError) as refused:
-        load_endpoints(NoiseConfig, document.tree["method"]["ant"], document=document, path="method.ant")
-    remedy = "101 (of int 1 .. 101) is too large; a whole number of at least 0 and at most 100 is right"
-    assert str(refused.value) == f"x.yaml, line 3: method.ant.noise_steps: {remedy}"
-    assert load_endpoints(NoiseConfig, {"noise_steps": IntRange(1, 5)}, document=document, path="method.ant") == NoiseConfig(noise_steps=1)
 
 
 def test_load_does_not_take_a_range_for_a_value() -> None:

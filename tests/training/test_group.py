@@ -20,12 +20,13 @@ def test_one_worker_is_alone() -> None:
     group = Group()
     tensor = torch.tensor([1.0, 2.0])
     group.sum_([tensor])
-    group.barrier()
     assert (group.rank, group.size) == (0, 1)
     assert tensor.tolist() == [1.0, 2.0]
     assert group.own(torch.arange(3)).tolist() == [0, 1, 2]
     assert group.gather_rows(tensor, 2) is tensor
     assert group.smallest(4, CPU) == 4
+    assert group.first_of(None) is None
+    assert group.first_of("no model here") == "no model here"
 
 
 def _sums(bucket_numbers: int) -> tuple[list[Any], int]:

@@ -37,18 +37,17 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def test_a_second_trial_computes_nothing_again(counted: list[str], tmp_path: Path) -> None:
-    """Oracle: the number of classifiers trained: one a fold, none for other knobs of ANT or another training seed."""
+    """Oracle: the number of classifiers trained: one a fold and one for the refit, none for other knobs of ANT or another training seed."""
     materials(tmp_path, method={"ant": ANT}, **CROSSFIT).build_stages()
-    assert counted == ["classifier"] * 2
+    assert counted == ["classifier"] * 3
     materials(tmp_path, method={"ant": ANT}, **CROSSFIT).build_stages()
     trial(tmp_path, method={"ant": {**ANT, "guidance": 3.0, "noise_steps": 2}}, train={"lr": 1e-4}, **CROSSFIT)
     trial(tmp_path, seed=9, method={"ant": ANT, "sdft": {}}, **CROSSFIT)
-    assert counted == ["classifier"] * 2
-    trial(tmp_path, method={"ant": {**ANT, "guidance": 0.0}}, target={"shots": 3})
-    assert len(counted) == 2
-    trial(tmp_path, method={"ant": {**ANT, "classifier_steps": 3}}, **CROSSFIT)
-    assert len(counted) == 4
     trial(tmp_path, method={"ant": ANT}, refit_steps=2, **CROSSFIT)
+    assert counted == ["classifier"] * 3
+    trial(tmp_path, method={"ant": {**ANT, "guidance": 0.0}}, target={"shots": 3})
+    assert len(counted) == 3
+    trial(tmp_path, method={"ant": {**ANT, "classifier_steps": 3}}, **CROSSFIT)
     assert len(counted) == 5
 
 
@@ -67,11 +66,11 @@ def test_source_samples_are_drawn_once_for_all_folds(counted: list[str], tmp_pat
     build = spec().file.source.build or {}
     source = {"images": None, "generated_images": 3}
     materials(tmp_path, source=source, method={"ant": ANT}, **CROSSFIT).build_stages()
-    assert counted == ["samples", "classifier", "classifier"]
+    assert counted == ["samples", "classifier", "classifier", "classifier"]
     parts = materials(tmp_path, source=source)
     images, _ = parts.source_images
     assert (images.shape, images.dtype) == ((3, 1, 8, 8), torch.uint8)
-    assert len(counted) == 3
+    assert len(counted) == 4
     keys = {parts.source_samples_stage().key}
     keys.add(materials(tmp_path, source={**source, "build": {**build, "scheduler": {"beta_end": 0.01}}}).source_samples_stage().key)
     keys.add(materials(tmp_path, source={**source, "generated_images": 4}).source_samples_stage().key)
