@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -97,7 +98,7 @@ def main() -> None:
         "trial_through_ray_sec": through_ray,
         "trial_in_a_loop_sec": plain,
     }
-    print(figures, write_result("ray_overhead", "python bench/ray_overhead.py", figures), sep="\n")
+    print(figures, write_result("ray_overhead", " ".join(["python", "bench/ray_overhead.py", *sys.argv[1:]]), figures), sep="\n")
 
 
 if __name__ == "__main__":
