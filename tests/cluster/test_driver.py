@@ -237,5 +237,5 @@ def test_a_worker_killed_for_good(local_ray: None, tmp_path: Path) -> None:
     record = opened.folder.trials()[0]
     assert (record.state, record.values) == ("FAIL", None)
     assert record.error is not None
-    assert record.error.startswith("failed 1 times, at last with ActorDiedError: ")
+    assert record.error.startswith("its worker failed (attempt 1, the last): ActorDiedError: ")
     assert "\n" not in record.error
