@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fewshot_ray.data.digits import digits
+from fewshot_ray.errors import UserError
 from fewshot_ray.metrics import load_extractor
 from fewshot_ray.metrics.memorisation import memorised_share
 
@@ -47,5 +48,5 @@ def test_faint_noise_on_a_copy_does_not_hide_it() -> None:
 def test_held_out_copies_of_the_shots_are_refused() -> None:
     """Oracle: no distance is below half of nought."""
     shots = torch.eye(4)
-    with pytest.raises(ValueError, match="held-out"):
+    with pytest.raises(UserError, match="held-out"):
         memorised_share(torch.ones(3, 4), shots, shots)
