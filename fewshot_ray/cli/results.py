@@ -54,9 +54,10 @@ def evaluate_sweep(place: str, trial_id: str | None, console: Console) -> dict[s
             results[_title(trial, file)] = _measure(split, folder, trial, device)
     folder.folder.write_text("test.json", json.dumps({"metrics": results, "protocol": split.protocol()}, indent=2) + "\n")
     names = list(dict.fromkeys(name for metrics in results.values() for name in metrics))
-    table = Table("model", *names, title=f"on {len(split.fold.holdout)} images of {file.target.test}")
-    for title, metrics in results.items():
-        table.add_row(title, *(format_metric(metrics.get(name)) for name in names))
+    # Metrics down, models across: there are few models, and 80 characters hold them.
+    table = Table("metric", *results, title=f"on {len(split.fold.holdout)} images of {file.target.test}")
+    for name in names:
+        table.add_row(name, *(format_metric(metrics.get(name)) for metrics in results.values()))
     console.print(table)
     return results
 
