@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -191,15 +190,12 @@ class PairedComparison:
 
 
 def compare_with_control(rows: Sequence[LeaderboardRow], objectives: Objectives) -> list[PairedComparison]:
-    """Every confirmed trial against the control on the seeds both completed, for each objective; empty where no seed is common.
-
-    `control-seed1` is everybody's control, `control-t0007-seed1` that of t0007 alone.
-    """
+    """Every confirmed trial against its own control on the seeds both completed, for each objective; empty where no seed is common."""
     confirmed = _by_source(rows, "confirm")
     controls = _by_source(rows, "control")
     comparisons = []
     for source, runs in confirmed.items():
-        control = controls.get(source) or controls.get("", {})
+        control = controls.get(source, {})
         for metric, direction in objectives.items():
             pairs = {
                 seed: (runs[seed].get(metric, math.nan), control[seed].get(metric, math.nan))
@@ -212,12 +208,11 @@ def compare_with_control(rows: Sequence[LeaderboardRow], objectives: Objectives)
 
 
 def _by_source(rows: Sequence[LeaderboardRow], kind: str) -> dict[str, dict[int, Mapping[str, float]]]:
-    """The search trial's id (or "") -> seed -> values, of the complete trials of that kind."""
+    """The search trial's id, which reruns have as their origin -> seed -> values, of the complete trials of that kind."""
     found: dict[str, dict[int, Mapping[str, float]]] = {}
     for row in rows:
-        match = re.fullmatch(rf"{kind}(?:-(?P<source>.+))?-seed-?\d+", row.trial.id)
-        if row.trial.kind == kind and row.trial.state == "COMPLETE" and match:
-            found.setdefault(match["source"] or "", {})[row.trial.seed] = row.values
+        if row.trial.kind == kind and row.trial.state == "COMPLETE":
+            found.setdefault(row.trial.origin, {})[row.trial.seed] = row.values
     return found
 
 

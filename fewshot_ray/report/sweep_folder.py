@@ -28,12 +28,12 @@ class TrialRecord:
     """What `trials/<id>/trial.json` holds."""
 
     id: str
-    """`t0007`, `confirm-t0007-seed1`, `control-seed1` or `refit-t0007`; the trial's folder has this name."""
+    """`t0007`, `confirm-t0007-seed1`, `control-t0007-seed1` or `refit-t0007`; the trial's folder has this name."""
     number: int | None
     """The Optuna trial's number; None outside the search."""
     kind: Kind
     origin: str
-    """Who proposed it: `preset`, `plain`, `sampler`, ..."""
+    """Who proposed it: `preset`, `plain`, `file` or `sampler`; of a rerun, the search trial's id."""
     label: str
     """What a person reads in the leaderboard."""
     seed: int

@@ -83,13 +83,6 @@ class Trial:
         """Where the checkpoints are."""
         return self.folder / "checkpoints"
 
-    @property
-    def share(self) -> float:
-        """Trained parameters over all parameters."""
-        method = self.trainings[0].method
-        assert isinstance(method, DiffusionMethod)
-        return method.tuned.share
-
     def evaluations(self) -> Iterator[Evaluation]:
         """Every evaluation of the trial in order, those before an interruption first, from its latest whole checkpoint."""
         self._resume()

@@ -91,10 +91,11 @@ def sweep(tmp_path: Path) -> SweepFolder:
     )
     for seed in (1, 2, 3):
         add_trial(
-            made, TrialRecord(f"confirm-t0000-seed{seed}", None, "confirm", "winner", "ant preset", seed, "COMPLETE", {"train.lr": 1.4e-4})
+            made, TrialRecord(f"confirm-t0000-seed{seed}", None, "confirm", "t0000", "ant preset", seed, "COMPLETE", {"train.lr": 1.4e-4})
         )
         add_trial(
-            made, TrialRecord(f"control-seed{seed}", None, "control", "plain", "plain fine-tuning", seed, "COMPLETE", {"train.lr": 1e-4})
+            made,
+            TrialRecord(f"control-t0000-seed{seed}", None, "control", "t0000", "plain fine-tuning", seed, "COMPLETE", {"train.lr": 1e-4}),
         )
-    add_trial(made, TrialRecord("refit-t0000", None, "refit", "winner", "ant preset, all images", 0, "COMPLETE", {"train.lr": 1.4e-4}))
+    add_trial(made, TrialRecord("refit-t0000", None, "refit", "t0000", "ant preset, all images", 0, "COMPLETE", {"train.lr": 1.4e-4}))
     return made

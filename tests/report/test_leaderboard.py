@@ -116,12 +116,11 @@ def test_view_shows_all_kinds_the_winner_and_the_failure(sweep: SweepFolder) -> 
     assert "and 9 more" in text
     assert "t0012 failed: loss is nan at step 12" in text
     assert "t0000, holdout_loss:" in text
-    assert all(name in text for name in ("confirm-t0000-seed3", "control-seed2", "refit-t0000"))
+    assert all(name in text for name in ("confirm-t0000-seed3", "control-t0000-seed2", "refit-t0000"))
 
 
 def confirmation(kind: str, seed: int, value: float, source: str = "t0007") -> LeaderboardRow:
-    trial_id = f"confirm-{source}-seed{seed}" if kind == "confirm" else f"control-seed{seed}"
-    record = TrialRecord(trial_id, None, "confirm", "winner", "x", seed, "COMPLETE")
+    record = TrialRecord(f"{kind}-{source}-seed{seed}", None, "confirm", source, "x", seed, "COMPLETE")
     record = record if kind == "confirm" else replace(record, kind="control")
     return LeaderboardRow(record, None, False, True, 40, {"holdout_loss": value})
 

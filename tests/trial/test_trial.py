@@ -232,12 +232,6 @@ def test_the_picture_shows_the_samples(tmp_path: Path) -> None:
     assert picture[2 + 32, 2 + 32, 0] == images[0, 0, 4, 4]
 
 
-def test_the_share_of_trained_parameters(tmp_path: Path) -> None:
-    """Oracle: all; fewer with adaptors."""
-    assert trial(tmp_path).share == 1
-    assert 0 < trial(tmp_path, train={"params": "bitfit"}).share < 0.1
-
-
 def test_a_trial_that_cannot_be_measured_is_refused_at_once(tmp_path: Path) -> None:
     """Oracle: one held-out picture a fold has no KID."""
     with pytest.raises(UserError, match="kid needs 2 held-out images"):
