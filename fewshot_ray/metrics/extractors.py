@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 from fewshot_ray.data.images import to_model_range
 from fewshot_ray.errors import UserError
 from fewshot_ray.metrics.digit_network import WEIGHTS_FILE, DigitNetwork
-from fewshot_ray.metrics.weights import INCEPTION, VGG16, Weights, find_weights, read_weights, serialised
+from fewshot_ray.models.weights import INCEPTION, VGG16, Weights, find_weights, read_weights, serialised
 
 EXTRACTORS = ("digits", "inception")
 
@@ -160,7 +160,10 @@ def load_perceptual(*, device: str | torch.device, weights: str | None = None, s
 
 
 def resize_rgb(images: Tensor, size: int) -> Tensor:
-    """uint8 [N, C, H, W], grey or RGB -> float32 [N, 3, size, size] in 0 .. 255, antialiased bicubic, as Pillow resizes."""
+    """Images [N, C, H, W] in 0 .. 255, grey or RGB -> float32 [N, 3, size, size] in 0 .. 255, antialiased bicubic, as Pillow resizes.
+
+    Differentiable in images that are floats.
+    """
     rgb = images.float().expand(-1, 3, -1, -1)
     return interpolate(rgb, (size, size), mode="bicubic", align_corners=False, antialias=True).clamp(0, 255)
 
@@ -173,14 +176,19 @@ def _digit_extractor(device: torch.device) -> DigitExtractor:
     return DigitExtractor(network.eval().requires_grad_(False).to(device), weights.hash, device)
 
 
-def _inception_extractor(device: torch.device, weights: Weights) -> InceptionExtractor:
+def inception_network(weights: Weights) -> nn.Module:
+    """A fresh NoTrainInceptionV3 with these weights, frozen, on the CPU. Raises UserError where they are another network's."""
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     try:
-        network = NoTrainInceptionV3("inception-v3-compat", ["2048"], serialised(weights))
+        network: nn.Module = NoTrainInceptionV3("inception-v3-compat", ["2048"], serialised(weights))
     except RuntimeError as error:  # load_state_dict's, a line for each missing or extra name
         raise UserError(f"{weights.place}: not the weights of FID's Inception-V3; {INCEPTION.url} is right") from error
-    return InceptionExtractor(network.to(device), weights.hash, device)
+    return network
+
+
+def _inception_extractor(device: torch.device, weights: Weights) -> InceptionExtractor:
+    return InceptionExtractor(inception_network(weights).to(device), weights.hash, device)
 
 
 def _load_vgg_trunk(slices: nn.Module, weights: Weights) -> None:

@@ -6,64 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor
 
 from fewshot_ray.data.digits import digits
 from fewshot_ray.errors import UserError
 from fewshot_ray.metrics import load_extractor, load_perceptual
 from fewshot_ray.metrics.digit_network import WEIGHTS_FILE, DigitNetwork
 from fewshot_ray.metrics.extractors import resize_rgb
-from fewshot_ray.metrics.weights import read_weights
-
-
-def pictures(count: int, channels: int, side: int, seed: int = 0) -> Tensor:
-    """Smooth random pictures uint8 [count, channels, side, side]."""
-    coarse = torch.rand(count, channels, 5, 5, generator=torch.Generator().manual_seed(seed))
-    smooth = torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear", align_corners=False)
-    return (smooth * 255).round().to(torch.uint8)
-
-
-def seeded(shapes: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Kaiming-normal weights for a network's state, norms left at identity."""
-    generator = torch.Generator().manual_seed(0)
-    state = {}
-    for name, tensor in shapes.items():
-        state[name] = tensor.clone()
-        if tensor.ndim == 4:
-            state[name] = torch.randn(tensor.shape, generator=generator) * (2 / tensor[0].numel()) ** 0.5
-    return state
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A hub can't be had here: an empty cache, and a download that fails as it does without a network."""
-
-    def refuse(url: str, *_: object, **__: object) -> None:
-        raise URLError("no network")
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
-
-
-@pytest.fixture(scope="module")
-def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights of torch-fidelity's Inception-V3."""
-    from torch_fidelity import feature_extractor_inceptionv3 as module
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "load_state_dict_from_url", lambda *_, **__: {})
-        patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda *_, **__: None)
-        network = module.FeatureExtractorInceptionV3("inception", ["2048"])
-    path = tmp_path_factory.mktemp("weights") / "inception.pth"
-    torch.save(seeded(network.state_dict()), path)
-    return path
+from fewshot_ray.models.weights import read_weights
+from tests.metrics.conftest import pictures, seeded
 
 
 @pytest.fixture(scope="module")
