@@ -8,8 +8,9 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 
+from fewshot_ray.methods.diffusion import DiffusionMethod
 from fewshot_ray.methods.draw import Draw, NoiseSelector
-from fewshot_ray.methods.phase import Batch
+from fewshot_ray.methods.phase import Batch, Objective, Weighted
 from fewshot_ray.methods.randomness import Randomness
 from fewshot_ray.models.backbone import Backbone
 
@@ -37,6 +38,12 @@ def tiny_backbone(prediction_type: str = "epsilon", seed: int = 0, **scheduler: 
     return Backbone(tiny_unet(seed), DDPMScheduler(prediction_type=prediction_type, **scheduler))
 
 
+def learned_backbone(prediction_type: str = "epsilon", seed: int = 0) -> Backbone:
+    """With a learned variance."""
+    scheduler = DDPMScheduler(prediction_type=prediction_type, variance_type="learned_range")
+    return Backbone(tiny_unet(seed, out_channels=2), scheduler)
+
+
 def images(count: int, seed: int = 0, channels: int = 1, size: int = 8) -> Tensor:
     return torch.rand((count, channels, size, size), generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
@@ -50,7 +57,19 @@ def batch(count: int = 4, step: int = 0, seed: int = 0) -> Batch:
 
 
 def draw(backbone: Backbone, selector: NoiseSelector | None = None, *, count: int = 4, network: nn.Module | None = None) -> Draw:
-    return Draw(backbone, network or backbone.unet, batch(count), Randomness(0), selector)
+    return Draw(backbone, network or backbone.network, batch(count), Randomness(0), selector)
+
+
+def everything(method: DiffusionMethod, context: Draw) -> Objective:
+    """All terms of the denoiser's phase, those over the whole batch among them."""
+    terms = Weighted()
+    terms.add(method.loss(context))
+    relation = method.phases()[-1].relation
+    if relation is not None:
+        rows = {name: row.float() for name, row in relation.rows(context).items()}
+        with torch.autocast("cpu", enabled=False):  # as the loop does
+            terms.add(relation.terms(rows))
+    return terms.objective()
 
 
 class Calls(nn.Module):

@@ -32,7 +32,7 @@ class NoiseSchedule:
     def sigma_hat(self, t: Tensor) -> Tensor:
         """`(1 - alpha_bar_{t-1}) sqrt(alpha_t / (1 - alpha_bar_t))` (ANT, Eq. 5), `[B]`; zero at t = 0."""
         alpha_bar = self.alphas_cumprod[t]
-        alpha_bar_before = torch.where(t > 0, self.alphas_cumprod[(t - 1).clamp(min=0)], torch.ones_like(alpha_bar))
+        alpha_bar_before = self._alpha_bar_before(t)
         alpha = alpha_bar / alpha_bar_before
         return (1 - alpha_bar_before) * torch.sqrt(alpha / (1 - alpha_bar))
 
@@ -40,3 +40,24 @@ class NoiseSchedule:
         """`x_t` `[B, C, H, W]`."""
         alpha_bar = self.alpha_bar(t)
         return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
+
+    def posterior_mean(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The mean of `q(x_{t-1} | x_t, x_0)` (DDPM, Eq. 7), `[B, C, H, W]`; x_0 itself at t = 0."""
+        alpha_bar, before = self.alphas_cumprod[t], self._alpha_bar_before(t)
+        alpha = alpha_bar / before
+        of_x_0 = before.sqrt() * (1 - alpha) / (1 - alpha_bar)
+        of_x_t = alpha.sqrt() * (1 - before) / (1 - alpha_bar)
+        return of_x_0.view(-1, 1, 1, 1) * x_0 + of_x_t.view(-1, 1, 1, 1) * x_t
+
+    def log_variances(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The logs of beta_t and of the posterior's variance (DDPM, Eq. 7; at t = 0 that of t = 1), `[B, 1, 1, 1]` each."""
+        late = t.clamp(min=1)
+        alpha_bar, before = self.alphas_cumprod[late], self._alpha_bar_before(late)
+        posterior = (1 - alpha_bar / before) * (1 - before) / (1 - alpha_bar)
+        beta = 1 - self.alphas_cumprod[t] / self._alpha_bar_before(t)
+        return beta.log().view(-1, 1, 1, 1), posterior.log().view(-1, 1, 1, 1)
+
+    def _alpha_bar_before(self, t: Tensor) -> Tensor:
+        """`alpha_bar_{t-1}`, 1 before t = 0."""
+        earlier = self.alphas_cumprod[(t - 1).clamp(min=0)]
+        return torch.where(t > 0, earlier, torch.ones_like(earlier))

@@ -9,12 +9,12 @@ import tempfile
 from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import fsspec
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import AutoencoderKL, DDPMScheduler, DiTTransformer2DModel, ModelMixin, UNet2DModel, VQModel
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -28,14 +28,38 @@ from huggingface_hub.errors import (
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.models.adaptor import AdaptorUNet2DModel
+from fewshot_ray.models.adm import AdmConfig, load_adm
+from fewshot_ray.models.adm_unet import AdmUNet2DModel
+from fewshot_ray.models.autoencoder import Autoencoder
 from fewshot_ray.models.backbone import Backbone
 from fewshot_ray.storage import is_remote, place_errors, reason
 
-SUPPORTED_PIPELINES = ("DDPMPipeline", "DDIMPipeline")
+
+class Parts(NamedTuple):
+    """The folders of a pipeline's components."""
+
+    network: str
+    autoencoder: str | None = None
+
+
+PIPELINES = {
+    "DDPMPipeline": Parts("unet"),
+    "DDIMPipeline": Parts("unet"),
+    "LDMPipeline": Parts("unet", "vqvae"),
+    "DiTPipeline": Parts("transformer", "vae"),
+}
 # The second row: early pipelines (google/ddpm-*) keep network and scheduler beside model_index.json, not in folders of their own.
-PIPELINE_FILES = ("model_index.json", "unet/*", "scheduler/*")
+PIPELINE_FILES = ("model_index.json", "unet/*", "transformer/*", "vae/*", "vqvae/*", "scheduler/*")
 PIPELINE_FILES_FLAT = ("config.json", "diffusion_pytorch_model*", "scheduler_config.json")
-NETWORKS = {"UNet2DModel": UNet2DModel, "AdaptorUNet2DModel": AdaptorUNet2DModel}
+NETWORKS: dict[str, type[ModelMixin]] = {
+    "UNet2DModel": UNet2DModel,
+    "AdaptorUNet2DModel": AdaptorUNet2DModel,
+    "AdmUNet2DModel": AdmUNet2DModel,
+    "DiTTransformer2DModel": DiTTransformer2DModel,
+    "Transformer2DModel": DiTTransformer2DModel,  # as the published DiT checkpoints call it
+    "AutoencoderKL": AutoencoderKL,
+    "VQModel": VQModel,
+}
 EMBEDDED_MODELS = {"embedded://digits-ddpm": "digits-ddpm"}
 
 
@@ -122,26 +146,37 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def load_backbone(place: str, revision: str | None = None) -> Backbone:
-    """The pipeline's network and schedule, on the CPU in float32, in eval mode. Raises UserError."""
+    """The pipeline's network, autoencoder and schedule, on the CPU in float32, in eval mode. Raises UserError."""
     folder = locate_pipeline(place, revision)
     index = _read_json(folder, "model_index.json")
-    pipeline = index.get("_class_name")
-    if pipeline not in SUPPORTED_PIPELINES:
-        raise UserError(f"source.model: {place} is a {pipeline}, which isn't supported yet; {' or '.join(SUPPORTED_PIPELINES)} is")
-    unet_folder, scheduler_folder = (_component(folder, name) for name in ("unet", "scheduler"))
-    config = _read_json(unet_folder, "config.json")
-    network = NETWORKS.get(str(config.get("_class_name")))
-    if network is None:
-        raise UserError(f"source.model: {place} has a {config.get('_class_name')}, which isn't supported yet; UNet2DModel is")
-    _read_json(scheduler_folder, "scheduler_config.json")
-    unet = _load_unet(network, unet_folder)
+    parts = PIPELINES.get(str(index.get("_class_name")))
+    if parts is None:
+        raise UserError(f"source.model: {place} is a {index.get('_class_name')}, which isn't supported; one of {', '.join(PIPELINES)} is")
+    network = _load_component(_component(folder, parts.network), place)
+    autoencoder = Autoencoder(_load_component(_component(folder, parts.autoencoder), place)) if parts.autoencoder else None
+    scheduler = _load_scheduler(_component(folder, "scheduler"))
+    backbone = checked_backbone(network, scheduler, place, autoencoder)
+    backbone.class_names = _class_names(network, index.get("id2label"))
+    return backbone
+
+
+def _class_names(network: ModelMixin, id2label: Any) -> tuple[str, ...]:
+    """The pipeline's names of its classes, by number; of an unconditional network none."""
+    if not isinstance(network, DiTTransformer2DModel):
+        return ()
+    if isinstance(id2label, dict) and id2label:
+        return tuple(str(id2label[key]) for key in sorted(id2label, key=int))
+    return tuple(str(number) for number in range(int(network.config.num_embeds_ada_norm or 0)))
+
+
+def _load_scheduler(folder: Path) -> DDPMScheduler:
+    _read_json(folder, "scheduler_config.json")
     try:
-        scheduler = DDPMScheduler.from_pretrained(str(scheduler_folder))
+        return DDPMScheduler.from_pretrained(str(folder))
     except (OSError, ValueError, TypeError, NotImplementedError) as error:
         raise UserError(
-            f"source.model: {scheduler_folder}/scheduler_config.json can't be used ({_first_line(error)}); DDPMScheduler's would be right"
+            f"source.model: {folder}/scheduler_config.json can't be used ({_first_line(error)}); DDPMScheduler's would be right"
         ) from error
-    return checked_backbone(unet, scheduler, place)
 
 
 def _component(folder: Path, name: str) -> Path:
@@ -155,31 +190,40 @@ def _first_line(error: Exception) -> str:
     return next((line for line in lines if not line.endswith(":")), type(error).__name__)
 
 
-def _load_unet(network: type[UNet2DModel], folder: Path) -> UNet2DModel:
+def _load_component(folder: Path, place: str) -> ModelMixin:
+    """A network by the class its configuration names. Raises UserError."""
+    name = _read_json(folder, "config.json").get("_class_name")
+    kind = NETWORKS.get(str(name))
+    if kind is None:
+        raise UserError(f"source.model: {place} has a {name}, which isn't supported; {', '.join(NETWORKS)} are")
     try:
-        unet, report = network.from_pretrained(str(folder), output_loading_info=True, low_cpu_mem_usage=False)
+        network, report = kind.from_pretrained(str(folder), output_loading_info=True, low_cpu_mem_usage=False)
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise UserError(f"source.model: the weights in {folder} can't be read ({_first_line(error)}); save the pipeline anew") from error
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        names = sorted(str(name) for name in report.get(kind) or [])
+    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        names = sorted(str(name) for name in report.get(fault) or [])
         if names:
             raise UserError(
-                f"source.model: the weights in {folder} don't fit its config.json: {len(names)} {kind.replace('_', ' ')}, "
+                f"source.model: the weights in {folder} don't fit its config.json: {len(names)} {fault.replace('_', ' ')}, "
                 f"first {names[0]}; use the weights this configuration was saved with"
             )
-    return unet.float().eval()
+    return network.float().eval()
 
 
-def checked_backbone(unet: UNet2DModel, scheduler: Any, place: str) -> Backbone:
-    """A backbone, refused where its kind isn't supported yet. Raises UserError."""
-    if unet.config.out_channels != unet.config.in_channels:
+def checked_backbone(network: ModelMixin, scheduler: Any, place: str, autoencoder: Autoencoder | None = None) -> Backbone:
+    """A backbone, refused where its kind isn't supported. Raises UserError."""
+    config = network.config
+    if config.out_channels not in (None, config.in_channels, 2 * config.in_channels):
         raise UserError(
-            f"source.model: {place} has {unet.config.in_channels} channels in and {unet.config.out_channels} out "
-            "(a learned variance?), which isn't supported yet; as many out as in would be right"
+            f"source.model: {place} has {config.in_channels} channels in and {config.out_channels} out; "
+            "as many out as in, or twice as many (a learned variance), would be right"
         )
-    if unet.config.class_embed_type is not None or unet.config.num_class_embeds is not None:
-        raise UserError(f"source.model: {place} is class-conditional, which isn't supported yet; an unconditional model would be right")
-    if unet.config.sample_size is None:
+    if getattr(config, "class_embed_type", None) is not None or getattr(config, "num_class_embeds", None) is not None:
+        raise UserError(
+            f"source.model: {place} is a class-conditional {type(network).__name__}, which isn't supported; "
+            "an unconditional one, or a class-conditional DiT, would be right"
+        )
+    if config.sample_size is None:
         raise UserError(
             f"source.model: the network's configuration at {place} has no sample_size; the images' size in pixels would be right"
         )
@@ -188,7 +232,12 @@ def checked_backbone(unet: UNet2DModel, scheduler: Any, place: str) -> Backbone:
             f"source.model: {place}'s schedule ends without any signal or begins without noise (zero terminal SNR), "
             "which isn't supported yet; a schedule with 0 < alpha_bar < 1 would be right"
         )
-    return Backbone(unet, scheduler)
+    if autoencoder and autoencoder.model.config.latent_channels != config.in_channels:
+        raise UserError(
+            f"source.model: {place}'s autoencoder has {autoencoder.model.config.latent_channels} latent channels and its network takes "
+            f"{config.in_channels}; as many would be right"
+        )
+    return Backbone(network, scheduler, autoencoder=autoencoder)
 
 
 def build_backbone(config: dict[str, Any], *, seed: int) -> Backbone:
@@ -203,6 +252,12 @@ def build_backbone(config: dict[str, Any], *, seed: int) -> Backbone:
         except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
             raise UserError(f"source.build: {_first_line(error)}; UNet2DModel's arguments would be right") from error
     return checked_backbone(unet.eval(), scheduler, "source.build")
+
+
+def convert_adm(config: AdmConfig) -> Backbone:
+    """An original checkpoint's network and schedule. Raises UserError."""
+    unet, scheduler = load_adm(config)
+    return checked_backbone(unet, scheduler, config.weights)
 
 
 def weights_hash(unet: torch.nn.Module) -> str:

@@ -64,7 +64,7 @@ def test_predict_is_the_networks_output_in_float32() -> None:
     """Oracle: the same UNet called directly; a bfloat16 output comes back as float32."""
     backbone, x_t = tiny_backbone(), normal(4)
     with torch.no_grad():
-        assert torch.equal(backbone.predict(backbone.unet, x_t, T), backbone.unet(x_t, T).sample)
+        assert torch.equal(backbone.predict(backbone.network, x_t, T), backbone.network(x_t, T).sample)
     assert backbone.predict(Formula(lambda x, t: x.bfloat16()), x_t, T).dtype == torch.float32
 
 

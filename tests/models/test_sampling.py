@@ -40,7 +40,7 @@ def ddim_by_hand(backbone: Backbone, noise: Tensor, steps: int) -> Tensor:
     stride = 1000 // steps
     x_t = noise.double()
     for t in range(stride * (steps - 1), -1, -stride):
-        eps = backbone.unet(x_t.float(), torch.full((len(x_t),), t)).sample.double()
+        eps = backbone.network(x_t.float(), torch.full((len(x_t),), t)).sample.double()
         x_0 = ((x_t - (1 - alpha_bar[t]).sqrt() * eps) / alpha_bar[t].sqrt()).clamp(-1, 1)
         eps = (x_t - alpha_bar[t].sqrt() * x_0) / (1 - alpha_bar[t]).sqrt()
         before = alpha_bar[t - stride] if t >= stride else torch.tensor(1.0).double()
@@ -53,7 +53,7 @@ def test_ddim_against_a_second_version() -> None:
     """Oracle: DDIM with eps recomputed from the clipped x_0, written out in float64."""
     backbone, noise = tiny_backbone(), normal(4)
     expected = from_model_range(ddim_by_hand(backbone, noise, 20).float())
-    result = sample(backbone, backbone.unet, noise, sampler="ddim", steps=20)
+    result = sample(backbone, backbone.network, noise, sampler="ddim", steps=20)
     assert (result.int() - expected.int()).abs().max() <= 1
 
 
@@ -61,27 +61,27 @@ def test_ddim_against_a_second_version() -> None:
 def test_the_noise_alone_decides(sampler: Sampler) -> None:
     """Oracle: repetition: run again, in other batches, in another random state, or from training mode, the images are the same."""
     backbone, noise = tiny_backbone(), normal(5)
-    first = sample(backbone, backbone.unet, noise, sampler=sampler, steps=7)
+    first = sample(backbone, backbone.network, noise, sampler=sampler, steps=7)
     torch.manual_seed(99)
-    backbone.unet.train()
-    again = sample(backbone, backbone.unet, noise, sampler=sampler, steps=7)
-    assert backbone.unet.training
+    backbone.network.train()
+    again = sample(backbone, backbone.network, noise, sampler=sampler, steps=7)
+    assert backbone.network.training
     assert torch.equal(first, again)
-    parts = sample(backbone, backbone.unet, noise, sampler=sampler, steps=7, batch_images=2)
+    parts = sample(backbone, backbone.network, noise, sampler=sampler, steps=7, batch_images=2)
     assert (first.int() - parts.int()).abs().max() <= 1
-    assert not torch.equal(first, sample(backbone, backbone.unet, normal(5, 9), sampler=sampler, steps=7))
+    assert not torch.equal(first, sample(backbone, backbone.network, normal(5, 9), sampler=sampler, steps=7))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_no_noise_no_images(sampler: Sampler) -> None:
     """Oracle: a worker that owns none of the samples gets an empty tensor."""
     backbone = tiny_backbone()
-    assert sample(backbone, backbone.unet, normal(0), sampler=sampler, steps=2).shape == (0, 1, 8, 8)
+    assert sample(backbone, backbone.network, normal(0), sampler=sampler, steps=2).shape == (0, 1, 8, 8)
 
 
 def test_more_steps_than_timesteps_are_refused() -> None:
     """Oracle: the rule for messages: one line, the field, the value, what would be right."""
     backbone = tiny_backbone(num_train_timesteps=10)
     with pytest.raises(UserError, match=r"^evaluate\.sampler_steps: 11 given, .* 10 timesteps; .*right$"):
-        sample(backbone, backbone.unet, normal(1), sampler="ddim", steps=11)
-    assert sample(backbone, backbone.unet, normal(1), sampler="ddim", steps=10).shape == (1, 1, 8, 8)
+        sample(backbone, backbone.network, normal(1), sampler="ddim", steps=11)
+    assert sample(backbone, backbone.network, normal(1), sampler="ddim", steps=10).shape == (1, 1, 8, 8)
