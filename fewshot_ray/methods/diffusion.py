@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fewshot_ray.methods.draw import Draw, NoiseSelector, Regularizer, mean_square
-from fewshot_ray.methods.phase import Batch, Objective, Phase, Weighted
+from fewshot_ray.methods.draw import Draw, mean_square
+from fewshot_ray.methods.phase import Batch, Objective, Phase, Relation, Weighted
 from fewshot_ray.methods.randomness import Randomness
+from fewshot_ray.methods.registry import Adversary, Part
+from fewshot_ray.methods.vlb import variational_bound
 from fewshot_ray.models.backbone import Backbone
 from fewshot_ray.models.parameters import TunedNetwork
 
@@ -17,51 +20,99 @@ from fewshot_ray.models.parameters import TunedNetwork
 class DiffusionMethod:
     """`L = mean_i mean_CHW (prediction - target)^2 + sum_k lambda_k R_k` (DDPM, Ho et al. 2020, Eq. 14, plus the regularisers).
 
-    With no selector and no regularisers it is plain fine-tuning.
+    Where the variance is learned, `L_vlb` is added (Nichol & Dhariwal 2021, Eq. 16; in bits, with the weight 1 of the authors' code).
+    With no parts it is plain fine-tuning.
     """
 
     def __init__(
-        self,
-        backbone: Backbone,
-        tuned: TunedNetwork,
-        optimizer: Optimizer,
-        *,
-        selector: NoiseSelector | None = None,
-        regularizers: Sequence[Regularizer] = (),
+        self, backbone: Backbone, tuned: TunedNetwork, optimizer: Optimizer, parts: Sequence[Part] = (), *, label_dropout: float = 0.0
     ) -> None:
         self.backbone = backbone
         self.tuned = tuned
-        self.selector = selector
-        self.regularizers = regularizers
-        self._optimizer = optimizer
+        self.label_dropout = label_dropout
+        self.selector = next((part.selector for part in parts if part.selector), None)
+        self.regularizers = [part.regularizer for part in parts if part.regularizer]
+        self.adversaries: Mapping[str, Adversary] = {a.name: a for part in parts for a in part.adversaries}
+        self.one_timestep = any(part.one_timestep for part in parts)
+        relations = [part.relation for part in parts if part.relation]
+        denoiser = Phase("denoiser", list(tuned.trained.values()), "denoiser", self.loss, relation=joined(relations))
+        self._phases = [*(adversary.phase for adversary in self.adversaries.values()), denoiser]
+        self._optimizers = {"denoiser": optimizer} | {name: adversary.optimizer for name, adversary in self.adversaries.items()}
 
     def context(self, batch: Batch, randomness: Randomness) -> Draw:
         """The draw of a micro-batch."""
-        return Draw(self.backbone, self.tuned.network, batch, randomness, self.selector)
+        return Draw(
+            self.backbone,
+            self.tuned.network,
+            batch,
+            randomness,
+            self.selector,
+            one_timestep=self.one_timestep,
+            label_dropout=self.label_dropout,
+        )
 
     def loss(self, draw: Draw) -> Objective:
-        """The denoising term and the regularisers' terms."""
+        """The denoising terms and the regularisers'."""
         terms = Weighted()
         terms.add(Objective({"denoising": mean_square(draw.prediction - draw.target)}, {"denoising": 1.0}))
+        if self.backbone.learned_variance:
+            terms.add(Objective({"vlb": variational_bound(draw)}, {"vlb": 1.0}))
         for regularizer in self.regularizers:
             terms.add(regularizer(draw))
         return terms.objective()
 
     def phases(self) -> Sequence[Phase]:
-        """One phase."""
-        return [Phase("denoiser", list(self.tuned.trained.values()), "denoiser", self.loss)]
+        """The adversaries' first, then the denoiser's."""
+        return self._phases
 
     def optimizers(self) -> Mapping[str, Optimizer]:
-        """One optimiser."""
-        return {"denoiser": self._optimizer}
+        """One a phase."""
+        return self._optimizers
 
     def trained(self) -> Mapping[str, nn.Parameter]:
         """The network's trained parameters."""
         return self.tuned.trained
 
+    def auxiliary(self) -> Mapping[str, nn.Parameter]:
+        """The adversaries' parameters."""
+        return {
+            f"{name}.{key}": parameter
+            for name, adversary in self.adversaries.items()
+            for key, parameter in adversary.network.named_parameters()
+            if parameter.requires_grad
+        }
+
     def modules(self) -> Mapping[str, nn.Module]:
-        """The network."""
-        return {"network": self.tuned.network}
+        """The network, and the adversaries'."""
+        return {"network": self.tuned.network} | {name: adversary.network for name, adversary in self.adversaries.items()}
+
+    def forget(self, context: Draw) -> None:
+        """Let go of the network's output."""
+        context.forget()
 
     def after_step(self, context: Draw) -> None:
         """Nothing runs."""
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Several relations as one."""
+
+    relations: Sequence[Relation]
+
+    def rows(self, context: Draw) -> Mapping[str, Tensor]:
+        """Everybody's, under names of their own."""
+        return {f"{index}/{name}": row for index, relation in enumerate(self.relations) for name, row in relation.rows(context).items()}
+
+    def terms(self, rows: Mapping[str, Tensor]) -> Objective:
+        """Everybody's terms."""
+        terms = Weighted()
+        for index, relation in enumerate(self.relations):
+            start = f"{index}/"
+            terms.add(relation.terms({name.removeprefix(start): row for name, row in rows.items() if name.startswith(start)}))
+        return terms.objective()
+
+
+def joined(relations: Sequence[Relation]) -> Relation | None:
+    """One relation for a phase; None for none."""
+    return Joined(relations) if relations else None

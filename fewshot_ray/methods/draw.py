@@ -6,11 +6,12 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from fewshot_ray.methods.phase import Batch, Objective
 from fewshot_ray.methods.randomness import Randomness
-from fewshot_ray.models.backbone import Backbone
+from fewshot_ray.models.backbone import Backbone, Output
 
 
 class SelectedNoise(NamedTuple):
@@ -39,29 +40,57 @@ class Regularizer(Protocol):
 
 
 class Draw:
-    """`x_0, t, eps, x_t, prediction, target, x_0_hat` of one micro-batch; the network is called once, when first asked for."""
+    """`x_0, labels, t, eps, x_t, prediction, target, x_0_hat` of one micro-batch; the network is called once, when first asked for.
+
+    `one_timestep` gives the images of a global batch the same t. `label_dropout` is the share of labels replaced by the null
+    class (classifier-free guidance, Ho & Salimans 2021).
+    """
 
     def __init__(
-        self, backbone: Backbone, network: nn.Module, batch: Batch, randomness: Randomness, selector: NoiseSelector | None
+        self,
+        backbone: Backbone,
+        network: nn.Module,
+        batch: Batch,
+        randomness: Randomness,
+        selector: NoiseSelector | None,
+        *,
+        one_timestep: bool = False,
+        label_dropout: float = 0.0,
     ) -> None:
         self.backbone = backbone
         self.network = network
         self.batch = batch
         self.randomness = randomness
         self.x_0 = batch.x_0
-        self.t = randomness.integers(batch.step, "t", backbone.schedule.timesteps, batch.global_size)[batch.positions]
+        t = randomness.integers(batch.step, "t", backbone.schedule.timesteps, batch.global_size)
+        self.t = (t[:1].expand_as(t) if one_timestep else t)[batch.positions]
+        self.labels = batch.labels if batch.labels is None else self._dropped(batch.labels, label_dropout)
         drawn = self.normal("eps")
         chosen = selector(self.x_0, self.t, drawn, self.predict_eps) if selector else SelectedNoise(drawn, None)
         self.eps, self._target_shift = chosen
+
+    def _dropped(self, labels: Tensor, share: float) -> Tensor:
+        assert self.backbone.null_label is not None
+        uniform = self.randomness.uniform(self.batch.step, "label-dropout", self.batch.global_size)[self.batch.positions]
+        return torch.where(uniform < share, self.backbone.null_label, labels)
 
     def normal(self, purpose: str) -> Tensor:
         """Standard normal noise `[b, C, H, W]`, the same for any number of workers."""
         shape = (self.batch.global_size, *self.x_0.shape[1:])
         return self.randomness.normal(self.batch.step, purpose, shape)[self.batch.positions]
 
+    def predict_by(self, network: nn.Module, x_t: Tensor) -> Tensor:
+        """What `network` (the student, a teacher) predicts at another x_t, for the draw's t and labels; native, a pass of its own."""
+        return self.backbone.predict(network, x_t, self.t, self.labels)
+
     def predict_eps(self, x_t: Tensor, t: Tensor) -> Tensor:
         """The student's noise estimate at another point, by a forward pass of its own."""
-        return self.backbone.to_eps(self.backbone.predict(self.network, x_t, t), x_t, t)
+        return self.backbone.to_eps(self.backbone.predict(self.network, x_t, t, self.labels), x_t, t)
+
+    def forget(self) -> None:
+        """Let go of what the network said, with its graph."""
+        for name in ("output", "x_0_hat"):
+            self.__dict__.pop(name, None)
 
     @cached_property
     def x_t(self) -> Tensor:
@@ -69,9 +98,14 @@ class Draw:
         return self.backbone.schedule.add_noise(self.x_0, self.eps, self.t)
 
     @cached_property
+    def output(self) -> Output:
+        """The student's word on x_t."""
+        return self.backbone.output(self.network, self.x_t, self.t, self.labels)
+
+    @property
     def prediction(self) -> Tensor:
-        """The student's output at x_t in the backbone's native space."""
-        return self.backbone.predict(self.network, self.x_t, self.t)
+        """The student's prediction at x_t in the backbone's native space."""
+        return self.output.prediction
 
     @cached_property
     def target(self) -> Tensor:
@@ -83,7 +117,7 @@ class Draw:
 
     @cached_property
     def x_0_hat(self) -> Tensor:
-        """The image the student's prediction stands for; not clamped."""
+        """The image (or latent) the student's prediction stands for; not clamped."""
         return self.backbone.to_x_0(self.prediction, self.x_t, self.t)
 
 

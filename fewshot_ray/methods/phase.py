@@ -17,12 +17,14 @@ class Batch:
     """One worker's part of one micro-batch."""
 
     x_0: Tensor
-    """`[b, C, H, W]` in [-1, 1]."""
+    """`[b, C, H, W]`: images in [-1, 1], or their latents."""
     positions: Tensor
     """`[b]`: where each image stands in the global batch; picks its random numbers."""
     global_size: int
     """Images in the global batch, over all workers and micro-batches."""
     step: int
+    labels: Tensor | None = None
+    """`[b]`: each image's class; None for a model without classes."""
 
 
 class Objective(NamedTuple):
@@ -41,6 +43,22 @@ def always(step: int) -> bool:
     return True
 
 
+class Relation(Protocol):
+    """Terms over pairs of images of the whole global batch, however many workers and micro-batches share it.
+
+    The loop gathers everybody's rows without a graph, takes the terms' gradient in them, and hands each micro-batch its rows' part
+    of it: so the step is that of one worker with the whole batch at once.
+    """
+
+    def rows(self, context: Any) -> Mapping[str, Tensor]:
+        """What the terms need of a micro-batch, `[m, ...]` each: a row an image, of its first m images."""
+        ...
+
+    def terms(self, rows: Mapping[str, Tensor]) -> Objective:
+        """Of the rows of the global batch, `[M, ...]` each; the terms' means are over their own length."""
+        ...
+
+
 @dataclass(frozen=True)
 class Phase:
     """What is updated in a step, by which optimiser, from which loss, and when."""
@@ -50,9 +68,14 @@ class Phase:
     optimizer: str
     """One of the method's optimisers, by name: phases may share one."""
     loss: Callable[[Any], Objective]
-    """From the step's context."""
+    """From the step's context: terms that an image has by itself."""
+    relation: Relation | None = None
+    """Terms over the images of the global batch together."""
     active: Callable[[int], bool] = always
     gradient_scale: float = 1.0
+    """-1 ascends."""
+    gradient_clip: float | None = None
+    """Largest norm of the gradient; None takes `train.gradient_clip`."""
 
 
 class Method(Protocol):
@@ -71,11 +94,19 @@ class Method(Protocol):
         ...
 
     def trained(self) -> Mapping[str, nn.Parameter]:
-        """Every parameter a checkpoint holds, under a stable name; the EMA follows these."""
+        """The parameters of the result, under stable names: averaged by the EMA, exported."""
+        ...
+
+    def auxiliary(self) -> Mapping[str, nn.Parameter]:
+        """What is trained for the training's sake (an adversary), under other stable names: in checkpoints, not in the result."""
         ...
 
     def modules(self) -> Mapping[str, nn.Module]:
         """Networks put into training mode."""
+        ...
+
+    def forget(self, context: Any) -> None:
+        """Let go of what networks computed for a context, with its graph; what was drawn stays."""
         ...
 
     def after_step(self, context: Any) -> None:

@@ -38,6 +38,10 @@ class Randomness:
         """`count` integers in [0, high), one an image of the global batch."""
         return self._once(step, purpose, lambda g: torch.randint(high, (count,), generator=g, device=self.device))
 
+    def uniform(self, step: int, purpose: str, count: int) -> Tensor:
+        """`count` numbers in [0, 1), one an image of the global batch."""
+        return self._once(step, purpose, lambda g: torch.rand(count, generator=g, device=self.device))
+
     def reseed_layers(self, step: int, rank: int, part: int) -> None:
         """Seed the layers' own noise (dropout), the declared exception to independence from the worker count."""
         torch.manual_seed(derived_seed(self.seed, step, "layers", rank, part))

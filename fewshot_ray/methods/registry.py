@@ -8,8 +8,10 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from fewshot_ray.methods.draw import NoiseSelector, Regularizer
+from fewshot_ray.methods.phase import Phase, Relation
 from fewshot_ray.methods.stage import Stage
 from fewshot_ray.models.backbone import Backbone
 from fewshot_ray.spec.ranges import Range
@@ -25,6 +27,14 @@ class MethodConfig(BaseModel):
 
     cheap_stages: ClassVar[Mapping[str, Any]] = {}
     """Values that make the stages quick and leave a training step as dear as it is: for timing a few steps."""
+
+    least_batch: ClassVar[int] = 1
+    """Images that a global batch needs."""
+
+    @classmethod
+    def misfit(cls, given: Mapping[str, Any]) -> tuple[str, str] | None:
+        """A field among the settings as the file gives them (ranges unexpanded) that the others make pointless, and what is right."""
+        return None
 
     @property
     def prepares(self) -> bool:
@@ -68,11 +78,26 @@ class Ingredients(Protocol):
 
 
 @dataclass(frozen=True)
+class Adversary:
+    """A network that is trained against the denoiser, in a phase of its own before the denoiser's."""
+
+    name: str
+    """Of its phase, its optimiser, and its parameters in checkpoints."""
+    network: nn.Module
+    optimizer: Optimizer
+    phase: Phase
+
+
+@dataclass(frozen=True)
 class Part:
     """What a method contributes to the denoising objective."""
 
     selector: NoiseSelector | None = None
     regularizer: Regularizer | None = None
+    relation: Relation | None = None
+    adversaries: Sequence[Adversary] = ()
+    one_timestep: bool = False
+    """All images of a global batch get one t."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from torch import Tensor
 from fewshot_ray.data.images import to_model_range
 from fewshot_ray.methods.phase import Batch
 from fewshot_ray.methods.randomness import derived_seed
+from fewshot_ray.models.autoencoder import Autoencoder, encode_all
 from fewshot_ray.training.group import Group
 
 
@@ -15,20 +16,39 @@ class Batches:
     """Batches as a function of (seed, step) alone: nothing to save, and resuming at any step is exact.
 
     `images` is uint8 `[N, C, H, W]`; the passes over them run on through step after step, so a batch may be larger than N.
+    `autoencoder` makes latents of them once, of a flipped image its own; what its posterior leaves open is drawn at every step.
+    `labels` is `[N]`, for a model with classes.
     """
 
-    def __init__(self, images: Tensor, batch_size: int, *, seed: int, flip: bool, device: torch.device | str) -> None:
-        self.images = to_model_range(images).to(device)
+    def __init__(
+        self,
+        images: Tensor,
+        batch_size: int,
+        *,
+        seed: int,
+        flip: bool,
+        device: torch.device | str,
+        autoencoder: Autoencoder | None = None,
+        labels: Tensor | None = None,
+    ) -> None:
         self.batch_size = batch_size
         self.seed = seed
         self.flip = flip
+        upright = to_model_range(images).to(device)
+        self.upright = encode_all(autoencoder, upright)
+        self.mirrored = encode_all(autoencoder, upright.flip(-1)) if flip and autoencoder else None
+        self.labels = None if labels is None else labels.to(device)
+
+    def __len__(self) -> int:
+        """Images there are."""
+        return len(self.upright.mean)
 
     def indices(self, step: int) -> Tensor:
         """The images of the global batch, `[batch_size]`."""
         first, last = step * self.batch_size, (step + 1) * self.batch_size
-        passes = range(first // len(self.images), (last - 1) // len(self.images) + 1)
+        passes = range(first // len(self), (last - 1) // len(self) + 1)
         order = torch.cat([self._pass(number) for number in passes])
-        offset = first - passes.start * len(self.images)
+        offset = first - passes.start * len(self)
         return order[offset : offset + self.batch_size]
 
     def micro_batches(self, step: int, group: Group, micro_batch: int) -> list[Batch]:
@@ -36,20 +56,34 @@ class Batches:
 
         None where there are more workers than images in the batch: networks refuse empty input.
         """
-        device = self.images.device
+        device = self.upright.mean.device
         indices = self.indices(step)
-        flips = torch.rand(self.batch_size, generator=self._generator("flip", step)) < 0.5
+        flips = torch.rand(self.batch_size, generator=self._generator("flip", step)) < (0.5 if self.flip else 0)
         parts = []
         own = group.own(torch.arange(self.batch_size))
         for positions in own.split(micro_batch) if len(own) > 0 else ():
-            x_0 = self.images[indices[positions].to(device)]
-            if self.flip:
-                x_0 = torch.where(flips[positions].to(device).view(-1, 1, 1, 1), x_0.flip(-1), x_0)
-            parts.append(Batch(x_0, positions.to(device), self.batch_size, step))
+            chosen = indices[positions].to(device)
+            x_0 = self._x_0(chosen, flips[positions].to(device), positions, step)
+            labels = None if self.labels is None else self.labels[chosen]
+            parts.append(Batch(x_0, positions.to(device), self.batch_size, step, labels))
         return parts
 
+    def _x_0(self, chosen: Tensor, flipped: Tensor, positions: Tensor, step: int) -> Tensor:
+        mean, flipped = self.upright.mean[chosen], flipped.view(-1, 1, 1, 1)
+        if self.mirrored is None:
+            mean = torch.where(flipped, mean.flip(-1), mean) if self.flip else mean
+        else:
+            mean = torch.where(flipped, self.mirrored.mean[chosen], mean)
+        if self.upright.std is None:
+            return mean
+        std = self.upright.std[chosen]
+        if self.mirrored is not None and self.mirrored.std is not None:
+            std = torch.where(flipped, self.mirrored.std[chosen], std)
+        noise = torch.randn((self.batch_size, *mean.shape[1:]), generator=self._generator("posterior", step))
+        return mean + std * noise[positions].to(mean.device)
+
     def _pass(self, number: int) -> Tensor:
-        return torch.randperm(len(self.images), generator=self._generator("pass", number))
+        return torch.randperm(len(self), generator=self._generator("pass", number))
 
     def _generator(self, purpose: str, number: int) -> torch.Generator:
         return torch.Generator().manual_seed(derived_seed(self.seed, purpose, number))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.loop import Training
@@ -91,8 +91,9 @@ def latest_checkpoint(folder: Folder) -> Checkpoint | None:
 
 def training_state(training: Training, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """All the continuation depends on: trained parameters, EMA, optimisers; batches and noise are functions of the step."""
-    names = {id(parameter): name for name, parameter in training.method.trained().items()}
-    tensors: dict[str, Tensor] = {f"{prefix}trained/{name}": parameter for name, parameter in training.method.trained().items()}
+    saved = _saved_parameters(training)
+    names = {id(parameter): name for name, parameter in saved.items()}
+    tensors: dict[str, Tensor] = {f"{prefix}trained/{name}": parameter for name, parameter in saved.items()}
     tensors |= {f"{prefix}ema/{name}": tensor for name, tensor in training.ema.state().items()}
     for optimizer_name, optimizer in training.method.optimizers().items():
         for parameter, state in optimizer.state.items():
@@ -100,13 +101,18 @@ def training_state(training: Training, prefix: str) -> tuple[dict[str, Tensor], 
     return tensors, {"ema_updates": training.ema.updates, "micro_batch": training.micro_batch}
 
 
+def _saved_parameters(training: Training) -> dict[str, nn.Parameter]:
+    return {**training.method.trained(), **training.method.auxiliary()}
+
+
 def restore_training(training: Training, checkpoint: Checkpoint, prefix: str) -> None:
     """The inverse of `training_state`. Raises KeyError where the checkpoint is of another model."""
     tensors, info = checkpoint.tensors, checkpoint.info["training"][prefix]
-    names = {id(parameter): name for name, parameter in training.method.trained().items()}
-    for name, parameter in training.method.trained().items():
+    saved = _saved_parameters(training)
+    names = {id(parameter): name for name, parameter in saved.items()}
+    for name, parameter in saved.items():
         parameter.data.copy_(tensors[f"{prefix}trained/{name}"])
-    training.ema.load({name: tensors[f"{prefix}ema/{name}"] for name in names.values()}, info["ema_updates"])
+    training.ema.load({name: tensors[f"{prefix}ema/{name}"] for name in training.method.trained()}, info["ema_updates"])
     for optimizer_name, optimizer in training.method.optimizers().items():
         parameters = [parameter for settings in optimizer.param_groups for parameter in settings["params"]]
         start = f"{prefix}optimizer/{optimizer_name}/"
@@ -116,7 +122,9 @@ def restore_training(training: Training, checkpoint: Checkpoint, prefix: str) ->
             if path.startswith(start):
                 name, key = path.removeprefix(start).rsplit("/", 1)
                 states[indices[name]][key] = value
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+        # An adversary that hasn't begun has no state, and an empty one would keep its optimiser from making it.
+        begun = {index: state for index, state in states.items() if state}
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": begun})
     training.step = checkpoint.step
     training.micro_batch = info["micro_batch"]
 

@@ -20,6 +20,13 @@ class Group:
         self.rank = dist.get_rank() if active else 0
         self.size = dist.get_world_size() if active else 1
 
+    @classmethod
+    def alone(cls) -> Group:
+        """A group of this worker only."""
+        group = cls()
+        group.rank, group.size = 0, 1
+        return group
+
     def own(self, positions: Tensor) -> Tensor:
         """This worker's part of global positions: `rank::size`."""
         return positions[self.rank :: self.size]
@@ -49,6 +56,14 @@ class Group:
             return value
         tensor = torch.tensor([value], device=device)
         dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+        return int(tensor.item())
+
+    def total(self, value: int, device: torch.device) -> int:
+        """The sum of the workers' values."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor([value], device=device)
+        dist.all_reduce(tensor)
         return int(tensor.item())
 
     def gather_rows(self, own: Tensor, total: int) -> Tensor:

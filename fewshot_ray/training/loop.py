@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewshot_ray.methods.phase import Batch, Method, Objective, Phase
+from fewshot_ray.methods.phase import Batch, Method, Phase
 from fewshot_ray.methods.randomness import Randomness
 from fewshot_ray.spec.sections import TrainSpec
 from fewshot_ray.training.batches import Batches
 from fewshot_ray.training.ema import Ema
 from fewshot_ray.training.group import Group
+
+LR_FACTOR = "lr_factor"
+"""Key of an optimiser's parameter group: its learning rate over `train.lr`."""
+
+
+@dataclass(frozen=True)
+class Related:
+    """A phase's terms over the global batch."""
+
+    value: float = 0.0
+    """Their weighted sum, the same on every worker."""
+    pulls: Sequence[Mapping[str, Tensor]] = ()
+    """Its gradient in the rows of each micro-batch."""
+    rows: Mapping[str, Tensor] | None = None
+    """The rows with their graph, where there is one micro-batch."""
 
 
 class NonFiniteLossError(Exception):
@@ -76,35 +92,79 @@ class Training:
     def _run_phase(self, phase: Phase, micro_batches: Sequence[Batch], contexts: list[Any], *, last: bool) -> float:
         optimizer = self.method.optimizers()[phase.optimizer]
         optimizer.zero_grad(set_to_none=True)
-        totals: list[Tensor] = []
+        related = self._related(phase, micro_batches, contexts, self.group)
+        shared_graph = len(micro_batches) == 1 and not last  # of several micro-batches only one's graph is ever kept
+        total = torch.zeros((), device=self.device)
         for part, batch in enumerate(micro_batches):
-            self.randomness.reseed_layers(self.step, self.group.rank, part)
-            loss = self._loss(phase, batch, contexts, part)
-            torch.autograd.backward(loss * phase.gradient_scale, inputs=list(phase.parameters), retain_graph=not last)
-            totals.append(loss.detach())
+            total += self._backward(phase, batch, contexts, part, related, retain_graph=shared_graph)
             if last and part + 1 < len(micro_batches):
                 contexts[part] = None
-        total = torch.stack(totals).sum() if totals else torch.zeros((), device=self.device)
+            elif not last and not shared_graph:
+                self.method.forget(contexts[part])
         self._reduce(phase, total)
-        value = self._checked(phase, float(total))
-        if self.config.gradient_clip is not None:
-            torch.nn.utils.clip_grad_norm_(phase.parameters, self.config.gradient_clip)
+        value = self._checked(phase, float(total) + related.value)
+        clip = self.config.gradient_clip if phase.gradient_clip is None else phase.gradient_clip
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(phase.parameters, clip)
         for settings in optimizer.param_groups:
-            settings["lr"] = self.learning_rate(self.step)
+            settings["lr"] = self.learning_rate(self.step) * settings.get(LR_FACTOR, 1.0)
         optimizer.step()
         return value
 
-    def _loss(self, phase: Phase, batch: Batch, contexts: list[Any], part: int) -> Tensor:
-        """This micro-batch's share of the global mean: `sum_terms lambda sum_i loss_i / global count`."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            if contexts[part] is None:
-                contexts[part] = self.method.context(batch, self.randomness)
-            objective: Objective = phase.loss(contexts[part])
-        terms = [
-            objective.weight[term] * loss.float().sum() / objective.global_count.get(term, batch.global_size)
-            for term, loss in objective.per_sample.items()
-        ]
-        return torch.stack(terms).sum()
+    def _related(self, phase: Phase, micro_batches: Sequence[Batch], contexts: list[Any], group: Group) -> Related:
+        """The terms over the global batch, and their gradient in this worker's rows, micro-batch by micro-batch.
+
+        Of one micro-batch the rows keep their graph; of several they are computed without, and again when their turn comes.
+        """
+        if phase.relation is None:
+            return Related()
+        live, sizes = len(micro_batches) == 1, []
+        parts: list[Mapping[str, Tensor]] = []
+        for part, batch in enumerate(micro_batches):
+            with torch.set_grad_enabled(live), self._autocast():
+                parts.append(phase.relation.rows(self._context(batch, contexts, part)))
+            sizes.append(len(next(iter(parts[-1].values()))))
+            if not live:
+                self.method.forget(contexts[part])
+        total = group.total(sum(sizes), self.device)
+        own = {name: torch.cat([rows[name].detach().float() for rows in parts]) for name in parts[0]}
+        everyone = {name: group.gather_rows(rows, total).clone().requires_grad_() for name, rows in own.items()}
+        objective = phase.relation.terms(everyone)
+        value = torch.stack([objective.weight[term] * loss.mean() for term, loss in objective.per_sample.items()]).sum()
+        gradients = torch.autograd.grad(value, list(everyone.values()), allow_unused=True, materialize_grads=True)
+        pulls = [group.own(gradient).split(sizes) for gradient in gradients]
+        return Related(
+            float(value.detach()),
+            [dict(zip(everyone, pull, strict=True)) for pull in zip(*pulls, strict=True)],
+            parts[0] if live else None,
+        )
+
+    def _context(self, batch: Batch, contexts: list[Any], part: int) -> Any:
+        """Made when first asked for; the layers' noise begins anew after it, so that a second forward pass equals the first."""
+        if contexts[part] is None:
+            self.randomness.reseed_layers(self.step, self.group.rank, part)
+            contexts[part] = self.method.context(batch, self.randomness)
+        self.randomness.reseed_layers(self.step, self.group.rank, part)
+        return contexts[part]
+
+    def _backward(self, phase: Phase, batch: Batch, contexts: list[Any], part: int, related: Related, *, retain_graph: bool) -> Tensor:
+        """This micro-batch's gradient; its share of the global mean `sum_terms lambda sum_i loss_i / global count`."""
+        with self._autocast():
+            context = self._context(batch, contexts, part)
+            objective = phase.loss(context)
+            rows = {} if phase.relation is None else related.rows or phase.relation.rows(context)
+        loss = torch.zeros((), device=self.device)
+        for term, per_sample in objective.per_sample.items():
+            loss = loss + objective.weight[term] * per_sample.float().sum() / objective.global_count.get(term, batch.global_size)
+        pulled = loss
+        for name, row in rows.items():
+            if row.requires_grad:
+                pulled = pulled + (related.pulls[part][name] * row.float()).sum()
+        torch.autograd.backward(pulled * phase.gradient_scale, inputs=list(phase.parameters), retain_graph=retain_graph)
+        return loss.detach()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def _reduce(self, phase: Phase, total: Tensor) -> None:
         for parameter in phase.parameters:
@@ -138,16 +198,18 @@ class Training:
         batch = self.batches.micro_batches(0, self.group, micro_batch)[0]
         contexts: list[Any] = [None]
         moments: list[Tensor] = []
+        parameters = [*self.method.trained().values(), *self.method.auxiliary().values()]
         try:
-            moments += [torch.empty_like(parameter) for parameter in self.method.trained().values() for _ in range(2)]
+            moments += [torch.empty_like(parameter) for parameter in parameters for _ in range(2)]
             for phase in self.method.phases():
-                torch.autograd.backward(self._loss(phase, batch, contexts, 0), inputs=list(phase.parameters), retain_graph=True)
+                related = self._related(phase, [batch], contexts, Group.alone())
+                self._backward(phase, batch, contexts, 0, related, retain_graph=True)
         except torch.OutOfMemoryError:
             return False
         finally:
             contexts.clear()
             moments.clear()
-            for parameter in self.method.trained().values():
+            for parameter in parameters:
                 parameter.grad = None
             torch.cuda.empty_cache()
         return True

@@ -68,4 +68,4 @@ def test_about_half_of_the_images_are_mirrored() -> None:
 def test_images_are_in_the_models_range() -> None:
     """Oracle: 0 is -1, 255 is 1."""
     extremes = Batches(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1), 2, seed=0, flip=False, device="cpu")
-    assert sorted(extremes.images.flatten().tolist()) == [-1, 1]
+    assert sorted(extremes.upright.mean.flatten().tolist()) == [-1, 1]

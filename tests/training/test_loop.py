@@ -26,7 +26,7 @@ X = [value / 127.5 - 1 for value in (0, 60, 200, 255)]
 
 def denoiser(**settings: object) -> Training:
     backbone = tiny_backbone()
-    tuned = tune(backbone.unet, "full", FullConfig(), seed=0)
+    tuned = tune(backbone.network, "full", FullConfig(), seed=0)
     method = DiffusionMethod(backbone, tuned, torch.optim.SGD(tuned.trained.values(), lr=1.0))
     return training(method, digits("shots").images, batch_size=5, lr=0.1, **settings)
 
@@ -88,7 +88,10 @@ class Adversaries:
     def context(self, batch: Batch, randomness: Randomness) -> dict[str, Tensor]:
         self.contexts += 1
         z = randomness.normal(batch.step, "z", (batch.global_size,))[batch.positions]
-        return {"x": batch.x_0[:, 0, 0, 0], "fake": self.g * z}
+        return {"x": batch.x_0[:, 0, 0, 0], "z": z, "fake": self.g * z}
+
+    def forget(self, context: dict[str, Tensor]) -> None:
+        context["fake"] = self.g * context["z"]
 
     def critic(self, c: dict[str, Tensor]) -> Objective:
         return Objective({"fake": self.d * c["fake"], "real": -self.d * c["x"]}, {"fake": 1.0, "real": 1.0})
@@ -116,7 +119,10 @@ class Adversaries:
         return self._optimizers
 
     def trained(self) -> Mapping[str, nn.Parameter]:
-        return {"g": self.g, "d": self.d}
+        return {"g": self.g}
+
+    def auxiliary(self) -> Mapping[str, nn.Parameter]:
+        return {"d": self.d}
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {}

@@ -46,6 +46,12 @@ class Toy:
     def trained(self) -> Mapping[str, nn.Parameter]:
         return {"w": self.w}
 
+    def auxiliary(self) -> Mapping[str, nn.Parameter]:
+        return {}
+
+    def forget(self, context: Batch) -> None:
+        """Nothing is kept."""
+
     def modules(self) -> Mapping[str, nn.Module]:
         return {}
 
