@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +15,18 @@ from fewshot_ray.methods.draw import SelectedNoise, frozen
 from fewshot_ray.methods.randomness import Randomness, derived_seed
 from fewshot_ray.methods.registry import Ingredients, MethodConfig, Part, register
 from fewshot_ray.methods.stage import Stage
+from fewshot_ray.models.autoencoder import encode_all
 from fewshot_ray.models.classifier import NoiseAwareClassifier
 from fewshot_ray.models.schedule import NoiseSchedule
 from fewshot_ray.spec.ranges import FloatRange, IntRange
 
 NoiseNorm = Literal["sample", "moments", "batch"]
 GuidanceWeight = Literal["paper", "derived", "code"]
+InnerNetwork = Literal["student", "source"]
+
+
+PredictEps = Callable[[Tensor, Tensor], Tensor]
+"""A network's noise estimate `[b, C, H, W]` at (x_t, t)."""
 
 
 class AntConfig(MethodConfig):
@@ -35,6 +41,8 @@ class AntConfig(MethodConfig):
     noise_norm: NoiseNorm = "sample"
     """After an ascent step: every image's noise to mean 0 and std 1 (the paper's; destructive below 32x32 pixels, whose mean it removes),
     to the moments it was drawn with, or a micro-batch's as a whole to mean 0 and std 1 (so the result depends on `micro_batch`)."""
+    inner_network: InnerNetwork = "student"
+    """Whose error the noise raises: the student's as it is (the paper's), or the frozen source model's."""
     guidance: Annotated[float, Field(ge=0), FloatRange(0.0, 10.0)] = 5.0
     """gamma, the similarity guidance's weight; 0 leaves the classifier out."""
     guidance_weight: GuidanceWeight = "paper"
@@ -52,23 +60,34 @@ class AntConfig(MethodConfig):
         """The classifier, for guidance."""
         return self.guidance > 0
 
+    @classmethod
+    def misfit(cls, given: Mapping[str, Any]) -> tuple[str, str] | None:
+        """A step size for no steps. (A range of steps may begin at 0: other trials take it.)"""
+        if given.get("noise_steps") == 0 and "noise_step_size" in given:
+            return "noise_step_size", "is given, but noise_steps is 0, so nothing takes it; leave it out, or 1 or more noise_steps is right"
+        return None
+
 
 class Ant:
     """Chooses the noise that is hardest for the student, and shifts its target towards the classifier's target domain."""
 
-    def __init__(self, config: AntConfig, schedule: NoiseSchedule, classifier: nn.Module | None) -> None:
+    def __init__(
+        self, config: AntConfig, schedule: NoiseSchedule, classifier: nn.Module | None, source_eps: PredictEps | None = None
+    ) -> None:
         self.config = config
         self.schedule = schedule
         self.classifier = classifier
+        self.source_eps = source_eps
+        """The source model's noise estimate, where `inner_network` is "source"."""
 
-    def __call__(self, x_0: Tensor, t: Tensor, eps: Tensor, predict_eps: Callable[[Tensor, Tensor], Tensor]) -> SelectedNoise:
+    def __call__(self, x_0: Tensor, t: Tensor, eps: Tensor, predict_eps: PredictEps) -> SelectedNoise:
         """eps* of Eq. 7 and the target shift of Eq. 8."""
-        eps_star = self.adversarial_noise(x_0, t, eps, predict_eps)
+        eps_star = self.adversarial_noise(x_0, t, eps, self.source_eps or predict_eps)
         if self.classifier is None or self.config.guidance == 0:
             return SelectedNoise(eps_star, None)
         return SelectedNoise(eps_star, self.target_shift(self.schedule.add_noise(x_0, eps_star, t), t))
 
-    def adversarial_noise(self, x_0: Tensor, t: Tensor, eps: Tensor, predict_eps: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def adversarial_noise(self, x_0: Tensor, t: Tensor, eps: Tensor, predict_eps: PredictEps) -> Tensor:
         """`eps <- Norm(eps + omega grad_eps ||eps - eps_theta(x_t(eps), t)||^2)`, J times (Eq. 7), `[b, C, H, W]`.
 
         The gradient runs through the network; its parameters receive none, and no graph outlives an ascent step.
@@ -114,7 +133,7 @@ def guidance_weight(schedule: NoiseSchedule, t: Tensor, weight: GuidanceWeight) 
 
 
 def train_classifier(source: Tensor, target: Tensor, schedule: NoiseSchedule, config: AntConfig, *, seed: int) -> NoiseAwareClassifier:
-    """p_phi(y = target | x_t), from noised images of both domains; `source` and `target` are `[N, C, H, W]` in [-1, 1]."""
+    """p_phi(y = target | x_t), from noised images (or latents) of both domains; `source` and `target` are x_0 `[N, C, H, W]`."""
     device = source.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derived_seed(seed, "ant-classifier"))
@@ -144,8 +163,9 @@ def classifier_stage(config: AntConfig, ingredients: Ingredients) -> Stage:
 
     def compute() -> dict[str, Tensor]:
         device = ingredients.backbone.device
-        images = [to_model_range(part).to(device) for part in (source, target)]
-        return train_classifier(images[0], images[1], schedule, config, seed=ingredients.seed).state_dict()
+        autoencoder = ingredients.backbone.autoencoder
+        x_0 = [encode_all(autoencoder, to_model_range(part).to(device)).mean for part in (source, target)]
+        return train_classifier(x_0[0], x_0[1], schedule, config, seed=ingredients.seed).state_dict()
 
     schedule_hash = float(schedule.alphas_cumprod.double().sum())
     depends_on = {
@@ -171,7 +191,19 @@ def make_ant(config: AntConfig, ingredients: Ingredients) -> Part:
     backbone = ingredients.backbone
     classifier: NoiseAwareClassifier | None = None
     for stage in ant_stages(config, ingredients):
-        classifier = NoiseAwareClassifier(backbone.channels, backbone.size)
+        classifier = NoiseAwareClassifier(backbone.shape[0], backbone.shape[1:])
         classifier.load_state_dict(ingredients.read(stage))
         frozen(classifier.to(backbone.device))
-    return Part(selector=Ant(config, backbone.schedule, classifier))
+    source_eps = source_noise_estimate(ingredients) if config.inner_network == "source" and config.noise_steps > 0 else None
+    return Part(selector=Ant(config, backbone.schedule, classifier, source_eps))
+
+
+def source_noise_estimate(ingredients: Ingredients) -> PredictEps:
+    """The frozen source model's eps; of one with classes the null class's."""
+    backbone, source = ingredients.backbone, ingredients.source_network()
+
+    def predict_eps(x_t: Tensor, t: Tensor) -> Tensor:
+        labels = None if backbone.null_label is None else torch.full_like(t, backbone.null_label)
+        return backbone.to_eps(backbone.predict(source, x_t, t, labels), x_t, t)
+
+    return predict_eps

@@ -28,7 +28,7 @@ class SdftConfig(MethodConfig):
 
 
 class Sdft:
-    """The frozen source model teaches the student on x_t and on pure noise."""
+    """The frozen source model teaches the student on x_t and on pure noise; of a learned variance nothing is distilled."""
 
     def __init__(self, config: SdftConfig, teacher: nn.Module) -> None:
         self.config = config
@@ -45,13 +45,13 @@ class Sdft:
             # z ~ N(0, I) is the network's input as it is, with no image in it
             z = draw.normal("sdft-aux")
             w_a = snr_weight(draw, c.gamma_aux)
-            per_sample["aux"] = w_a * mean_square(self.teach(draw, z) - draw.backbone.predict(draw.network, z, draw.t))
+            per_sample["aux"] = w_a * mean_square(self.teach(draw, z) - draw.predict_by(draw.network, z))
         return Objective(per_sample, {"distill": c.lambda_distill, "aux": c.lambda_aux})
 
     def teach(self, draw: Draw, x_t: Tensor) -> Tensor:
         """The teacher's prediction, `[b, C, H, W]`, outside the graph."""
         with torch.no_grad():
-            return draw.backbone.predict(self.teacher, x_t, draw.t)
+            return draw.predict_by(self.teacher, x_t)
 
 
 def snr_weight(draw: Draw, gamma: float) -> Tensor:

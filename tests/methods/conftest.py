@@ -30,7 +30,7 @@ class ToyIngredients:
 
     def source_network(self) -> nn.Module:
         self.asked.append("source_network")
-        return frozen(copy.deepcopy(self.backbone.unet))
+        return frozen(copy.deepcopy(self.backbone.network))
 
     def source_hash(self) -> str:
         return "weights"

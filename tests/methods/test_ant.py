@@ -91,7 +91,7 @@ def test_an_image_gets_its_noise_whatever_it_stands_beside(norm: str) -> None:
 def test_no_steps_keep_the_drawn_noise() -> None:
     """Oracle: the limiting case J = 0: eps itself, and no forward pass."""
     backbone, eps = tiny_backbone(), normal(4)
-    network = Calls(backbone.unet)
+    network = Calls(backbone.network)
     selected = ant(noise_steps=0, guidance=0.0)(images(4), T, eps, draw(backbone, network=network).predict_eps)
     assert selected.eps is eps
     assert selected.target_shift is None
@@ -101,10 +101,10 @@ def test_no_steps_keep_the_drawn_noise() -> None:
 def test_the_ascent_leaves_nothing_behind() -> None:
     """Oracle: autograd: no parameter has a gradient, eps* has no graph, x_0 and the drawn noise are as they were; one pass a step."""
     backbone, x_0, eps = tiny_backbone(), images(4), normal(4)
-    network, kept = Calls(backbone.unet.train()), normal(4)
+    network, kept = Calls(backbone.network.train()), normal(4)
     eps_star = ant(noise_steps=4).adversarial_noise(x_0, T, eps, draw(backbone, network=network).predict_eps)
     assert network.count == 4
-    assert all(parameter.grad is None for parameter in backbone.unet.parameters())
+    assert all(parameter.grad is None for parameter in backbone.network.parameters())
     assert not eps_star.requires_grad
     assert eps_star.grad_fn is None
     assert torch.equal(eps, kept)
@@ -183,7 +183,7 @@ def test_the_classifier_gets_no_gradient() -> None:
     assert not it.target.requires_grad
     (it.prediction - it.target).square().mean().backward()
     assert all(parameter.grad is None for parameter in classifier.parameters())
-    assert all(parameter.grad is not None for parameter in backbone.unet.parameters())
+    assert all(parameter.grad is not None for parameter in backbone.network.parameters())
 
 
 def test_the_shift_works_under_no_grad_and_is_zero_where_gamma_is() -> None:

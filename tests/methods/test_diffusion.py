@@ -12,7 +12,7 @@ from tests.tiny_diffusion import PREDICTION_TYPES, batch, tiny_backbone
 
 def plain(prediction_type: str = "epsilon") -> DiffusionMethod:
     backbone = tiny_backbone(prediction_type)
-    tuned = tune(backbone.unet, "full", FullConfig(), seed=0)
+    tuned = tune(backbone.network, "full", FullConfig(), seed=0)
     return DiffusionMethod(backbone, tuned, torch.optim.SGD(tuned.trained.values(), lr=0.1))
 
 
@@ -28,7 +28,7 @@ def test_the_denoising_loss(prediction_type: str) -> None:
         "sample": it.x_0,
         "v_prediction": alpha_bar.sqrt() * it.eps - (1 - alpha_bar).sqrt() * it.x_0,
     }[prediction_type]
-    output = method.backbone.unet(alpha_bar.sqrt() * it.x_0 + (1 - alpha_bar).sqrt() * it.eps, it.t).sample
+    output = method.backbone.network(alpha_bar.sqrt() * it.x_0 + (1 - alpha_bar).sqrt() * it.eps, it.t).sample
     assert objective.weight == {"denoising": 1.0}
     torch.testing.assert_close(objective.per_sample["denoising"], ((output - wanted) ** 2).mean(dim=(1, 2, 3)))
 

@@ -24,7 +24,7 @@ def test_what_follows_from_a_draw(prediction_type: str) -> None:
     assert it.t.shape == (4,)
     assert it.x_t.shape == it.eps.shape == it.target.shape == (4, 1, 8, 8)
     torch.testing.assert_close(it.x_t, backbone.schedule.add_noise(it.x_0, it.eps, it.t))
-    torch.testing.assert_close(it.prediction, backbone.unet(it.x_t, it.t).sample)
+    torch.testing.assert_close(it.prediction, backbone.network(it.x_t, it.t).sample)
     torch.testing.assert_close(it.target, backbone.target(it.x_0, it.eps, it.t))
     torch.testing.assert_close(it.x_0_hat, backbone.to_x_0(it.prediction, it.x_t, it.t))
     torch.testing.assert_close(it.predict_eps(it.x_t, it.t), backbone.to_eps(it.prediction, it.x_t, it.t))
@@ -33,7 +33,7 @@ def test_what_follows_from_a_draw(prediction_type: str) -> None:
 def test_one_forward_pass_however_often_it_is_asked() -> None:
     """Oracle: a counting network."""
     backbone = tiny_backbone()
-    network = Calls(backbone.unet)
+    network = Calls(backbone.network)
     it = draw(backbone, network=network)
     assert network.count == 0
     assert it.prediction is it.prediction
@@ -57,10 +57,10 @@ def test_a_selector_replaces_the_noise_and_shifts_the_target(prediction_type: st
 def test_parts_of_a_batch_get_their_part_of_its_noise() -> None:
     """Oracle: the whole batch in one draw: micro-batches and workers, in any order, see the same t, eps and further noise."""
     backbone, whole = tiny_backbone(), batch(6, step=3)
-    everything = Draw(backbone, backbone.unet, whole, Randomness(7), None)
+    everything = Draw(backbone, backbone.network, whole, Randomness(7), None)
     for rows in ([0, 1], [2, 5], [4, 3]):
         part = Batch(whole.x_0[rows], torch.tensor(rows), 6, 3)
-        it = Draw(backbone, backbone.unet, part, Randomness(7), None)
+        it = Draw(backbone, backbone.network, part, Randomness(7), None)
         assert torch.equal(it.t, everything.t[rows])
         assert torch.equal(it.eps, everything.eps[rows])
         assert torch.equal(it.normal("more"), everything.normal("more")[rows])

@@ -11,34 +11,29 @@ from fewshot_ray.methods.randomness import Randomness
 from fewshot_ray.methods.registry import Part
 from fewshot_ray.models.parameters import FullConfig, tune
 from tests.methods.conftest import ToyIngredients
-from tests.tiny_diffusion import PREDICTION_TYPES, batch, tiny_backbone
+from tests.tiny_diffusion import PREDICTION_TYPES, batch, everything, tiny_backbone
 
 
 def trained(parts: list[Part], prediction_type: str, steps: int = 3) -> dict[str, torch.Tensor]:
     """The weights after a few steps of Adam."""
     backbone = tiny_backbone(prediction_type)
-    tuned = tune(backbone.unet, "full", FullConfig(), seed=0)
-    selectors = [part.selector for part in parts if part.selector]
-    method = DiffusionMethod(
-        backbone,
-        tuned,
-        torch.optim.Adam(tuned.trained.values(), lr=1e-3),
-        selector=selectors[0] if selectors else None,
-        regularizers=[part.regularizer for part in parts if part.regularizer],
-    )
+    tuned = tune(backbone.network, "full", FullConfig(), seed=0)
+    method = DiffusionMethod(backbone, tuned, torch.optim.Adam(tuned.trained.values(), lr=1e-3), parts)
     for step in range(steps):
-        objective = method.loss(method.context(batch(4, step), Randomness(0)))
+        objective = everything(method, method.context(batch(4, step), Randomness(0)))
         loss = torch.stack([objective.weight[term] * values.mean() for term, values in objective.per_sample.items()]).sum()
         method.optimizers()["denoiser"].zero_grad()
         loss.backward()
         method.optimizers()["denoiser"].step()
-    return copy.deepcopy(backbone.unet.state_dict())
+    return copy.deepcopy(backbone.network.state_dict())
 
 
 OFF: dict[str, dict[str, Any]] = {
     "finetune": {},
     "ant": {"noise_steps": 0, "guidance": 0.0},
     "sdft": {"lambda_distill": 0.0, "lambda_aux": 0.0},
+    "sadm": {"eta": 0.0},
+    "ddpm_pa": {"lambda_image": 0.0, "lambda_high_frequency": 0.0, "lambda_high_frequency_mse": 0.0},
 }
 
 
@@ -48,7 +43,7 @@ def test_it_adds_nothing(ingredients: ToyIngredients) -> None:
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-@pytest.mark.parametrize("names", [["ant"], ["sdft"], ["ant", "sdft"], ["finetune"]])
+@pytest.mark.parametrize("names", [["ant"], ["sdft"], ["sadm"], ["ddpm_pa"], ["ant", "sdft", "sadm", "ddpm_pa"], ["finetune"]])
 def test_methods_turned_off_are_plain_fine_tuning(names: list[str], prediction_type: str, ingredients: ToyIngredients) -> None:
     """Oracle: plain fine-tuning: with every lambda, gamma and J at 0 the weights after three steps are its own, bit for bit."""
     parts = [METHODS[name].make(METHODS[name].config(**OFF[name]), ingredients) for name in names]

@@ -1,6 +1,5 @@
 """What every method promises."""
 
-import copy
 import itertools
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from fewshot_ray.data.images import from_model_range
 from fewshot_ray.methods import METHODS
 from fewshot_ray.methods.ant import AntConfig
 from fewshot_ray.methods.diffusion import DiffusionMethod
@@ -16,7 +16,8 @@ from fewshot_ray.methods.randomness import Randomness
 from fewshot_ray.methods.registry import MethodConfig, Part, declared_ranges
 from fewshot_ray.models.parameters import PARAMS, tune
 from tests.methods.conftest import ToyIngredients
-from tests.tiny_diffusion import PREDICTION_TYPES, Calls, batch, tiny_backbone, tiny_unet
+from tests.tiny_diffusion import PREDICTION_TYPES, Calls, batch, everything, images, tiny_backbone
+from tests.training.toys import training
 
 ENDS = [
     pytest.param(name, {key: end}, id=f"{name}-{key}-{end}")
@@ -33,19 +34,16 @@ def quick(name: str, settings: dict[str, Any]) -> MethodConfig:
 
 def compose(parts: list[Part], prediction_type: str = "epsilon", params: str = "full", count_calls: bool = False) -> DiffusionMethod:
     backbone = tiny_backbone(prediction_type)
-    tuned = tune(backbone.unet, params, PARAMS[params][0](), seed=0)
+    tuned = tune(backbone.network, params, PARAMS[params][0](), seed=0)
     for number, parameter in enumerate(tuned.trained.values()):  # away from the source, where some gradients are zero
         parameter.data += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
     if count_calls:
         tuned.network = Calls(tuned.network)
-    selectors = [part.selector for part in parts if part.selector]
-    regularizers = [part.regularizer for part in parts if part.regularizer]
-    optimizer = torch.optim.SGD(tuned.trained.values(), lr=0.1)
-    return DiffusionMethod(backbone, tuned, optimizer, selector=selectors[0] if selectors else None, regularizers=regularizers)
+    return DiffusionMethod(backbone, tuned, torch.optim.SGD(tuned.trained.values(), lr=0.1), parts)
 
 
 def run(method: DiffusionMethod, count: int = 3) -> Objective:
-    return method.loss(method.context(batch(count), Randomness(0)))
+    return everything(method, method.context(batch(count), Randomness(0)))
 
 
 def total(objective: Objective) -> torch.Tensor:
@@ -87,6 +85,12 @@ def test_ranges_of_the_papers() -> None:
         "lambda_aux": "log 0.01 .. 1.0",
         "gamma_aux": "log 5.0 .. 150.0",
     }
+    assert described["sadm"] == {"eta": "log 0.1 .. 100.0"}
+    assert described["ddpm_pa"] == {
+        "lambda_image": "log 0.1 .. 1.0",
+        "lambda_high_frequency": "log 0.1 .. 1.0",
+        "lambda_high_frequency_mse": "log 0.01 .. 0.08",
+    }
     config = AntConfig()
     assert (config.guidance, config.noise_steps, config.noise_step_size) == (5.0, 10, 0.02)
 
@@ -125,42 +129,74 @@ def test_the_same_loss_again(name: str, ingredients: ToyIngredients) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_micro_batches_add_up(name: str, ingredients: ToyIngredients) -> None:
-    """Oracle: the whole batch at once: an image's losses don't depend on which micro-batch it is in."""
-    method = compose([METHODS[name].make(quick(name, {}), ingredients)])
-    whole = batch(4)
-    together = method.loss(method.context(whole, Randomness(0))).per_sample
-    for rows in ([0, 1], [2, 3]):
-        part = type(whole)(whole.x_0[rows], whole.positions[rows], 4, whole.step)
-        apart = method.loss(method.context(part, Randomness(0))).per_sample
-        for term, loss in apart.items():
-            torch.testing.assert_close(loss, together[term][rows], atol=1e-4, rtol=1e-3)
+def test_micro_batches_give_the_same_step(name: str, ingredients: ToyIngredients) -> None:
+    """Oracle: the whole batch at once: two steps in micro-batches of 1, 2 or 3 leave the weights and the loss that one of 4 leaves."""
+    results = []
+    for micro_batch in (4, 1, 2, 3):
+        settings = {"warmup_steps": 1, "eta": 10.0} if name == "sadm" else {}
+        method = compose([METHODS[name].make(quick(name, settings), ingredients)])
+        run_of_it = training(method, from_model_range(images(4)), lr=0.01, micro_batch=micro_batch)
+        loss = run_of_it.advance(2)
+        results.append((loss, {**method.trained(), **method.auxiliary()}))
+    for loss, weights in results[1:]:
+        assert loss == pytest.approx(results[0][0], rel=1e-4)
+        for key, parameter in weights.items():
+            torch.testing.assert_close(parameter, results[0][1][key], atol=2e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("names", list(itertools.chain(itertools.combinations(sorted(set(METHODS) - {"finetune"}), 2))))
-def test_methods_compose_without_a_further_forward_pass(names: tuple[str, ...], ingredients: ToyIngredients) -> None:
-    """Oracle: counting networks: of ant and sdft together, J for the ascent, one at x_t* that both share, one on pure noise."""
-    assert names == ("ant", "sdft")
-    ant, sdft = METHODS["ant"].make(quick("ant", {"noise_steps": 3}), ingredients), METHODS["sdft"].make(quick("sdft", {}), ingredients)
-    assert sdft.regularizer is not None
-    teacher, classifier = Calls(tiny_unet(1)), Calls(ant.selector.classifier)  # type: ignore[union-attr]
-    sdft.regularizer.teacher, ant.selector.classifier = teacher, classifier  # type: ignore[union-attr]
-    method = compose([ant, sdft], count_calls=True)
+COMPOSED = ("ant", "sdft", "sadm", "ddpm_pa")
+SUBSETS = [names for count in range(len(COMPOSED) + 1) for names in itertools.combinations(COMPOSED, count)]
+
+
+def test_all_methods_are_composed() -> None:
+    """Oracle: the registry."""
+    assert {*COMPOSED, "finetune"} == set(METHODS)
+
+
+@pytest.mark.parametrize("names", SUBSETS, ids="-".join)
+def test_any_subset_shares_one_forward_pass(names: tuple[str, ...], ingredients: ToyIngredients) -> None:
+    """Oracle: counting networks. Of the student: ant's J = 3 ascents, one at x_t* that all share, sdft's on pure noise.
+
+    Of the teachers: sdft's two, ddpm_pa's one. Of the classifier ant's one; of Psi sadm's two, real and generated.
+    """
+    parts = {name: METHODS[name].make(quick(name, {"noise_steps": 3} if name == "ant" else {}), ingredients) for name in names}
+    helpers = counted(parts)
+    method = compose(list(parts.values()), count_calls=True)
     it = method.context(batch(3), Randomness(0))
-    objective = method.loss(it)
-    assert (method.tuned.network.count, teacher.count, classifier.count) == (3 + 1 + 1, 2, 1)
-    assert set(objective.per_sample) == {"denoising", "distill", "aux"}
-    total(objective).backward()
-    for frozen_network in (teacher, classifier):
-        assert all(parameter.grad is None for parameter in frozen_network.parameters())
-    # sdft is taught at the x_t that ant chose
-    expected = copy.copy(it.x_t)
-    torch.testing.assert_close(expected, method.backbone.schedule.add_noise(it.x_0, it.eps, it.t))
+    objective = everything(method, it)
+    assert method.tuned.network.count == 1 + 3 * ("ant" in names) + ("sdft" in names)
+    assert {name: helper.count for name, helper in helpers.items()} == {
+        name: count for name, count in {"ant": 1, "sdft": 2, "sadm": 2, "ddpm_pa": 1}.items() if name in names
+    }
+    terms = {"ant": set(), "sdft": {"distill", "aux"}, "sadm": {"structure"}, "ddpm_pa": {"pairwise", "pairwise_hf", "hf_mse"}}
+    assert set(objective.per_sample) == {"denoising"}.union(*(terms[name] for name in names))
+    own = [*method.trained().values()]
+    torch.autograd.backward(total(objective), inputs=own)
+    assert all(parameter.grad is not None for parameter in own)
+    assert all(parameter.grad is None for helper in helpers.values() for parameter in helper.parameters())
+    # whatever else there is sees the x_t that ant chose
+    torch.testing.assert_close(it.x_t, method.backbone.schedule.add_noise(it.x_0, it.eps, it.t))
+
+
+def counted(parts: dict[str, Part]) -> dict[str, Calls]:
+    """Each method's other network, made to count its passes."""
+    owners: dict[str, tuple[Any, str]] = {
+        name: {
+            "ant": lambda part: (part.selector, "classifier"),
+            "sdft": lambda part: (part.regularizer, "teacher"),
+            "sadm": lambda part: (part.relation, "psi"),
+            "ddpm_pa": lambda part: (part.relation, "teacher"),
+        }[name](part)
+        for name, part in parts.items()
+    }
+    for owner, attribute in owners.values():
+        setattr(owner, attribute, Calls(getattr(owner, attribute)))
+    return {name: getattr(owner, attribute) for name, (owner, attribute) in owners.items()}
 
 
 def test_mixed_precision_reaches_all_parameters(ingredients: ToyIngredients) -> None:
     """Oracle: the float32 run: autocast's cached weights must not cut the student's graph after the ascent's or the teacher's passes."""
-    parts = [METHODS[name].make(quick(name, {"noise_steps": 2} if name == "ant" else {}), ingredients) for name in ("ant", "sdft")]
+    parts = [METHODS[name].make(quick(name, {"noise_steps": 2} if name == "ant" else {}), ingredients) for name in COMPOSED]
     exact = compose(parts)
     total(run(exact)).backward()
     mixed = compose(parts)

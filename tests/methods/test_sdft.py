@@ -72,7 +72,7 @@ def test_aux_sees_pure_noise_at_the_draws_timestep() -> None:
 def test_forward_passes(lambdas: tuple[float, float], student: int, teacher: int) -> None:
     """Oracle: counting networks: a term whose lambda is 0 costs nothing and is left out."""
     backbone = tiny_backbone()
-    network, source = Calls(backbone.unet), Calls(tiny_unet())
+    network, source = Calls(backbone.network), Calls(tiny_unet())
     it = draw(backbone, network=network)
     objective = Sdft(SdftConfig(lambda_distill=lambdas[0], lambda_aux=lambdas[1]), source)(it)
     assert (network.count, source.count) == (student, teacher)
@@ -92,7 +92,7 @@ def test_the_teacher_gets_no_gradient() -> None:
     objective = Sdft(SdftConfig(), teacher)(draw(backbone))
     sum(loss.sum() for loss in objective.per_sample.values()).backward()  # type: ignore[union-attr]
     assert all(parameter.grad is None for parameter in teacher.parameters())
-    assert all(parameter.grad is not None for parameter in backbone.unet.parameters())
+    assert all(parameter.grad is not None for parameter in backbone.network.parameters())
 
 
 def test_gradient_against_finite_differences() -> None:
@@ -115,7 +115,7 @@ def test_the_teacher_is_the_source(ingredients: ToyIngredients) -> None:
     assert isinstance(sdft, Sdft)
     assert not sdft.teacher.training
     assert not any(parameter.requires_grad for parameter in sdft.teacher.parameters())
-    source = ingredients.backbone.unet
+    source = ingredients.backbone.network
     assert sdft.teacher is not source
     assert all(torch.equal(x, y) for x, y in zip(sdft.teacher.state_dict().values(), source.state_dict().values(), strict=True))
     assert frozen(sdft.teacher) is sdft.teacher

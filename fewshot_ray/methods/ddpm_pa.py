@@ -1,0 +1,98 @@
+"""DDPM-PA: pairwise adaptation with high-frequency details (Zhu et al. 2022, "Few-shot Image Generation with Diffusion Models")."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from fewshot_ray.methods.draw import Draw, mean_square
+from fewshot_ray.methods.phase import Objective
+from fewshot_ray.methods.registry import Ingredients, MethodConfig, Part, register
+from fewshot_ray.spec.ranges import FloatRange
+
+
+class DdpmPaConfig(MethodConfig):
+    """`L_simple + lambda_image L_img + lambda_high_frequency L_hf + lambda_high_frequency_mse L_hfmse`; values within the paper's."""
+
+    least_batch = 3  # of two images each has one other: its softmax is 1 whatever they look like
+
+    lambda_image: Annotated[float, Field(ge=0), FloatRange(0.1, 1.0, log=True)] = 0.5
+    """Weight of the relative distances between generated images (lambda_2)."""
+    lambda_high_frequency: Annotated[float, Field(ge=0), FloatRange(0.1, 1.0, log=True)] = 0.5
+    """The same of their high-frequency components (lambda_3)."""
+    lambda_high_frequency_mse: Annotated[float, Field(ge=0), FloatRange(0.01, 0.08, log=True)] = 0.05
+    """Weight of the squared difference between generated and real high-frequency components (lambda_4)."""
+
+
+class Pairwise:
+    """`L_img` and `L_hf`: `mean_i KL(p_i^adapted || p_i^source)`, p_i the softmax over j != i of the similarities of x_0_hat i and j."""
+
+    def __init__(self, config: DdpmPaConfig, teacher: nn.Module) -> None:
+        self.config = config
+        self.teacher = teacher
+
+    def rows(self, context: Draw) -> Mapping[str, Tensor]:
+        """x_0_hat of both models at the same x_t; the source's has no graph."""
+        with torch.no_grad():
+            prediction = context.predict_by(self.teacher, context.x_t)
+            source = context.backbone.to_x_0(prediction, context.x_t, context.t)
+        return {"adapted": context.x_0_hat, "source": source}
+
+    def terms(self, rows: Mapping[str, Tensor]) -> Objective:
+        """A divergence an image, `[M]`, of each kind whose lambda isn't 0."""
+        c, adapted, source = self.config, rows["adapted"], rows["source"]
+        per_sample = {}
+        if c.lambda_image > 0:
+            per_sample["pairwise"] = divergence(adapted, source)
+        if c.lambda_high_frequency > 0:
+            per_sample["pairwise_hf"] = divergence(high_frequencies(adapted), high_frequencies(source))
+        return Objective(per_sample, {"pairwise": c.lambda_image, "pairwise_hf": c.lambda_high_frequency})
+
+
+def divergence(adapted: Tensor, source: Tensor) -> Tensor:
+    """`KL(p_i^adapted || p_i^source)` of images `[M, C, H, W]` each, `[M]`."""
+    log_p, log_q = log_similarities(adapted), log_similarities(source)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
+
+
+def log_similarities(images: Tensor) -> Tensor:
+    """`log softmax_{j != i} cos(x_i, x_j)`, `[M, M - 1]`."""
+    unit = F.normalize(images.flatten(1), dim=1)
+    similarity = unit @ unit.T
+    others = ~torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+    return F.log_softmax(similarity[others].view(len(unit), -1), dim=1)
+
+
+def high_frequencies(images: Tensor) -> Tensor:
+    """`LH + HL + HH` of the Haar transform, `[b, C, H/2, W/2]`, from `[b, C, H, W]` with even sides."""
+    a, b = images[..., ::2, ::2], images[..., ::2, 1::2]
+    c, d = images[..., 1::2, ::2], images[..., 1::2, 1::2]
+    lh, hl, hh = (c + d - a - b) / 2, (b + d - a - c) / 2, (a + d - b - c) / 2
+    return lh + hl + hh
+
+
+class HighFrequencyMse:
+    """`L_hfmse`: the high-frequency components of x_0_hat against the training image's."""
+
+    def __init__(self, config: DdpmPaConfig) -> None:
+        self.config = config
+
+    def __call__(self, draw: Draw) -> Objective:
+        """The term `hf_mse`."""
+        difference = high_frequencies(draw.x_0_hat) - high_frequencies(draw.x_0)
+        return Objective({"hf_mse": mean_square(difference)}, {"hf_mse": self.config.lambda_high_frequency_mse})
+
+
+@register("ddpm_pa", DdpmPaConfig)
+def make_ddpm_pa(config: DdpmPaConfig, ingredients: Ingredients) -> Part:
+    """The teacher is a copy of the source network; terms whose lambda is 0 are left out with what they cost."""
+    pairwise = config.lambda_image > 0 or config.lambda_high_frequency > 0
+    return Part(
+        relation=Pairwise(config, ingredients.source_network()) if pairwise else None,
+        regularizer=HighFrequencyMse(config) if config.lambda_high_frequency_mse > 0 else None,
+    )

@@ -1,0 +1,155 @@
+"""SADM: structure-guided adversarial training (Yang et al., CVPR 2024), equation numbers of the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from fewshot_ray.methods.draw import Draw
+from fewshot_ray.methods.phase import Objective, Phase
+from fewshot_ray.methods.registry import Adversary, Ingredients, MethodConfig, Part, register
+from fewshot_ray.metrics.encoders import load_encoder
+from fewshot_ray.models.backbone import Backbone
+from fewshot_ray.spec.ranges import FloatRange
+
+PSI = "psi"
+
+
+class SadmConfig(MethodConfig):
+    """The structure of a batch, its images' affinities in an encoder Psi, kept by the denoiser and challenged by Psi."""
+
+    least_batch = 2
+
+    eta: Annotated[float, Field(ge=0), FloatRange(0.1, 100.0, log=True)] = 1.0
+    """Weight of the structural distance, times 1/t with t in (0, 1]; 0 leaves Psi out."""
+    norm: Literal["mean", "sum"] = "mean"
+    """The denoising norm that eta is relative to: the mean over an image's numbers, as all weights here, or the paper's sum over them,
+    which divides eta by C H W."""
+    time_weight_max: float = Field(default=10.0, ge=1)
+    """Bound of 1/t."""
+    timestep: Literal["batch", "image"] = "batch"
+    """One t for all images of a batch (the paper's), or a t for each, their pairs weighted by the geometric mean."""
+    encoder: Literal["auto", "inception", "dinov2", "digits"] = "auto"
+    """What Psi starts from: Inception-V3's pool features (the paper's), DINOv2, or the bundled digit network, which is 'auto' at 1x8x8."""
+    encoder_weights: str | None = None
+    """Local file with Inception's weights, or folder or hub id of a DINOv2; fetched when not given."""
+    decoded_images: int = Field(default=8, ge=2)
+    """Images of a batch that a latent model's term decodes and compares; a pixel model's compares all."""
+    warmup_steps: int = Field(default=24_000, ge=0)
+    """Steps with Psi frozen (structure guidance) before the adversarial rounds."""
+    round_steps: int = Field(default=1, ge=1)
+    """Steps of an adversarial round; the denoiser trains in all of them."""
+    psi_steps: int = Field(default=1, ge=0)
+    """Steps at a round's beginning in which Psi trains as well, before the denoiser; 0 keeps it frozen."""
+    psi_lr_factor: float = Field(default=0.1, gt=0, le=0.1)
+    """Psi's learning rate over `train.lr`; above a tenth the rounds are unstable."""
+    psi_clip: float = Field(default=1.0, gt=0)
+    """Largest norm of Psi's gradient."""
+
+    def adversarial(self, step: int) -> bool:
+        """Whether Psi trains in a step, counted from 0."""
+        return step >= self.warmup_steps and (step - self.warmup_steps) % self.round_steps < self.psi_steps
+
+
+class Sadm:
+    """`(1 / B^2) sum_ij eta_t (R(Psi x_0^i, Psi x_0^j) - R(Psi x_0_hat^i, Psi x_0_hat^j))^2` (Eq. 7 to 9), R the cosine similarity.
+
+    L2-normalised, since with inner products Psi would win by scaling its features.
+    """
+
+    def __init__(self, config: SadmConfig, psi: nn.Module, backbone: Backbone) -> None:
+        self.config = config
+        self.psi = psi
+        self.backbone = backbone
+        channels, height, width = backbone.shape
+        self.eta = config.eta / (channels * height * width if config.norm == "sum" else 1)
+
+    def rows(self, context: Draw) -> Mapping[str, Tensor]:
+        """For the denoiser: the real images' features have no graph."""
+        x_0, x_0_hat = self.compared(context, context.x_0), self.compared(context, context.x_0_hat)
+        with torch.no_grad():
+            real = self.features(x_0)
+        return {"real": real, "generated": self.features(x_0_hat), "time_weight": self.time_weight(context)[: len(real)]}
+
+    def terms(self, rows: Mapping[str, Tensor]) -> Objective:
+        """The squared differences of the affinities, an image's mean over its pairs `[M]`."""
+        difference = affinity(rows["real"]) - affinity(rows["generated"])
+        root = rows["time_weight"].sqrt()
+        return Objective({"structure": (torch.outer(root, root) * difference.square()).mean(dim=1)}, {"structure": self.eta})
+
+    def compared(self, draw: Draw, x_0: Tensor) -> Tensor:
+        """What of a micro-batch the term compares: all of it, or a latent model's first images of the global batch."""
+        if self.backbone.autoencoder is None:
+            return x_0
+        return x_0[: int((draw.batch.positions < self.config.decoded_images).sum())]
+
+    def features(self, x_0: Tensor) -> Tensor:
+        """`Psi x_0`, `[m, D]`, of decoded images clamped to [-1, 1]."""
+        if len(x_0) == 0:  # networks refuse empty input
+            return self.features(x_0.new_zeros((1, *self.backbone.shape)))[:0]
+        features: Tensor = self.psi(self.backbone.decode(x_0))
+        return features
+
+    def time_weight(self, draw: Draw) -> Tensor:
+        """`1 / t` with t = (t + 1) / T, bounded, `[b]`."""
+        t = (draw.t + 1) / self.backbone.schedule.timesteps
+        return (1 / t).clamp(max=self.config.time_weight_max)
+
+
+class Challenge:
+    """The same term for Psi, which ascends it (Eq. 10): the denoiser's images are given, and Psi sees both sides."""
+
+    def __init__(self, sadm: Sadm) -> None:
+        self.sadm = sadm
+
+    def rows(self, context: Draw) -> Mapping[str, Tensor]:
+        """With Psi's graph on both sides."""
+        sadm = self.sadm
+        real = sadm.features(sadm.compared(context, context.x_0))
+        generated = sadm.features(sadm.compared(context, context.x_0_hat.detach()))
+        return {"real": real, "generated": generated, "time_weight": sadm.time_weight(context)[: len(real)]}
+
+    def terms(self, rows: Mapping[str, Tensor]) -> Objective:
+        """As the denoiser's."""
+        return self.sadm.terms(rows)
+
+
+def affinity(features: Tensor) -> Tensor:
+    """`R(i, j)` of all pairs, `[M, M]` in [-1, 1], from features `[M, D]`."""
+    unit = F.normalize(features, dim=1)
+    return unit @ unit.T
+
+
+def encoder_name(config: SadmConfig, backbone: Backbone) -> str:
+    """What `encoder: auto` comes to."""
+    if config.encoder != "auto":
+        return config.encoder
+    return "digits" if (backbone.channels, backbone.size) == (1, (8, 8)) else "inception"
+
+
+@register("sadm", SadmConfig)
+def make_sadm(config: SadmConfig, ingredients: Ingredients) -> Part:
+    """Psi's phase comes before the denoiser's; with eta = 0 there is neither."""
+    if config.eta == 0:
+        return Part()
+    backbone = ingredients.backbone
+    psi = load_encoder(encoder_name(config, backbone), device=backbone.device, weights=config.encoder_weights)
+    sadm = Sadm(config, psi, backbone)
+    parameters = [parameter for parameter in psi.parameters() if parameter.requires_grad]
+    phase = Phase(
+        PSI,
+        parameters,
+        PSI,
+        lambda draw: Objective({}, {}),
+        relation=Challenge(sadm),
+        active=config.adversarial,
+        gradient_scale=-1.0,
+        gradient_clip=config.psi_clip,
+    )
+    optimizer = torch.optim.Adam([{"params": parameters, "lr_factor": config.psi_lr_factor}], lr=0.0)
+    return Part(relation=sadm, adversaries=[Adversary(PSI, psi, optimizer, phase)], one_timestep=config.timestep == "batch")
