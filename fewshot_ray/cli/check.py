@@ -39,8 +39,10 @@ def check_file(document: Document, console: Console) -> None:
 
 def _describe(materials: Materials) -> str:
     backbone = materials.source_backbone
-    parameters = sum(parameter.numel() for parameter in backbone.unet.parameters())
+    latents = f" as {' x '.join(map(str, backbone.shape))} latents" if backbone.autoencoder else ""
+    parameters = sum(parameter.numel() for parameter in backbone.network.parameters())
+    variance = ", learned variance" if backbone.learned_variance else ""
     return (
-        f"{backbone.channels} x {backbone.size[0]} x {backbone.size[1]}, {parameters / 1e6:.2f} M parameters, "
-        f"{backbone.prediction_type} prediction, T = {backbone.schedule.timesteps}"
+        f"{type(backbone.network).__name__}, {backbone.channels} x {backbone.size[0]} x {backbone.size[1]}{latents}, "
+        f"{parameters / 1e6:.2f} M parameters, {backbone.prediction_type} prediction{variance}, T = {backbone.schedule.timesteps}"
     )

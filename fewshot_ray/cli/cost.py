@@ -17,6 +17,7 @@ from fewshot_ray.spec.document import Document, ranges
 from fewshot_ray.spec.sections import CrossFit, FileSpec
 from fewshot_ray.storage import Folder
 from fewshot_ray.trial.compose import PLAIN, TrialSpec
+from fewshot_ray.trial.evaluation import labels_in_turn
 from fewshot_ray.trial.materials import Materials, pick_device
 from fewshot_ray.trial.trial import Trial
 
@@ -33,6 +34,7 @@ class Cost:
     """Of one training (one fold) on this machine."""
 
     step_sec: float
+    trained_share: float
     forward_sec: float
     """The network, an image."""
     checkpoint_bytes: int
@@ -55,6 +57,7 @@ def plan_lines(document: Document, materials: Materials) -> Iterator[tuple[str, 
         f"{f' in {folds} folds' if folds > 1 else ''} with {-(-steps // file.evaluate.every)} evaluations, on {_count(workers, 'worker')}",
     )
     cost = measure(spec)
+    yield "trained", f"{spec.params}: {100 * cost.trained_share:.3g} % of the network's parameters, at the preset"
     evaluation = _forward_images(spec, materials) * cost.forward_sec
     trial = folds * (steps * cost.step_sec + -(-steps // file.evaluate.every) * evaluation)
     whole = (file.search.trials + reruns) * trial + (steps * cost.step_sec if refit else 0)
@@ -101,16 +104,19 @@ def measure(spec: TrialSpec) -> Cost:
     batch = spec.file.train.batch_size
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            trial = _small_trial(spec, 1, Folder(scratch), device)
-            step_sec = batch * _quickest(lambda: _step(trial), 2, device)
-            if step_sec < BRISK_SEC and batch > 1:
+            least = max(config.least_batch for config in spec.methods.values())
+            trial = _small_trial(spec, least, Folder(scratch), device)
+            step_sec = batch / least * _quickest(lambda: _step(trial), 2, device)
+            if step_sec < BRISK_SEC and batch > least:
                 whole = _small_trial(spec, batch, Folder(scratch), device)
                 step_sec = _quickest(lambda: _step(whole), 3, device)
             forward_sec = _forward_sec(trial, device)
-            trained = sum(parameter.numel() for parameter in trial.trainings[0].method.trained().values())
+            method = trial.trainings[0].method
+            assert isinstance(method, DiffusionMethod)
+            trained = sum(parameter.numel() for parameter in method.trained().values())
     finally:
         torch.set_num_threads(threads)
-    return Cost(step_sec, forward_sec, trained * 4 * CHECKPOINT_COPIES, "GPU" if device.type == "cuda" else "CPU")
+    return Cost(step_sec, method.tuned.share, forward_sec, trained * 4 * CHECKPOINT_COPIES, "GPU" if device.type == "cuda" else "CPU")
 
 
 def _small_trial(spec: TrialSpec, batch_size: int, scratch: Folder, device: torch.device) -> Trial:
@@ -140,8 +146,8 @@ def _forward_sec(trial: Trial, device: torch.device) -> float:
 
     @torch.no_grad()
     def forward(images: int) -> None:
-        x_t = torch.zeros((images, backbone.channels, *backbone.size), device=device)
-        backbone.predict(network, x_t, torch.zeros(images, dtype=torch.long, device=device))
+        x_t = torch.zeros((images, *backbone.shape), device=device)
+        backbone.predict(network, x_t, torch.zeros(images, dtype=torch.long, device=device), labels_in_turn(backbone, range(images)))
 
     alone = _quickest(lambda: forward(1), 2, device)
     if alone * SAMPLED_TOGETHER > BRISK_SEC:

@@ -22,6 +22,7 @@ from fewshot_ray.report.leaderboard import format_metric
 from fewshot_ray.report.sweep_folder import SweepFolder, TrialRecord
 from fewshot_ray.report.winner import exported_trial, ranked_trials
 from fewshot_ray.spec.sections import CrossFit, FileSpec
+from fewshot_ray.trial.evaluation import labels_in_turn
 from fewshot_ray.trial.finished import TestSplit, load_folds
 from fewshot_ray.trial.grid import grid_png
 from fewshot_ray.trial.materials import pick_device
@@ -87,7 +88,7 @@ def _measure(split: TestSplit, folder: SweepFolder, trial: TrialRecord, device: 
     return {name: math.fsum(one[name] for one in measured) / len(measured) for name in measured[0] if all(name in one for one in measured)}
 
 
-def sample_images(model: str, out: Path, *, number: int, seed: int, sampler: str, steps: int) -> None:
+def sample_images(model: str, out: Path, *, number: int, seed: int, sampler: str, steps: int, guidance_scale: float) -> None:
     """Write `number` PNG files and a grid. Raises UserError."""
     if sampler not in ("ddim", "dpm++"):
         raise UserError(f"--sampler {sampler}: not known; ddim or dpm++ would be right")
@@ -96,10 +97,17 @@ def sample_images(model: str, out: Path, *, number: int, seed: int, sampler: str
     backbone = _loaded(model)
     if steps > backbone.schedule.timesteps:
         raise UserError(f"--steps {steps}: the model has {backbone.schedule.timesteps} timesteps; no more would be right")
-    shape = (backbone.channels, *backbone.size)
-    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(derived_seed(seed, "samples", i))) for i in range(number)]
+    noise = [torch.randn(backbone.shape, generator=torch.Generator().manual_seed(derived_seed(seed, "samples", i))) for i in range(number)]
     stacked = torch.stack(noise).to(backbone.device)
-    images = sample(backbone, backbone.unet, stacked, sampler="ddim" if sampler == "ddim" else "dpm++", steps=steps).cpu()
+    images = sample(
+        backbone,
+        backbone.network,
+        stacked,
+        sampler="ddim" if sampler == "ddim" else "dpm++",
+        steps=steps,
+        labels=labels_in_turn(backbone, range(number)),
+        guidance_scale=guidance_scale,
+    ).cpu()
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, image in zip(names, images, strict=True):

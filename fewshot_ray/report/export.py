@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
-from importlib.resources import files
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMPipeline
 
 import fewshot_ray
 from fewshot_ray.data.target import Fold
 from fewshot_ray.errors import UserError
 from fewshot_ray.metrics.suite import METRICS
-from fewshot_ray.models.adaptor import AdaptorUNet2DModel
+from fewshot_ray.models.pipeline import save_pipeline, shipped_code
 from fewshot_ray.report.leaderboard import compare_with_control, leaderboard
 from fewshot_ray.report.model_card import ModelCard, model_card
 from fewshot_ray.report.sweep_folder import SweepFolder, TrialRecord
@@ -29,7 +27,6 @@ from fewshot_ray.trial.evaluation import Evaluator, Instruments
 from fewshot_ray.trial.finished import load_finished
 from fewshot_ray.trial.materials import Materials
 
-ADAPTOR_MODULE = "adaptor"
 CARD = "README.md"
 CARD_MARK = "fewshot-ray"
 """Stands in every export's card."""
@@ -46,7 +43,8 @@ def trial_spec(folder: SweepFolder, record: TrialRecord) -> TrialSpec:
 def export_trial(folder: SweepFolder, file: FileSpec, record: TrialRecord, out: Path, *, overwrite: bool = False) -> None:
     """Write the trial's best averaged weights to `out` as a pipeline that `DiffusionPipeline.from_pretrained` loads.
 
-    Low-rank updates are merged; adaptors can't be, and are shipped with the code that loads them (`trust_remote_code=True`).
+    What can be merged is; a network that diffusers doesn't have (adaptors) is shipped with the code that loads it
+    (`trust_remote_code=True`).
     Of a cross-fitted trial it is the first fold's model. `out` appears whole or not at all.
     Raises UserError, also where `out` holds something, unless that is an earlier export and `overwrite` is given.
     """
@@ -60,10 +58,10 @@ def export_trial(folder: SweepFolder, file: FileSpec, record: TrialRecord, out: 
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
             staged = Path(temporary) / "pipeline"
             staged.mkdir()  # here, since save_pretrained only logs that it can't
-            DDPMPipeline(unet=merged, scheduler=finished.backbone.scheduler).save_pretrained(str(staged))
-            if isinstance(merged, AdaptorUNet2DModel):
-                _ship_adaptor_code(staged)
-            _write_card(folder, file, record, finished.fold, staged, out.name)
+            save_pipeline(finished.backbone, merged, staged)
+            _write_card(
+                folder, file, record, finished.fold, staged, out.name, code=shipped_code(merged), class_names=finished.backbone.class_names
+            )
             if out.exists():
                 out.rename(Path(temporary) / "before")
             staged.rename(out)
@@ -86,16 +84,17 @@ def _check_place(out: Path, *, overwrite: bool) -> None:
         raise UserError(f"{out}: holds an earlier export; another place, or --overwrite, would be right")
 
 
-def _ship_adaptor_code(staged: Path) -> None:
-    """The network's class travels in its component's folder, where diffusers looks for it."""
-    source = files("fewshot_ray.models") / "adaptor.py"
-    (staged / "unet" / f"{ADAPTOR_MODULE}.py").write_text(source.read_text())
-    index = json.loads((staged / "model_index.json").read_text())
-    index["unet"] = [ADAPTOR_MODULE, AdaptorUNet2DModel.__name__]
-    (staged / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _write_card(folder: SweepFolder, file: FileSpec, record: TrialRecord, fold: Fold, staged: Path, name: str) -> None:
+def _write_card(
+    folder: SweepFolder,
+    file: FileSpec,
+    record: TrialRecord,
+    fold: Fold,
+    staged: Path,
+    name: str,
+    *,
+    code: str | None,
+    class_names: Sequence[str],
+) -> None:
     spec = trial_spec(folder, record)
     selected = record if record.kind != "refit" else folder.record(record.origin)
     assert selected is not None
@@ -105,7 +104,8 @@ def _write_card(folder: SweepFolder, file: FileSpec, record: TrialRecord, fold: 
     if steps:
         picture = "samples.png"
         (staged / picture).write_bytes(folder.grid(record.id, record.best_step if record.best_step in steps else steps[-1]))
-    source = spec.file.source.model
+    model = spec.file.source.model
+    source = model or (spec.adm.weights if spec.adm else None)
     rows = leaderboard(folder, file.search.objectives, bounds(file))
     card = ModelCard(
         name=name,
@@ -120,9 +120,10 @@ def _write_card(folder: SweepFolder, file: FileSpec, record: TrialRecord, fold: 
         directions={name: metric.direction for name, metric in METRICS.items()},
         protocol=_protocol(trial_spec(folder, selected), folder),
         metrics_from=_metrics_from(record, selected, spec),
-        source_is_on_hub=source is not None and not is_remote(source) and not Path(source).exists(),
+        source_is_on_hub=model is not None and not is_remote(model) and not Path(model).exists(),
         source_revision=spec.file.source.revision,
-        adaptors="shipped beside the weights as unet/adaptor.py" if (staged / "unet" / f"{ADAPTOR_MODULE}.py").exists() else None,
+        own_code=code,
+        class_names=class_names,
         comparisons=compare_with_control(rows, file.search.objectives),
         version=fewshot_ray.__version__,
         picture=picture,

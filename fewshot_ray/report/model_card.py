@@ -44,8 +44,10 @@ class ModelCard:
     source_is_on_hub: bool = False
     """Whether `source_model` is a hub id: it is then linked and named as the base model."""
     source_revision: str | None = None
-    adaptors: str | None = None
-    """In words, where adaptors were trained, what is shipped beside the weights."""
+    own_code: str | None = None
+    """The file that loads a network diffusers doesn't have, within the pipeline."""
+    class_names: Sequence[str] = ()
+    """Of a class-conditional model, by number."""
     comparisons: Sequence[PairedComparison] = ()
     version: str | None = None
     """fewshot-ray's version."""
@@ -85,21 +87,29 @@ def _summary(card: ModelCard) -> str:
     text += (
         f" for {card.steps} steps (seed {card.seed}) by {tool}, trial `{card.trial_id}`. The weights are the exponential moving average."
     )
-    if card.adaptors:
-        text += f" Adaptors: {card.adaptors}."
+    if card.own_code:
+        text += f" The code of its network is shipped beside the weights as {card.own_code}."
     return text + (f"\n\n![samples]({card.picture})" if card.picture else "")
 
 
 def _loading(card: ModelCard) -> str:
-    trust = ", trust_remote_code=True" if card.adaptors else ""
+    trust = ", trust_remote_code=True" if card.own_code else ""
+    arguments = "batch_size=16"
+    if card.class_names:
+        arguments = f"class_labels={list(range(len(card.class_names)))}"
     return f"""## Use
 
 ```python
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder"{trust})
-images = pipeline(batch_size=16).images
-```"""
+images = pipeline({arguments}).images
+```{_classes(card)}"""
+
+
+def _classes(card: ModelCard) -> str:
+    names = ", ".join(f"{number} {name}" for number, name in enumerate(card.class_names))
+    return f"\n\nClasses: {names}." if names else ""
 
 
 def _metrics(card: ModelCard) -> str:

@@ -61,6 +61,8 @@ class EvaluationRow:
     train_loss: float
     lr: float
     images_per_sec: float
+    trained_share: float
+    """Trained parameters over all of the network."""
 
 
 class SweepFolder:
@@ -175,12 +177,13 @@ def _row_from(node: Any) -> EvaluationRow:
         train_loss=float(tree["train_loss"]),
         lr=float(tree["lr"]),
         images_per_sec=float(tree["images_per_sec"]),
+        trained_share=float(tree["trained_share"]),
     )
 
 
 def _line(row: EvaluationRow) -> bytes:
     tree = {"step": row.step, **_to_json({"time": row.time}), "metrics": _to_json(row.metrics)}
-    tree |= _to_json({"train_loss": row.train_loss, "lr": row.lr, "images_per_sec": row.images_per_sec})
+    tree |= _to_json({"train_loss": row.train_loss, "lr": row.lr, "images_per_sec": row.images_per_sec, "trained_share": row.trained_share})
     return json.dumps(tree, allow_nan=False).encode() + b"\n"
 
 

@@ -41,8 +41,13 @@ class TrialBoard:
         self.close(ended=kind is None)
 
     def add(self, row: EvaluationRow) -> None:
-        """The evaluation's metrics, and below `train/` the loss, the learning rate and the pace, all at the trial's own step."""
-        train = {"train/loss": row.train_loss, "train/lr": row.lr, "train/images_per_sec": row.images_per_sec}
+        """The evaluation's metrics, and below `train/` the loss, learning rate, pace and share trained, all at the trial's own step."""
+        train = {
+            "train/loss": row.train_loss,
+            "train/lr": row.lr,
+            "train/images_per_sec": row.images_per_sec,
+            "train/trained_share": row.trained_share,
+        }
         for name, value in {**row.metrics, **train}.items():
             self._writer.add_scalar(name, value, global_step=row.step, walltime=row.time)
         self._writer.flush()

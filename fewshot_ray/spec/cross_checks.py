@@ -18,7 +18,7 @@ def cross_checks(spec: FileSpec) -> Iterator[tuple[str, str]]:
 
 
 def _source(spec: FileSpec) -> Iterator[tuple[str, str]]:
-    if spec.source.images == "generated" and spec.source.model is None:
+    if spec.source.images == "generated" and not spec.source.pretrained:
         yield "source.images", "'generated' needs a pre-trained source.model to generate them; a place is right with source.build"
 
 

@@ -65,6 +65,9 @@ class SourceSpec(Section):
     build: dict[str, Any] | None = None
     """Model built from scratch: UNet2DModel's configuration, with an optional `scheduler`."""
 
+    adm: dict[str, Any] | None = None
+    """Original ADM, guided-diffusion or P2 checkpoint: `weights` (a .pt file) and the flags it was trained with, by their names."""
+
     images: Text | None = None
     """Images the source model was trained on: a folder, zip, Parquet file or URL, or 'generated'."""
 
@@ -76,10 +79,17 @@ class SourceSpec(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> SourceSpec:
-        if (self.model is None) == (self.build is None):
-            given = "neither model nor build is given" if self.model is None else "model and build are both given"
-            raise ValueError(f"{given}; model (a pre-trained pipeline) or build (a model from scratch) is right, one of the two")
+        given = [name for name in ("model", "build", "adm") if getattr(self, name) is not None]
+        if len(given) != 1:
+            said = f"{' and '.join(given)} are given" if given else "neither model nor build nor adm is given"
+            right = "model (a pre-trained pipeline), build (a model from scratch) or adm (an original checkpoint) is right, one of them"
+            raise ValueError(f"{said}; {right}")
         return self
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether training starts from somebody's weights."""
+        return self.build is None
 
 
 class CrossFit(Section):
@@ -103,6 +113,9 @@ class TargetSpec(Section):
 
     holdout: Text | PositiveInt | CrossFit = CrossFit(crossfit=5)
     """Images candidates are judged on: a place, a number of shots kept back, or {crossfit: folds}."""
+
+    labels: Literal["one", "folders"] | None = None
+    """Classes of the images, for a class-conditional model: 'one' new class for all, or a class for each sub-folder."""
 
     test: Text | None = None
     """Images that `evaluate` reports on; nothing is ever selected on them."""
@@ -149,7 +162,13 @@ class TrainSpec(Section):
     """Largest norm of the gradient; null leaves it as it is."""
 
     params: Text | dict[str, dict[str, Any]] = "full"
-    """What is trained: full, bitfit, adaptor or lora, or with settings: {lora: {rank: 8}}."""
+    """What is trained: full, bitfit, difffit, adaptor, lora, oft or boft, or with settings: {lora: {rank: 8}}."""
+
+    label_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the labels replaced by the null class, for classifier-free guidance; class-conditional models only."""
+
+    compile: bool = False
+    """Compile the network with torch.compile: a slow first step, faster ones after it."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward pass; weights and optimiser stay in fp32."""
@@ -190,6 +209,9 @@ class EvaluateSpec(Section):
 
     sampler_steps: PositiveInt = 50
     """Network evaluations a generated image takes."""
+
+    guidance_scale: float = Field(default=1.0, ge=1)
+    """Classifier-free guidance of the generated images, 1 for none; class-conditional models only."""
 
     loss_draws: PositiveInt = 256
     """Least number of fixed (t, eps) pairs that holdout_loss averages over; every held-out image has at least one."""

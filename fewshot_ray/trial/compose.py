@@ -15,6 +15,7 @@ from fewshot_ray.methods import METHODS
 from fewshot_ray.methods.registry import MethodConfig, declared_ranges
 from fewshot_ray.metrics.extractors import EXTRACTORS
 from fewshot_ray.metrics.suite import METRICS, check_metrics, needed
+from fewshot_ray.models.adm import AdmConfig
 from fewshot_ray.models.parameters import PARAMS, ParamsConfig
 from fewshot_ray.spec.cross_checks import cross_checks
 from fewshot_ray.spec.document import Document, ranges, substitute
@@ -35,6 +36,7 @@ class TrialSpec:
     tree: dict[str, Any]
     """What `file` was read from; written beside the trial's results."""
     methods: Mapping[str, MethodConfig]
+    adm: AdmConfig | None
     params: str
     params_config: ParamsConfig
     seed: int
@@ -78,11 +80,13 @@ def compose(document: Document, *, seed: int | None = None, refit_steps: int | N
     file = load(FileSpec, document.tree, document=document)
     methods = {name: _method_config(name, settings, document) for name, settings in file.method.items()}
     _check_combination(methods, document)
+    _check_batch(methods, file, document)
+    adm = None if file.source.adm is None else load(AdmConfig, file.source.adm, document=document, path="source.adm")
     params, params_config = _params_config(file.train, document)
     _check_metrics(file, document)
     for path, message in cross_checks(file):
         raise document.error(path, message)
-    return TrialSpec(file, document.tree, methods, params, params_config, file.seed if seed is None else seed, refit_steps)
+    return TrialSpec(file, document.tree, methods, adm, params, params_config, file.seed if seed is None else seed, refit_steps)
 
 
 def check_document(document: Document) -> tuple[Document, FileSpec]:
@@ -94,6 +98,8 @@ def check_document(document: Document) -> tuple[Document, FileSpec]:
     if isinstance(metrics, list) and all(isinstance(name, str) for name in metrics):
         _check_names(metrics, expanded)
     file = file_spec(expanded)
+    for name in file.method:
+        _check_given(name, expanded.tree["method"][name] or {}, expanded)
     for tree in endpoint_trees(expanded.tree):
         compose(replace(expanded, tree=tree))
     return expanded, file
@@ -105,6 +111,12 @@ def _method_config(name: str, settings: Any, document: Document) -> MethodConfig
     if settings == "search":
         raise document.error(f"method.{name}", "'search' stands for ranges, which a single trial can't have; values would be right")
     return load(METHODS[name].config, settings or {}, document=document, path=f"method.{name}")
+
+
+def _check_given(name: str, settings: Mapping[str, Any], document: Document) -> None:
+    found = METHODS[name].config.misfit(settings) if name in METHODS else None
+    if found is not None:
+        raise document.error(f"method.{name}.{found[0]}", found[1])
 
 
 def _params_config(train: TrainSpec, document: Document) -> tuple[str, ParamsConfig]:
@@ -130,6 +142,21 @@ def _check_combination(methods: Mapping[str, MethodConfig], document: Document) 
         raise document.error(
             f"method.{PLAIN}", "it is the control and can't be combined; leave it out (it is a sweep's second trial anyway)"
         )
+
+
+def _check_batch(methods: Mapping[str, MethodConfig], file: FileSpec, document: Document) -> None:
+    for name, config in methods.items():
+        if file.train.batch_size < config.least_batch:
+            raise document.error(
+                "train.batch_size",
+                f"{file.train.batch_size} given, but {name} compares the images of a batch; {config.least_batch} or more would be right",
+            )
+        if config.least_batch > 1 and file.resources.workers > file.train.batch_size:
+            raise document.error(
+                "resources.workers",
+                f"{file.resources.workers} workers for batches of {file.train.batch_size}, but {name} needs an image of every worker; "
+                f"at most {file.train.batch_size} would be right",
+            )
 
 
 def _check_names(metrics: Sequence[str], document: Document) -> None:
@@ -204,12 +231,19 @@ def absolute_places(document: Document) -> Document:
     """Relative local paths made absolute from the working directory: a sweep resumes from anywhere, and workers run elsewhere."""
     tree: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in document.tree.items()}
     for section, keys in PLACES.items():
-        node = tree.get(section)
         for key in keys:
-            place = node.get(key) if isinstance(node, dict) else None
-            if isinstance(node, dict) and isinstance(place, str) and place != "generated" and Path(place).expanduser().exists():
-                node[key] = str(Path(place).expanduser().resolve())
+            _make_absolute(tree.get(section), key)
+    source = tree.get("source")
+    if isinstance(source, dict) and isinstance(source.get("adm"), dict):
+        source["adm"] = dict(source["adm"])
+        _make_absolute(source["adm"], "weights")
     return replace(document, tree=tree)
+
+
+def _make_absolute(node: Any, key: str) -> None:
+    place = node.get(key) if isinstance(node, dict) else None
+    if isinstance(place, str) and place != "generated" and Path(place).expanduser().exists():
+        node[key] = str(Path(place).expanduser().resolve())
 
 
 def plain(document: Document) -> Document:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,6 +19,7 @@ from fewshot_ray.methods.randomness import derived_seed
 from fewshot_ray.methods.stage import Stage, read
 from fewshot_ray.metrics.extractors import Extractor, PerceptualDistance, load_extractor, load_perceptual
 from fewshot_ray.metrics.suite import METRICS, Suite, needed
+from fewshot_ray.models.autoencoder import encode_all
 from fewshot_ray.models.backbone import Backbone
 from fewshot_ray.models.sampling import sample
 from fewshot_ray.spec.sections import EvaluateSpec
@@ -76,11 +78,21 @@ class Instruments:
 class Evaluator:
     """Measures models against one fold's held-out images, always with the same (t, eps) and sampling noise.
 
+    `labels` `[N]` are the held-out images', for a model with classes; of a latent model the loss is at the posterior's mean.
+
     The noise depends on `seed` alone, so that differences between trials are paired.
     """
 
     def __init__(
-        self, config: EvaluateSpec, fold: Fold, instruments: Instruments, *, seed: int, device: torch.device, group: Group
+        self,
+        config: EvaluateSpec,
+        fold: Fold,
+        instruments: Instruments,
+        *,
+        seed: int,
+        device: torch.device,
+        group: Group,
+        labels: Tensor | None = None,
     ) -> None:
         self.config = config
         self.fold = fold
@@ -88,6 +100,7 @@ class Evaluator:
         self.seed = seed
         self.device = device
         self.group = group
+        self.labels = labels
 
     def measure(self, backbone: Backbone, network: nn.Module, *, samples: int, grid: bool = False) -> Measured:
         """All metrics the file asks for, from `samples` generated images; with `grid`, at least as many images as the grid shows."""
@@ -120,18 +133,24 @@ class Evaluator:
     def holdout_loss(self, backbone: Backbone, network: nn.Module) -> float:
         """The mean over fixed (x_0, t, eps) of the denoising loss, in the backbone's own prediction space."""
         index, t, eps = self._noisings(backbone)
-        x_0 = to_model_range(self.fold.holdout.images).to(self.device)
+        x_0 = encode_all(backbone.autoencoder, to_model_range(self.fold.holdout.images).to(self.device)).mean
+        labels = None if self.labels is None else self.labels.to(self.device)[index]
         own = self.group.own(torch.arange(len(index)))
         parts = own.split(FORWARD_IMAGES) if len(own) > 0 else ()  # more workers than pairs, and networks refuse empty input
-        losses = [self._denoising_losses(backbone, network, x_0[index[rows]], t[rows], eps[rows]) for rows in parts]
+        losses = [
+            self._denoising_losses(backbone, network, x_0[index[rows]], t[rows], eps[rows], None if labels is None else labels[rows])
+            for rows in parts
+        ]
         loss = torch.cat(losses) if losses else torch.empty(0, device=self.device)
         return float(self.group.gather_rows(loss, len(index)).double().mean())
 
     @torch.no_grad()
-    def _denoising_losses(self, backbone: Backbone, network: nn.Module, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    def _denoising_losses(
+        self, backbone: Backbone, network: nn.Module, x_0: Tensor, t: Tensor, eps: Tensor, labels: Tensor | None
+    ) -> Tensor:
         t, eps = t.to(self.device), eps.to(self.device)
         x_t = backbone.schedule.add_noise(x_0, eps, t)
-        return mean_square(backbone.predict(network, x_t, t) - backbone.target(x_0, eps, t))
+        return mean_square(backbone.predict(network, x_t, t, labels) - backbone.target(x_0, eps, t))
 
     def _noisings(self, backbone: Backbone) -> tuple[Tensor, Tensor, Tensor]:
         """Image index, t (stratified over [0, T)) and eps of every pair; as many for each image."""
@@ -141,7 +160,7 @@ class Evaluator:
         strata = (torch.arange(count) + torch.rand(count, generator=generator)) / count
         t = (strata * backbone.schedule.timesteps).long().clamp(max=backbone.schedule.timesteps - 1)
         t = t[torch.randperm(count, generator=generator)]
-        eps = torch.randn((count, backbone.channels, *backbone.size), generator=generator)
+        eps = torch.randn((count, *backbone.shape), generator=generator)
         return torch.arange(count) % images, t, eps
 
     def draw_samples(self, backbone: Backbone, network: nn.Module, count: int) -> Tensor:
@@ -150,12 +169,20 @@ class Evaluator:
         if not own:  # more workers than images, and networks refuse empty input
             return self.group.gather_rows(torch.empty((0, backbone.channels, *backbone.size), dtype=torch.uint8, device=self.device), count)
         noise = torch.stack([self._sampling_noise(backbone, index) for index in own]).to(self.device)
-        images = sample(backbone, network, noise, sampler=self.config.sampler, steps=self.config.sampler_steps)
+        images = sample(
+            backbone,
+            network,
+            noise,
+            sampler=self.config.sampler,
+            steps=self.config.sampler_steps,
+            labels=labels_in_turn(backbone, own),
+            guidance_scale=self.config.guidance_scale,
+        )
         return self.group.gather_rows(images, count)
 
     def _sampling_noise(self, backbone: Backbone, index: int) -> Tensor:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, "samples", index))
-        return torch.randn((backbone.channels, *backbone.size), generator=generator)
+        return torch.randn(backbone.shape, generator=generator)
 
     def protocol(self, samples: int) -> dict[str, str | int | float]:
         """The stamp of every value."""
@@ -167,7 +194,15 @@ class Evaluator:
             "sampler": config.sampler,
             "sampler_steps": config.sampler_steps,
         }
+        if config.guidance_scale != 1:
+            stamp["guidance_scale"] = config.guidance_scale
         return stamp | (self.suite.protocol() if self.suite is not None else {})
+
+
+def labels_in_turn(backbone: Backbone, numbers: Sequence[int]) -> Tensor | None:
+    """A label for each image by its number: the classes take turns; None for a model without classes."""
+    classes = len(backbone.class_names)
+    return torch.tensor([number % classes for number in numbers], device=backbone.device) if classes else None
 
 
 def check_evaluation(config: EvaluateSpec, folds: list[Fold]) -> None:

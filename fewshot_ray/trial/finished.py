@@ -47,7 +47,7 @@ def load_folds(spec: TrialSpec, trial: Folder, step: int, *, cache: Folder, devi
     materials = Materials(spec, cache, device)
     for index, fold in enumerate(materials.folds):
         backbone = materials.student_backbone()
-        tuned = tune(backbone.unet, spec.params, spec.params_config, seed=derived_seed(spec.seed, "params", fold.name))
+        tuned = tune(backbone.network, spec.params, spec.params_config, seed=derived_seed(spec.seed, "params", fold.name))
         weights = trained_weights(checkpoint, f"fold{index}/")
         misfit = [n for n, p in tuned.trained.items() if n not in weights or weights[n].shape != p.shape] or sorted(
             weights.keys() - tuned.trained.keys()
@@ -84,7 +84,8 @@ class TestSplit:
         instruments = Instruments(config, self.materials.source_backbone, device)
         fold = Fold("test", train=self.materials.shots, holdout=test)
         self.fold = fold
-        self.evaluator = Evaluator(config, fold, instruments, seed=spec.file.seed, device=device, group=Group())
+        labels = self.materials.labels(test)
+        self.evaluator = Evaluator(config, fold, instruments, seed=spec.file.seed, device=device, group=Group(), labels=labels)
         self.samples = config.final_samples
 
     def measure(self, backbone: Backbone, network: nn.Module) -> dict[str, float]:
@@ -94,7 +95,7 @@ class TestSplit:
     def measure_source(self) -> dict[str, float]:
         """Of the source model, untouched."""
         backbone = self.materials.student_backbone()
-        return self.measure(backbone, backbone.unet)
+        return self.measure(backbone, backbone.network)
 
     def protocol(self) -> dict[str, str | int | float]:
         """The stamp of the values."""

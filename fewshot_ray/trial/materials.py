@@ -6,6 +6,7 @@ import copy
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import PurePosixPath
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,12 @@ from fewshot_ray.methods import METHODS
 from fewshot_ray.methods.draw import frozen
 from fewshot_ray.methods.randomness import Randomness, derived_seed
 from fewshot_ray.methods.stage import Stage, read
+from fewshot_ray.models.adm import AdmConfig
+from fewshot_ray.models.autoencoder import Autoencoder
 from fewshot_ray.models.backbone import Backbone
+from fewshot_ray.models.class_table import with_class_table, without_label_dropping
 from fewshot_ray.models.sampling import sample
-from fewshot_ray.models.source import build_backbone, load_backbone, weights_hash
+from fewshot_ray.models.source import build_backbone, convert_adm, load_backbone, weights_hash
 from fewshot_ray.spec.sections import CrossFit
 from fewshot_ray.storage import Folder
 from fewshot_ray.trial.compose import TrialSpec
@@ -36,7 +40,19 @@ def _images(place: str, size: tuple[int, int], channels: int) -> ImageSet:
 @lru_cache(maxsize=2)
 def _source(place: str, revision: str | None) -> tuple[Backbone, str]:
     backbone = load_backbone(place, revision)
-    return backbone, weights_hash(backbone.unet)
+    return backbone, source_hash(backbone)
+
+
+@lru_cache(maxsize=2)
+def _converted(config: AdmConfig) -> tuple[Backbone, str]:
+    backbone = convert_adm(config)
+    return backbone, source_hash(backbone)
+
+
+def source_hash(backbone: Backbone) -> str:
+    """Of the network's weights and, where there is one, the autoencoder's."""
+    network = weights_hash(backbone.network)
+    return network if backbone.autoencoder is None else f"{network}-{weights_hash(backbone.autoencoder.model)}"
 
 
 def images_hash(images: ImageSet, backbone: Backbone) -> str:
@@ -55,8 +71,40 @@ class Materials:
 
     @cached_property
     def source_backbone(self) -> Backbone:
-        """The source network and schedule, on the CPU."""
-        return self._source[0]
+        """The source network and schedule, on the CPU; one with classes has a table of the target's, each still the null class."""
+        loaded = self._source[0]
+        if not loaded.class_names:
+            return loaded
+        network = without_label_dropping(with_class_table(loaded.network, len(self.class_names)))
+        return Backbone(network, loaded.scheduler, autoencoder=loaded.autoencoder, class_names=self.class_names)
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """The target's classes, in their order; none for a model without. Raises UserError."""
+        labels, conditional = self.spec.file.target.labels, bool(self._source[0].class_names)
+        if conditional and labels is None:
+            raise UserError(
+                "target.labels: source.model is class-conditional and the target images have no labels; 'one' (a new class for all of "
+                "them) or 'folders' (a class for each sub-folder) would be right"
+            )
+        if not conditional and labels is not None:
+            raise UserError(f"target.labels: '{labels}' given, but source.model has no classes; leave it out")
+        if labels == "folders":
+            return tuple(sorted({class_of(name) for name in self.shots.names}))
+        return ("target",) if labels == "one" else ()
+
+    def labels(self, images: ImageSet) -> Tensor | None:
+        """The class of each, `[N]`; None for a model without classes. Raises UserError for one that no shot has."""
+        if not self.class_names:
+            return None
+        if self.spec.file.target.labels == "one":
+            return torch.zeros(len(images), dtype=torch.long)
+        numbers = {name: number for number, name in enumerate(self.class_names)}
+        for name in images.names:
+            if class_of(name) not in numbers:
+                known = ", ".join(self.class_names)
+                raise UserError(f"target.labels: {name} is of a class that no shot has ('{class_of(name)}'); one of {known} would be right")
+        return torch.tensor([numbers[class_of(name)] for name in images.names])
 
     @cached_property
     def source_hash(self) -> str:
@@ -68,17 +116,24 @@ class Materials:
         source = self.spec.file.source
         if source.model is not None:
             return _source(source.model, source.revision)
+        if self.spec.adm is not None:
+            return _converted(self.spec.adm)
         backbone = build_backbone(source.build or {}, seed=self.spec.seed)
-        return backbone, weights_hash(backbone.unet)
+        return backbone, source_hash(backbone)
 
     def student_backbone(self) -> Backbone:
         """A copy of the source on the device, to be trained."""
-        source = self.source_backbone
-        return Backbone(copy.deepcopy(source.unet), source.scheduler).to(self.device)
+        return self.source_backbone.copy(autoencoder=self._autoencoder).to(self.device)
+
+    @cached_property
+    def _autoencoder(self) -> Autoencoder | None:
+        """One on the device for all students."""
+        source = self._source[0].autoencoder
+        return source if source is None or self.device.type == "cpu" else Autoencoder(copy.deepcopy(source.model))
 
     def read(self, place: str) -> ImageSet:
         """Images at the model's size and channels. Raises UserError."""
-        return _images(place, self.source_backbone.size, self.source_backbone.channels)
+        return _images(place, self._source[0].size, self._source[0].channels)
 
     @cached_property
     def shots(self) -> ImageSet:
@@ -128,8 +183,9 @@ class Materials:
         def compute() -> dict[str, Tensor]:
             backbone = self.student_backbone()
             generator = Randomness(derived_seed(seed, "source-samples"), self.device).generator(0, "noise")
-            noise = torch.randn((count, backbone.channels, *backbone.size), generator=generator, device=self.device)
-            return {"images": sample(backbone, backbone.unet, noise, sampler="ddim", steps=steps)}
+            noise = torch.randn((count, *backbone.shape), generator=generator, device=self.device)
+            labels = None if backbone.null_label is None else torch.full((count,), backbone.null_label, device=self.device)
+            return {"images": sample(backbone, backbone.network, noise, sampler="ddim", steps=steps, labels=labels)}
 
         return Stage("source-samples", depends_on, compute)
 
@@ -158,7 +214,7 @@ class FoldIngredients:
 
     def source_network(self) -> nn.Module:
         """A frozen copy of the source network on the student's device."""
-        return frozen(copy.deepcopy(self.materials.source_backbone.unet).to(self.backbone.device))
+        return frozen(copy.deepcopy(self.materials.source_backbone.network).to(self.backbone.device))
 
     def source_images(self) -> tuple[Tensor, str]:
         """See `Materials.source_images`."""
@@ -171,6 +227,14 @@ class FoldIngredients:
     def read(self, stage: Stage) -> dict[str, Tensor]:
         """A stage's tensors, from the cache or computed now."""
         return read(stage, self.materials.cache)
+
+
+def class_of(name: str) -> str:
+    """The sub-folder of a picture's name within its place. Raises UserError where it stands in none."""
+    parent = PurePosixPath(name).parent.as_posix()
+    if parent == ".":
+        raise UserError(f"target.labels: {name} stands in no sub-folder, so it has no class; a sub-folder for each class would be right")
+    return parent
 
 
 def warnings(spec: TrialSpec, backbone: Backbone) -> list[str]:

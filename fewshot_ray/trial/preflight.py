@@ -58,10 +58,11 @@ def check_materials(document: Document, materials: Materials) -> None:
 @torch.no_grad()
 def _check_forward(backbone: Backbone) -> None:
     """The network takes a picture of the size and channels its configuration names, and gives one of the same shape."""
-    shape = (1, backbone.channels, *backbone.size)
+    shape = (1, *backbone.shape)
     wanted = "x".join(str(side) for side in shape[1:])
+    labels = None if backbone.null_label is None else torch.zeros(1, dtype=torch.long)
     try:
-        output = backbone.predict(backbone.unet, torch.zeros(shape), torch.zeros(1, dtype=torch.long))
+        output = backbone.predict(backbone.network, torch.zeros(shape), torch.zeros(1, dtype=torch.long), labels)
     except RuntimeError as error:
         raise UserError(
             f"source.model: the network can't take the {wanted} images of its configuration ({' '.join(str(error).split())[:200]}); "
@@ -79,7 +80,7 @@ def _check_source_images(materials: Materials) -> None:
     place = source.images
     if place is None or place == "generated":
         needy = [name for name, config in materials.spec.methods.items() if config.prepares]
-        if source.model is None and needy:
+        if not source.pretrained and needy:
             raise UserError(
                 f"source.images: method.{needy[0]} needs them, and a model from scratch can't generate any; a place would be right"
             )
@@ -100,4 +101,4 @@ def _check_params(document: Document, materials: Materials) -> None:
         spec = compose(replace(document, tree=tree))
         if (spec.params, spec.params_config) not in tried:
             tried.append((spec.params, spec.params_config))
-            tune(materials.student_backbone().unet, spec.params, spec.params_config, seed=derived_seed(spec.seed, "params"))
+            tune(materials.student_backbone().network, spec.params, spec.params_config, seed=derived_seed(spec.seed, "params"))

@@ -49,6 +49,8 @@ class Evaluation:
     """Mean over the steps since the evaluation before, and over the folds."""
     lr: float
     images_per_sec: float
+    trained_share: float
+    """Trained parameters over all parameters of the network, in (0, 1]."""
 
 
 def make_optimizer(parameters: list[torch.nn.Parameter], config: TrainSpec) -> torch.optim.Optimizer:
@@ -103,6 +105,7 @@ class Trial:
             train_loss=sum(losses) / len(losses),
             lr=self.trainings[0].learning_rate(step - 1),
             images_per_sec=images / seconds,
+            trained_share=_diffusion(self.trainings[0]).tuned.share,
         )
         self.history.append(evaluation)
         self._save()
@@ -137,25 +140,35 @@ class Trial:
             folder.write_bytes(f"{checkpoint_name(step)}.safetensors", pack({"images": samples}, {})["state.safetensors"])
 
     def _training(self, fold: Fold) -> Training:
-        spec = self.spec
+        spec, train = self.spec, self.spec.file.train
         backbone = self.materials.student_backbone()
         ingredients = FoldIngredients(self.materials, fold, backbone)
-        tuned = tune(backbone.unet, spec.params, spec.params_config, seed=derived_seed(spec.seed, "params", fold.name))
+        tuned = tune(backbone.network, spec.params, spec.params_config, seed=derived_seed(spec.seed, "params", fold.name))
+        if train.compile:
+            tuned.network.compile()
         parts = [METHODS[name].make(config, ingredients) for name, config in spec.methods.items()]
         method = DiffusionMethod(
             backbone,
             tuned,
-            make_optimizer(list(tuned.trained.values()), spec.file.train),
-            selector=next((part.selector for part in parts if part.selector is not None), None),
-            regularizers=[part.regularizer for part in parts if part.regularizer is not None],
+            make_optimizer(list(tuned.trained.values()), train),
+            parts,
+            label_dropout=train.label_dropout,
         )
         seed = derived_seed(spec.seed, "train", fold.name)
-        train = spec.file.train
-        batches = Batches(fold.train.images, train.batch_size, seed=seed, flip=train.flip, device=self.device)
+        batches = Batches(
+            fold.train.images,
+            train.batch_size,
+            seed=seed,
+            flip=train.flip,
+            device=self.device,
+            autoencoder=backbone.autoencoder,
+            labels=self.materials.labels(fold.train),
+        )
         return Training(method, batches, train, seed=seed, device=self.device, group=self.group)
 
     def _evaluator(self, fold: Fold) -> Evaluator:
-        return Evaluator(self.config, fold, self.instruments, seed=self.spec.file.seed, device=self.device, group=self.group)
+        labels = self.materials.labels(fold.holdout)
+        return Evaluator(self.config, fold, self.instruments, seed=self.spec.file.seed, device=self.device, group=self.group, labels=labels)
 
     def best_step(self) -> int | None:
         """The step of the best evaluation so far; a refit's last."""
@@ -175,7 +188,12 @@ class Trial:
             prefix = f"fold{index}/"
             state, training[prefix] = training_state(one, prefix)
             tensors |= state
-        info = {"training": training, "history": [asdict(evaluation) for evaluation in self.history], "versions": versions()}
+        info = {
+            "training": training,
+            "history": [asdict(evaluation) for evaluation in self.history],
+            "versions": versions(),
+            "source": {**self.spec.tree["source"], "weights_hash": self.materials.source_hash},
+        }
         write_checkpoint(self.checkpoints, step, pack(tensors, info))
         evaluated = [evaluation.step for evaluation in self.history]
         keep = {*evaluated[-2:], self.best_step()}

@@ -140,7 +140,7 @@ def test_a_step_that_takes_long_is_measured_on_one_image(desk: Desk, monkeypatch
     measured = cost.measure(spec)
     assert made == [1, 4]
     assert 0 < measured.forward_sec < 1
-    assert measured.checkpoint_bytes == 16 * sum(p.numel() for p in preset_materials(document, file).source_backbone.unet.parameters())
+    assert measured.checkpoint_bytes == 16 * sum(p.numel() for p in preset_materials(document, file).source_backbone.network.parameters())
     monkeypatch.setattr(cost, "BRISK_SEC", 0.0)
     made.clear()
     assert cost.measure(spec).step_sec > 0

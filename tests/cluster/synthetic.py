@@ -49,7 +49,7 @@ def curve(job: Job, step: int) -> dict[str, float]:
 def evaluations(job: Job, curve: Curve = curve) -> Iterator[EvaluationRow]:
     """What a worker reports, before and after an interruption; a refit measures nothing."""
     for step in [*range(EVERY, job.last_step, EVERY), job.last_step]:
-        yield EvaluationRow(step, 0.0, {} if job.refit_steps else curve(job, step), 0.5, 1e-3, 40.0)
+        yield EvaluationRow(step, 0.0, {} if job.refit_steps else curve(job, step), 0.5, 1e-3, 40.0, 1.0)
 
 
 def open_sweep(folder: Folder, document: Document, *, concurrent: int = 1) -> Sweep:

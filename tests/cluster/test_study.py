@@ -31,7 +31,7 @@ def study(folder: Path, *, sampler: str = "random", trials: int = 12, ranges: di
 
 
 def row(step: int, **metrics: float) -> EvaluationRow:
-    return EvaluationRow(step, 0.0, metrics, 0.0, 0.0, 0.0)
+    return EvaluationRow(step, 0.0, metrics, 0.0, 0.0, 0.0, 1.0)
 
 
 def loaded(folder: Path) -> optuna.Study:

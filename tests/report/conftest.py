@@ -36,7 +36,7 @@ def curve(seed: int, lr: float, steps: int) -> list[EvaluationRow]:
             "holdout_loss": 0.15 + 0.1 * math.exp(-4 * x) + 0.02 * x + draw.gauss(0, 0.002),
             "kid": 0.4 * math.exp(-x) + draw.random() / 50,
         }
-        rows.append(EvaluationRow(step, 1.7e9 + step, metrics, 0.3 * math.exp(-x), lr, 800.0 + draw.random()))
+        rows.append(EvaluationRow(step, 1.7e9 + step, metrics, 0.3 * math.exp(-x), lr, 800.0 + draw.random(), 1.0))
     return rows
 
 

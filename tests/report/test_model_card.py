@@ -65,9 +65,9 @@ def test_a_source_that_is_a_folder_is_no_base_model() -> None:
 
 
 def test_plain_fine_tuning_is_called_so() -> None:
-    text = model_card(replace(CARD, methods=[], adaptors="merged into the weights", picture="samples.png", shot_hashes=["ef" * 32]))
+    text = model_card(replace(CARD, methods=[], own_code="unet/adaptor.py", picture="samples.png", shot_hashes=["ef" * 32]))
     assert "fine-tuned on 1 image with plain fine-tuning" in text
-    assert "Adaptors: merged into the weights." in text
+    assert "The code of its network is shipped beside the weights as unet/adaptor.py." in text
     assert "![samples](samples.png)" in text
 
 

@@ -17,7 +17,7 @@ from fewshot_ray.storage import Folder
 RECORD = TrialRecord(
     "t0007", 7, "search", "sampler", "ant", 3, "COMPLETE", {"train.lr": 0.1 + 0.2, "method.ant.noise_steps": 3, "train.params": "full"}
 )
-ROW = EvaluationRow(40, 1.7e9 + 0.1, {"holdout_loss": 1 / 3, "kid": 5e-324}, 0.1 + 0.2, 1e-5, 123.4)
+ROW = EvaluationRow(40, 1.7e9 + 0.1, {"holdout_loss": 1 / 3, "kid": 5e-324}, 0.1 + 0.2, 1e-5, 123.4, 0.013)
 
 
 @pytest.fixture(params=["disk", "object store"])
@@ -54,7 +54,7 @@ def test_rows_have_the_documented_keys(empty: SweepFolder) -> None:
     empty.append_row("t0000", ROW)
     empty.write_trial(RECORD)
     tree = json.loads(empty.trial("t0000").read_text("metrics.jsonl"))
-    assert list(tree) == ["step", "time", "metrics", "train_loss", "lr", "images_per_sec"]
+    assert list(tree) == ["step", "time", "metrics", "train_loss", "lr", "images_per_sec", "trained_share"]
     keys = [
         "id",
         "number",

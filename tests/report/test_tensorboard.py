@@ -13,7 +13,7 @@ from PIL import Image
 from fewshot_ray.report.sweep_folder import EvaluationRow, SweepFolder
 from fewshot_ray.report.tensorboard import TrialBoard
 
-ROW = EvaluationRow(40, 1.7e9, {"holdout_loss": 0.25, "kid": 0.5}, 0.3, 1e-5, 800.0)
+ROW = EvaluationRow(40, 1.7e9, {"holdout_loss": 0.25, "kid": 0.5}, 0.3, 1e-5, 800.0, 1.0)
 
 
 def events(folder: Path) -> Any:
@@ -30,7 +30,14 @@ def test_scalars_stand_at_the_trials_own_steps(tmp_path: Path) -> None:
         for step in (40, 80):
             board.add(replace(ROW, step=step, time=1.7e9 + step))
     read = events(tmp_path)
-    assert sorted(read.Tags()["scalars"]) == ["holdout_loss", "kid", "train/images_per_sec", "train/loss", "train/lr"]
+    assert sorted(read.Tags()["scalars"]) == [
+        "holdout_loss",
+        "kid",
+        "train/images_per_sec",
+        "train/loss",
+        "train/lr",
+        "train/trained_share",
+    ]
     assert [(e.step, e.wall_time, e.value) for e in read.Scalars("holdout_loss")] == [(40, 1.7e9 + 40, 0.25), (80, 1.7e9 + 80, 0.25)]
     assert [e.value for e in read.Scalars("train/lr")] == pytest.approx([1e-5, 1e-5])
 

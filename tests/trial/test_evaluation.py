@@ -79,18 +79,18 @@ def test_the_timesteps_are_spread_evenly() -> None:
 def test_the_loss_is_the_same_each_time_and_whatever_was_drawn_before() -> None:
     """Oracle: itself; another evaluation seed gives another value."""
     backbone = tiny_backbone()
-    first = evaluator().holdout_loss(backbone, backbone.unet)
+    first = evaluator().holdout_loss(backbone, backbone.network)
     torch.manual_seed(123)
     torch.randn(5)
-    assert evaluator().holdout_loss(backbone, backbone.unet) == first
-    assert evaluator(seed=1).holdout_loss(backbone, backbone.unet) != first
+    assert evaluator().holdout_loss(backbone, backbone.network) == first
+    assert evaluator(seed=1).holdout_loss(backbone, backbone.network) != first
 
 
 def _alone() -> float:
     backbone = tiny_backbone()
     measuring = evaluator()
     measuring.group = Worker()
-    return measuring.holdout_loss(backbone, backbone.unet)
+    return measuring.holdout_loss(backbone, backbone.network)
 
 
 def test_other_processes_draw_the_same(workers: Workers) -> None:
@@ -102,8 +102,8 @@ def test_trials_of_other_seeds_and_methods_share_the_draws(tmp_path: Any) -> Non
     """Oracle: one network measured by the trials' own evaluators."""
     backbone = tiny_backbone()
     trials = [trial(tmp_path, seed=seed, method=method) for seed, method in [(0, {"finetune": {}}), (8, {"sdft": {}})]]
-    losses = {run.evaluators[0].holdout_loss(backbone, backbone.unet) for run in trials}
-    samples = [run.evaluators[0].draw_samples(backbone, backbone.unet, 4) for run in trials]
+    losses = {run.evaluators[0].holdout_loss(backbone, backbone.network) for run in trials}
+    samples = [run.evaluators[0].draw_samples(backbone, backbone.network, 4) for run in trials]
     assert len(losses) == 1
     assert torch.equal(*samples)
 
@@ -111,11 +111,11 @@ def test_trials_of_other_seeds_and_methods_share_the_draws(tmp_path: Any) -> Non
 def test_samples_come_from_the_first_of_one_stream_of_noise() -> None:
     """Oracle: the first of more are the same, to a rounding of uint8 that the batch's size may turn."""
     backbone = tiny_backbone()
-    six = evaluator().draw_samples(backbone, backbone.unet, 6)
+    six = evaluator().draw_samples(backbone, backbone.network, 6)
     assert six.dtype == torch.uint8
     assert six.shape == (6, 1, 8, 8)
     for asked in (4, 1):
-        fewer = evaluator().draw_samples(backbone, backbone.unet, asked)
+        fewer = evaluator().draw_samples(backbone, backbone.network, asked)
         assert len(fewer) == asked
         assert (fewer.int() - six[:asked].int()).abs().max() <= 1
     assert not torch.equal(six[0], six[1])
@@ -125,15 +125,15 @@ def test_metrics_are_of_as_many_samples_as_asked_for() -> None:
     """Oracle: the suite on the first four, though the grid shows nine."""
     backbone = tiny_backbone()
     measuring = evaluator(metrics=["holdout_loss", "fd", "pairwise_distance"], grid_images=9)
-    measured = measuring.measure(backbone, backbone.unet, samples=4, grid=True)
+    measured = measuring.measure(backbone, backbone.network, samples=4, grid=True)
     assert measured.samples is not None
     assert len(measured.samples) == 9
     assert measuring.suite is not None
     expected = measuring.suite.compute(measured.samples[:4])
-    unseen = measuring.measure(backbone, backbone.unet, samples=4).samples
+    unseen = measuring.measure(backbone, backbone.network, samples=4).samples
     assert unseen is not None
     assert len(unseen) == 4
-    assert measured.metrics == {"holdout_loss": measuring.holdout_loss(backbone, backbone.unet), **expected}
+    assert measured.metrics == {"holdout_loss": measuring.holdout_loss(backbone, backbone.network), **expected}
     stamp = measuring.protocol(4)
     assert (stamp["n_generated"], stamp["n_real"], stamp["loss_draws"], stamp["sampler"]) == (4, 5, 12, "ddim")
 
@@ -141,7 +141,7 @@ def test_metrics_are_of_as_many_samples_as_asked_for() -> None:
 def test_no_samples_are_drawn_where_nobody_looks() -> None:
     """Oracle: the loss alone."""
     backbone = tiny_backbone()
-    measured = evaluator(grid_images=0).measure(backbone, backbone.unet, samples=4)
+    measured = evaluator(grid_images=0).measure(backbone, backbone.network, samples=4)
     assert measured.samples is None
     assert list(measured.metrics) == ["holdout_loss"]
 
@@ -149,7 +149,7 @@ def test_no_samples_are_drawn_where_nobody_looks() -> None:
 def _measured(holdout: int, count: int) -> tuple[float, Tensor]:
     backbone = tiny_backbone()
     measuring = evaluator(holdout=holdout, loss_draws=1, grid_images=0)
-    return measuring.holdout_loss(backbone, backbone.unet), measuring.draw_samples(backbone, backbone.unet, count)
+    return measuring.holdout_loss(backbone, backbone.network), measuring.draw_samples(backbone, backbone.network, count)
 
 
 @pytest.mark.parametrize(("holdout", "count"), [(5, 5), (1, 1)])
@@ -185,7 +185,7 @@ def test_what_can_be_measured_passes() -> None:
 def test_the_extractor_follows_the_images() -> None:
     """Oracle: digits at 8x8 grey, Inception for others, a named one as named."""
     backbone = tiny_backbone()
-    larger = Backbone(type(backbone.unet)(**{**backbone.unet.config, "sample_size": 16}), backbone.scheduler)
+    larger = Backbone(type(backbone.network)(**{**backbone.network.config, "sample_size": 16}), backbone.scheduler)
     assert extractor_name(EvaluateSpec(), backbone) == "digits"
     assert extractor_name(EvaluateSpec(), larger) == "inception"
     assert extractor_name(EvaluateSpec(extractor="inception"), backbone) == "inception"

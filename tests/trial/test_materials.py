@@ -113,11 +113,11 @@ def test_folds_partition_the_shots_and_a_refit_takes_all(tmp_path: Path) -> None
 def test_students_are_copies(tmp_path: Path) -> None:
     """Oracle: the source after a student was changed; the teacher asks for no gradient."""
     parts = materials(tmp_path)
-    before = {name: tensor.clone() for name, tensor in parts.source_backbone.unet.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in parts.source_backbone.network.state_dict().items()}
     student = parts.student_backbone()
-    for parameter in student.unet.parameters():
+    for parameter in student.network.parameters():
         parameter.data.add_(1)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in parts.source_backbone.unet.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in parts.source_backbone.network.state_dict().items())
     teacher = FoldIngredients(parts, parts.folds[0], student).source_network()
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
@@ -131,7 +131,7 @@ def test_images_hash_follows_content_order_and_size(tmp_path: Path) -> None:
     hashes = {images_hash(part, parts.source_backbone) for part in (shots, shots.select([1, 0, 2, 3]), shots.select([0]))}
     assert len(hashes) == 3
     larger = tiny_backbone()
-    larger.unet.register_to_config(sample_size=16)
+    larger.network.register_to_config(sample_size=16)
     assert images_hash(shots, larger) not in hashes
 
 

@@ -186,7 +186,7 @@ def test_crossfit_reports_the_means_of_its_folds(tmp_path: Path) -> None:
         values = [one[name] for one in measured]
         assert len(set(values)) == 3
         assert history[-1].metrics[name] == pytest.approx(sum(values) / 3, rel=1e-9)
-    assert [len(training.batches.images) for training in run.trainings] == [2, 3, 3]
+    assert [len(training.batches) for training in run.trainings] == [2, 3, 3]
 
 
 def test_what_is_measured_is_the_average_and_training_goes_on_from_the_weights(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_refit_trains_on_all_shots_for_its_steps(tmp_path: Path) -> None:
     run = trial(tmp_path, refit_steps=3, target={"holdout": {"crossfit": 2}}, evaluate={"metrics": ["holdout_loss", "kid"]})
     history = list(run.evaluations())
     assert [(one.step, one.metrics) for one in history] == [(2, {}), (3, {})]
-    assert [len(training.batches.images) for training in run.trainings] == [4]
+    assert [len(training.batches) for training in run.trainings] == [4]
     assert run.best_step() == latest(run).step == 3
     assert run.trainings[0].learning_rate(0) == 1e-3
     assert (run.folder / "samples").names() == ["step_000002.png", "step_000003.png"]
