@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from fewshot_ray.errors import UserError
 from fewshot_ray.methods.draw import Draw, mean_square
 from fewshot_ray.methods.phase import Objective
 from fewshot_ray.methods.registry import Ingredients, MethodConfig, Part, register
+from fewshot_ray.models.backbone import Backbone
 from fewshot_ray.spec.ranges import FloatRange
 
 
@@ -27,6 +29,12 @@ class DdpmPaConfig(MethodConfig):
     """The same of their high-frequency components (lambda_3)."""
     lambda_high_frequency_mse: Annotated[float, Field(ge=0), FloatRange(0.01, 0.08, log=True)] = 0.05
     """Weight of the squared difference between generated and real high-frequency components (lambda_4)."""
+
+    def check(self, backbone: Backbone) -> None:
+        """The Haar transform needs sides that can be halved."""
+        height, width = backbone.shape[1:]
+        if height % 2 or width % 2:
+            raise UserError(f"method.ddpm_pa: the model's {height}x{width} can't be halved for its wavelets; even sides would be right")
 
 
 class Pairwise:

@@ -36,6 +36,9 @@ class MethodConfig(BaseModel):
         """A field among the settings as the file gives them (ranges unexpanded) that the others make pointless, and what is right."""
         return None
 
+    def check(self, backbone: Backbone) -> None:
+        """Raise UserError where the method can't work on the backbone with these settings, or something it needs can't be had."""
+
     @property
     def prepares(self) -> bool:
         """Whether these settings have stages to build before trials start."""

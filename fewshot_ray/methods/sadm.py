@@ -51,6 +51,13 @@ class SadmConfig(MethodConfig):
     psi_clip: float = Field(default=1.0, gt=0)
     """Largest norm of Psi's gradient."""
 
+    def check(self, backbone: Backbone) -> None:
+        """Psi can be had and takes the model's images."""
+        if self.eta > 0:
+            psi = load_encoder(encoder_name(self, backbone), device="cpu", weights=self.encoder_weights)
+            with torch.no_grad():
+                psi(torch.zeros((1, backbone.channels, *backbone.size)))
+
     def adversarial(self, step: int) -> bool:
         """Whether Psi trains in a step, counted from 0."""
         return step >= self.warmup_steps and (step - self.warmup_steps) % self.round_steps < self.psi_steps

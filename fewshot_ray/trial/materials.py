@@ -17,6 +17,7 @@ from fewshot_ray.errors import UserError
 from fewshot_ray.methods import METHODS
 from fewshot_ray.methods.draw import frozen
 from fewshot_ray.methods.randomness import Randomness, derived_seed
+from fewshot_ray.methods.sadm import SadmConfig
 from fewshot_ray.methods.stage import Stage, read
 from fewshot_ray.models.adm import AdmConfig
 from fewshot_ray.models.autoencoder import Autoencoder
@@ -246,6 +247,14 @@ def warnings(spec: TrialSpec, backbone: Backbone) -> list[str]:
             f"method.ant.noise_norm: 'sample' removes the mean of each image's noise, which is destructive at {min(backbone.size)} pixels; "
             "'moments' is better below 32"
         )
+    sadm, steps = spec.methods.get("sadm"), spec.file.train.steps
+    if isinstance(sadm, SadmConfig) and sadm.eta > 0 and sadm.psi_steps > 0 and sadm.warmup_steps >= steps:
+        found.append(
+            f"method.sadm.warmup_steps: {sadm.warmup_steps} is beyond train.steps ({steps}), so Psi stays frozen: structure guidance "
+            "without adversarial rounds; 0 psi_steps says so on purpose"
+        )
+    if not spec.file.source.pretrained and spec.methods.keys() & {"sdft", "ddpm_pa"}:
+        found.append("source.build: a model from scratch has nothing to teach; sdft and ddpm_pa keep the student near it")
     if getattr(ant, "guidance", 0) > 0 and "holdout_loss" in spec.file.search.objectives:
         found.append(
             "search.objectives: guidance moves ANT's optimum away from holdout_loss, so trials with less of it win; kid, against held-out "

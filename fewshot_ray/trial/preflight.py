@@ -46,6 +46,10 @@ def check_materials(document: Document, materials: Materials) -> None:
     instruments = Instruments(config, backbone, CPU)
     if instruments.extractor is not None:
         instruments.extractor.features(materials.shots.images[:1])
+    if config.guidance_scale != 1 and not backbone.class_names:
+        raise UserError(
+            f"evaluate.guidance_scale: {config.guidance_scale:g} given, but source.model has no classes to guide to; leave it out"
+        )
     draws = max(config.samples, config.grid_images) > 0
     if draws and config.sampler_steps > backbone.schedule.timesteps:
         raise UserError(
@@ -53,6 +57,10 @@ def check_materials(document: Document, materials: Materials) -> None:
             "no more would be right"
         )
     _check_params(document, materials)
+    for fold in materials.folds:
+        materials.labels(fold.holdout)
+    for method in spec.methods.values():
+        method.check(backbone)
 
 
 @torch.no_grad()
