@@ -69,7 +69,8 @@ NOTES = {
 A trial's value is its best evaluation by the first objective among those within the constraints; where none is within them, the one
 least past them. The same first objective picks the checkpoint that is kept and exported.
 
-The first trial is the preset: every searched value at its default where the range holds it; else a method's value is at the nearer
+The first trial is the preset: every searched value at what its range names (`{log: [1e-6, 1e-4], preset: 1e-5}`), else at its
+default where the range holds it; else a method's value is at the nearer
 end of its range, and a value below `train` in the middle (a choice's is its first). The second is plain fine-tuning with the same
 values below `train`. Both count among `trials`. A file without ranges begins with a trial at its own values instead.
 

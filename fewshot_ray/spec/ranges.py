@@ -1,4 +1,4 @@
-"""The four ranges that may stand in a run's file in place of a value."""
+"""The four ranges that may stand in a run's file in place of a value; the numeric ones may name their preset."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ RANGE_KINDS = ("float", "log", "int", "choice")
 class FloatRange:
     """Every number in [low, high]; with `log`, drawn uniformly in its logarithm.
 
-    Raises ValueError for ends that are no finite numbers, for low >= high, and for a log range that reaches 0.
+    Raises ValueError for ends that are no finite numbers, for low >= high, for a log range that reaches 0, and for a preset outside.
     """
 
     low: float
     high: float
     log: bool = False
+    preset: float | None = None
+    """What a sweep's first trial takes; None leaves it to the field."""
 
     def __post_init__(self) -> None:
         for end in (self.low, self.high):
@@ -33,6 +35,9 @@ class FloatRange:
             raise ValueError(f"low={show(self.low)}: a log range must begin above 0; {self._right} is right")
         object.__setattr__(self, "low", float(self.low))
         object.__setattr__(self, "high", float(self.high))
+        _check_preset(self, f"a number of {self.low:g} .. {self.high:g}")
+        if self.preset is not None:
+            object.__setattr__(self, "preset", float(self.preset))
 
     @property
     def _right(self) -> str:
@@ -46,9 +51,9 @@ class FloatRange:
         """Whether `value` is a number between the ends, the ends included."""
         return isinstance(value, (int, float)) and not isinstance(value, bool) and self.low <= value <= self.high
 
-    def to_yaml(self) -> dict[str, list[Any]]:
+    def to_yaml(self) -> dict[str, Any]:
         """The mapping that stands for the range in a file."""
-        return {"log" if self.log else "float": [self.low, self.high]}
+        return {"log" if self.log else "float": [self.low, self.high]} | _preset_key(self)
 
     def describe(self) -> str:
         """The range in one phrase, e.g. `log 1e-05 .. 0.0003`."""
@@ -57,10 +62,12 @@ class FloatRange:
 
 @dataclass(frozen=True)
 class IntRange:
-    """Every whole number in [low, high]. Raises ValueError for ends that are no whole numbers and for low >= high."""
+    """Every whole number in [low, high]. Raises ValueError for ends that are no whole numbers, low >= high, and a preset outside."""
 
     low: int
     high: int
+    preset: int | None = None
+    """What a sweep's first trial takes; None leaves it to the field."""
 
     def __post_init__(self) -> None:
         for end in (self.low, self.high):
@@ -68,6 +75,7 @@ class IntRange:
                 raise ValueError(f"{show(end)} is not a whole number; {{int: [1, 20]}} is right")
         if self.low >= self.high:
             raise ValueError(f"low={self.low}, high={self.high}: low must be below high; {{int: [1, 20]}} is right")
+        _check_preset(self, f"a whole number of {self.low} .. {self.high}")
 
     def endpoints(self) -> tuple[int, int]:
         """The values that must be valid for every value in the range to be."""
@@ -77,9 +85,9 @@ class IntRange:
         """Whether `value` is a whole number between the ends, the ends included."""
         return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
 
-    def to_yaml(self) -> dict[str, list[Any]]:
+    def to_yaml(self) -> dict[str, Any]:
         """The mapping that stands for the range in a file."""
-        return {"int": [self.low, self.high]}
+        return {"int": [self.low, self.high]} | _preset_key(self)
 
     def describe(self) -> str:
         """The range in one phrase, e.g. `int 1 .. 20`."""
@@ -123,18 +131,29 @@ class Choice:
 Range = FloatRange | IntRange | Choice
 
 
-def range_of(kind: str, values: Sequence[Any]) -> Range:
-    """The range written `{kind: values}` in a file; `kind` is one of RANGE_KINDS.
+def range_of(kind: str, values: Sequence[Any], preset: Any = None) -> Range:
+    """The range written `{kind: values, preset: preset}` in a file; `kind` is one of RANGE_KINDS.
 
     Raises ValueError, in one line, where `values` do not make one.
     """
+    if kind == "choice" and preset is not None:
+        raise ValueError("a choice's first value is its preset; the choice alone, in that order, is right")
     if kind == "choice":
         return Choice(tuple(values))
     if len(values) != 2:
         example = {"float": "[0, 10]", "log": "[1e-5, 3e-4]", "int": "[1, 20]"}[kind]
         raise ValueError(f"{len(values)} values are given; two, low and high, are right: {{{kind}: {example}}}")
     low, high = values
-    return IntRange(low, high) if kind == "int" else FloatRange(low, high, log=kind == "log")
+    return IntRange(low, high, preset) if kind == "int" else FloatRange(low, high, log=kind == "log", preset=preset)
+
+
+def _check_preset(range_: FloatRange | IntRange, right: str) -> None:
+    if range_.preset is not None and not range_.contains(range_.preset):
+        raise ValueError(f"preset={show(range_.preset)} is outside; {right} is right")
+
+
+def _preset_key(range_: FloatRange | IntRange) -> dict[str, Any]:
+    return {} if range_.preset is None else {"preset": range_.preset}
 
 
 def _is_number(value: object) -> bool:

@@ -35,13 +35,16 @@ _OCTAL_OR_HEX = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
+PRESET = "preset"
+"""Key beside a numeric range's."""
+
 _TAG = "tag:yaml.org,2002:"
 
 
 def from_yaml(text: str, name: str) -> tuple[Any, dict[str, int]]:
     """The tree in `text` and the line (from 1) of every dotted path in it; `name` is the file's name in messages.
 
-    Mappings become dicts, lists lists, and `{float|log|int|choice: [...]}` a Range. Raises UserError for what is not YAML,
+    Mappings become dicts, lists lists, and `{float|log|int|choice: [...]}` (with a `preset:`) a Range. Raises UserError for no YAML,
     a key given twice, a range that is none, and numbers that are not finite or do not fit into 64 bits.
     """
     builder = _Builder(name)
@@ -159,18 +162,17 @@ class _Builder:
                 raise self.error(key_line, key_path, f"is given twice (first in line {self.lines[key_path]}); once is right")
             self.lines[key_path] = key_line
             mapping[key] = self.build(value_node, key_path, depth + 1)
-        if len(mapping) == 1:
-            [(kind, values)] = mapping.items()
-            if kind in RANGE_KINDS and isinstance(values, list):
-                return self._range(kind, values, path, line)
+        kinds = [key for key in mapping if key != PRESET]
+        if len(kinds) == 1 and kinds[0] in RANGE_KINDS and isinstance(mapping[kinds[0]], list):
+            return self._range(kinds[0], mapping[kinds[0]], mapping.get(PRESET), path, line)
         return mapping
 
-    def _range(self, kind: str, values: list[Any], path: str, line: int) -> Range:
+    def _range(self, kind: str, values: list[Any], preset: Any, path: str, line: int) -> Range:
         for value in values:
             if _holds_range(value):
                 raise self.error(line, path, f"a range stands inside {kind}; plain values are right there")
         try:
-            return range_of(kind, values)
+            return range_of(kind, values, preset)
         except ValueError as error:
             raise self.error(line, path, str(error)) from error
 

@@ -181,11 +181,13 @@ def _check_metrics(file: FileSpec, document: Document) -> None:
 
 
 def preset_values(document: Document) -> dict[str, Any]:
-    """Trial 0: every searched method field at its preset, every other searched value at its default or the range's middle."""
+    """Trial 0: what a range names as its preset; else a method field's preset, any other value's default or the range's middle."""
     return {path: _preset(path, range_, document) for path, range_ in ranges(document.tree).items()}
 
 
 def _preset(path: str, range_: Range, document: Document) -> Any:
+    if not isinstance(range_, Choice) and range_.preset is not None:
+        return range_.preset
     default = _default_of(path)
     if range_.contains(default):
         return default

@@ -90,3 +90,20 @@ def test_describe_and_to_yaml_name_the_range(range_: Range, text: str) -> None:
 def test_endpoints_lie_in_the_range(range_: Range) -> None:
     """What a file is validated at is what a trial may get."""
     assert all(range_.contains(end) for end in range_.endpoints())
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "preset", "right"),
+    [("log", [1e-6, 1e-4], 1e-5, None), ("int", [1, 20], 3, None), ("float", [0, 1], 2, "outside"), ("int", [1, 5], 2.5, "outside"),
+     ("choice", ["a", "b"], "b", "first value")],
+)  # fmt: skip
+def test_a_range_may_name_its_preset(kind: str, values: list[object], preset: object, right: str | None) -> None:
+    """Oracle: by hand; to_yaml is undone by range_of."""
+    if right is not None:
+        with pytest.raises(ValueError, match=right):
+            range_of(kind, values, preset)
+        return
+    range_ = range_of(kind, values, preset)
+    assert not isinstance(range_, Choice)
+    assert range_.preset == preset
+    assert range_.to_yaml() == {kind: values, "preset": preset}

@@ -114,6 +114,10 @@ def test_the_preset_is_the_papers_for_methods_and_the_default_or_middle_elsewher
             "betas": [FloatRange(0.5, 0.7), 0.99],
         },
     )
+    named = document(
+        train={"lr": FloatRange(1e-5, 1e-3, log=True, preset=2e-5)}, method={"sdft": {"lambda_aux": FloatRange(0, 1, preset=0.3)}}
+    )
+    assert preset_values(named) == {"train.lr": 2e-5, "method.sdft.lambda_aux": 0.3}
     preset = preset_values(tree)
     assert preset == {
         "method.sdft.gamma_aux": 50.0,
