@@ -10,7 +10,6 @@ the same samples' noise. Differences are paired by seed, with 95 % t-intervals.
 from __future__ import annotations
 
 import argparse
-import math
 import shutil
 import statistics
 from dataclasses import replace
@@ -18,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from intervals import paired, verdict
 from machine import write_result
 from rich.console import Console
-from scipy.stats import t as student
 
 from fewshot_ray.cluster.driver import open_sweep, ray_session, run_sweep
 from fewshot_ray.report.export import trial_spec
@@ -64,20 +63,6 @@ def measure(seed: int, arm: str, storage: Path, console: Console) -> dict[str, d
     assert record.best_step is not None
     finished = load_finished(spec, opened.folder.trial(record.id), record.best_step, cache=cache, device=CPU)
     return {"source": split.measure_source(), arm: split.measure(finished.backbone, finished.tuned.network)}
-
-
-def paired(differences: list[float]) -> dict[str, float]:
-    """Mean and 95 % t-interval."""
-    n, mean = len(differences), statistics.fmean(differences)
-    half = float(student.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n) if n > 1 else math.inf
-    return {"difference": mean, "low": mean - half, "high": mean + half}
-
-
-def verdict(interval: dict[str, float], direction: str) -> str:
-    """In the metric's direction: better, worse, or no difference shown."""
-    if interval["low"] <= 0 <= interval["high"]:
-        return "no difference shown"
-    return "better" if (interval["high"] < 0) == (direction == "min") else "worse"
 
 
 def main() -> None:
