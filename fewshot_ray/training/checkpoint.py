@@ -98,7 +98,13 @@ def training_state(training: Training, prefix: str) -> tuple[dict[str, Tensor], 
     for optimizer_name, optimizer in training.method.optimizers().items():
         for parameter, state in optimizer.state.items():
             tensors |= {f"{prefix}optimizer/{optimizer_name}/{names[id(parameter)]}/{key}": value for key, value in state.items()}
-    return tensors, {"ema_updates": training.ema.updates, "micro_batch": training.micro_batch}
+    info = {
+        "ema_updates": training.ema.updates,
+        "micro_batch": training.micro_batch,
+        "recent_losses": list(training.recent_losses),
+        "last_finite": dict(training.last_finite),
+    }
+    return tensors, info
 
 
 def _saved_parameters(training: Training) -> dict[str, nn.Parameter]:
@@ -127,6 +133,8 @@ def restore_training(training: Training, checkpoint: Checkpoint, prefix: str) ->
         optimizer.load_state_dict({**optimizer.state_dict(), "state": begun})
     training.step = checkpoint.step
     training.micro_batch = info["micro_batch"]
+    training.recent_losses = list(info["recent_losses"])
+    training.last_finite = dict(info["last_finite"])
 
 
 def trained_weights(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:

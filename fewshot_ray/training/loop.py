@@ -54,7 +54,10 @@ class Training:
         self.ema = Ema(method.trained(), decay=config.ema.decay, warmup=config.ema.warmup)
         self.step = 0
         self.micro_batch = self._micro_batch()
-        self._last_finite: dict[str, float] = {}
+        self.recent_losses: list[float] = []
+        """Of the steps since `take_loss`."""
+        self.last_finite: dict[str, float] = {}
+        """The latest loss of each phase."""
 
     def learning_rate(self, step: int) -> float:
         """Of a step counted from 0: linear warm-up, then constant or a cosine that would be 0 at step `steps`."""
@@ -73,6 +76,12 @@ class Training:
             losses.append(self._train_step())
         for module in self.method.modules().values():
             module.eval()
+        self.recent_losses += losses
+        return sum(losses) / len(losses) if losses else math.nan
+
+    def take_loss(self) -> float:
+        """The mean loss of the steps since this was last asked for."""
+        losses, self.recent_losses = self.recent_losses, []
         return sum(losses) / len(losses) if losses else math.nan
 
     def _train_step(self) -> float:
@@ -175,12 +184,12 @@ class Training:
 
     def _checked(self, phase: Phase, loss: float) -> float:
         if not math.isfinite(loss):
-            last = self._last_finite.get(phase.name)
+            last = self.last_finite.get(phase.name)
             before = "there was no finite value before it" if last is None else f"the last finite value was {last:.6g}"
             raise NonFiniteLossError(
                 f"the {phase.name} loss is {loss} at step {self.step + 1}; {before} (a lower train.lr, or precision fp32, may help)"
             )
-        self._last_finite[phase.name] = loss
+        self.last_finite[phase.name] = loss
         return loss
 
     def _micro_batch(self) -> int:

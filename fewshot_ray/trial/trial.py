@@ -20,22 +20,18 @@ from fewshot_ray.models.parameters import tune
 from fewshot_ray.spec.sections import TrainSpec
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.batches import Batches
-from fewshot_ray.training.checkpoint import (
-    checkpoint_name,
-    latest_checkpoint,
-    pack,
-    restore_training,
-    saved_steps,
-    training_state,
-    write_checkpoint,
-)
+from fewshot_ray.training.checkpoint import checkpoint_name, latest_checkpoint, pack, restore_training, training_state
 from fewshot_ray.training.group import Group
 from fewshot_ray.training.loop import Training
+from fewshot_ray.training.writer import CheckpointWriter
 from fewshot_ray.trial.best import best_index
 from fewshot_ray.trial.compose import TrialSpec
 from fewshot_ray.trial.evaluation import Evaluator, Instruments, check_evaluation
 from fewshot_ray.trial.grid import grid_png
 from fewshot_ray.trial.materials import FoldIngredients, Materials
+
+LEAST_CHECKPOINTS = 20
+"""A trial whose twentieth takes longer than `train.checkpoint_sec` saves after each of them."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +75,8 @@ class Trial:
         self.trainings = [self._training(fold) for fold in folds]
         self.evaluators = [self._evaluator(fold) for fold in folds]
         self.history: list[Evaluation] = []
+        self.writer = CheckpointWriter(self.checkpoints)
+        self._saved_at_sec = time.monotonic()
 
     @property
     def checkpoints(self) -> Folder:
@@ -90,21 +88,34 @@ class Trial:
         self._resume()
         yield from list(self.history)
         steps, every = self.spec.refit_steps or self.spec.file.train.steps, self.config.every
-        for step in [*range(every, steps, every), steps]:
-            if step > self.trainings[0].step:
-                yield self._advance(step)
+        try:
+            for step in [*range(every, steps, every), steps]:
+                if step > (self.history[-1].step if self.history else 0):
+                    evaluation = self._advance(step, interval=max(1, steps // LEAST_CHECKPOINTS))
+                    if step == steps:  # whoever hears of it may end this process
+                        self.writer.wait()
+                    yield evaluation
+        finally:
+            self.writer.close()
 
-    def _advance(self, step: int) -> Evaluation:
-        started, first = time.perf_counter(), self.trainings[0].step
-        losses = [training.advance(step) for training in self.trainings]
-        seconds = time.perf_counter() - started
+    def _advance(self, step: int, *, interval: int) -> Evaluation:
+        """Train the folds in lockstep, with checkpoints underway, and measure them."""
+        seconds, first = 0.0, self.trainings[0].step
+        for until in [*range(first - first % interval + interval, step, interval), step]:
+            started = time.perf_counter()
+            for training in self.trainings:
+                training.advance(until)
+            seconds += time.perf_counter() - started
+            if until < step and time.monotonic() - self._saved_at_sec >= self.spec.file.train.checkpoint_sec:
+                self._save()
+        losses = [training.take_loss() for training in self.trainings]
         images = (step - first) * self.spec.file.train.batch_size * len(self.trainings)
         evaluation = Evaluation(
             step=step,
             metrics=self._measure(step) if self.spec.refit_steps is None else self._picture(step),
             train_loss=sum(losses) / len(losses),
             lr=self.trainings[0].learning_rate(step - 1),
-            images_per_sec=images / seconds,
+            images_per_sec=images / seconds if seconds > 0 else 0.0,
             trained_share=_diffusion(self.trainings[0]).tuned.share,
         )
         self.history.append(evaluation)
@@ -179,6 +190,7 @@ class Trial:
 
     def _save(self) -> None:
         """A checkpoint at the current step; besides it the one before and the best are kept."""
+        self._saved_at_sec = time.monotonic()
         if self.group.rank != 0:
             return
         step = self.trainings[0].step
@@ -194,12 +206,8 @@ class Trial:
             "versions": versions(),
             "source": {**self.spec.tree["source"], "weights_hash": self.materials.source_hash},
         }
-        write_checkpoint(self.checkpoints, step, pack(tensors, info))
-        evaluated = [evaluation.step for evaluation in self.history]
-        keep = {*evaluated[-2:], self.best_step()}
-        for old in saved_steps(self.checkpoints):
-            if old not in keep:
-                self.checkpoints.remove(checkpoint_name(old))
+        best = {best} if (best := self.best_step()) is not None else set()
+        self.writer.submit(step, tensors, info, lambda saved: best | set(saved[-2:]))
 
     def _resume(self) -> None:
         checkpoint = latest_checkpoint(self.checkpoints)

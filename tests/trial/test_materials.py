@@ -148,8 +148,19 @@ def test_ants_own_norm_is_warned_of_at_few_pixels() -> None:
     backbone = tiny_backbone()
     [line] = warnings(spec(method={"ant": {"guidance": 0.0}}), backbone)
     assert "method.ant.noise_norm" in line
-    for method in ({"ant": {"guidance": 0.0, "noise_norm": "moments"}}, {"ant": {"guidance": 0.0, "noise_steps": 0}}, {"sdft": {}}):
+    for method in ({"ant": {"guidance": 0.0, "noise_norm": "moments"}}, {"ant": {"guidance": 0.0, "noise_steps": 0}}, {"finetune": {}}):
         assert warnings(spec(method=method), backbone) == []
+
+
+def test_what_is_left_out_without_a_word_is_said() -> None:
+    """Oracle: by hand: a warm-up longer than the run, and a teacher that knows nothing."""
+    backbone = tiny_backbone()
+    [line] = warnings(spec(method={"sadm": {}}), backbone)
+    assert "method.sadm.warmup_steps: 24000 is beyond train.steps (4)" in line
+    for settings in ({"warmup_steps": 3}, {"psi_steps": 0}, {"eta": 0.0}):
+        assert warnings(spec(method={"sadm": settings}), backbone) == []
+    [line] = warnings(spec(method={"sdft": {}}), backbone)
+    assert "source.build: a model from scratch has nothing to teach" in line
 
 
 def test_guidance_ordered_by_the_held_out_loss_is_warned_of() -> None:

@@ -71,6 +71,36 @@ def test_resuming_is_the_uninterrupted_run_bit_for_bit(method: str, tmp_path: Pa
     assert names == ({"fold0", "fold1"} if method == "crossfit" else {"fold0"})
 
 
+@pytest.mark.parametrize("method", ["ant+sdft", "crossfit"])
+def test_resuming_between_evaluations(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the run in one go: a kill in step 7 of 8 costs the step it fell in, where checkpoints are due at once."""
+    sections = {**DROPOUT, **METHODS[method]}
+    sections["train"] = {**sections.get("train", {}), "steps": 8, "checkpoint_sec": 0.0}
+    sections["evaluate"] = {"every": 4}
+    whole = trial(tmp_path / "whole", **sections)
+    expected = list(whole.evaluations())
+    killed = trial(tmp_path / "killed", **sections)
+    last = killed.trainings[-1]
+    train_step = last._train_step
+
+    def dying() -> float:
+        if last.step == 6:
+            raise KeyboardInterrupt
+        return train_step()
+
+    monkeypatch.setattr(last, "_train_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        list(killed.evaluations())
+    resumed = trial(tmp_path / "killed", **sections)
+    seen: list[int] = []
+    first = resumed.trainings[0]
+    own_step = first._train_step
+    monkeypatch.setattr(first, "_train_step", lambda: (seen.append(first.step), own_step())[1])
+    assert rows(list(resumed.evaluations())) == rows(expected)
+    assert seen == [6, 7]
+    assert_same(latest(resumed), latest(whole))
+
+
 def test_a_finished_trial_trains_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: the same evaluations, with a training that would fail."""
     expected = list(trial(tmp_path).evaluations())

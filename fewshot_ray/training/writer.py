@@ -1,0 +1,51 @@
+"""Checkpoints on their way to storage, without the training waiting for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from torch import Tensor
+
+from fewshot_ray.storage import Folder
+from fewshot_ray.training.checkpoint import checkpoint_name, pack, saved_steps, write_checkpoint
+
+Keep = Callable[[Sequence[int]], set[int]]
+
+
+class CheckpointWriter:
+    """Writes in a thread of its own, one checkpoint at a time: a step waits for the copy of the state, not for the disk."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def submit(self, step: int, tensors: Mapping[str, Tensor], info: Mapping[str, Any], keep: Keep) -> None:
+        """Copy the state and begin to write it; then of the saved steps those that `keep` doesn't name are removed.
+
+        Waits for the one before, and raises what went wrong with it (UserError).
+        """
+        self.wait()
+        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        self._pending = self._thread.submit(self._write, step, copies, info, keep)
+
+    def wait(self) -> None:
+        """Until all is written. Raises UserError where something couldn't be."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def close(self) -> None:
+        """Wait, and end the thread."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+    def _write(self, step: int, tensors: Mapping[str, Tensor], info: Mapping[str, Any], keep: Keep) -> None:
+        write_checkpoint(self.folder, step, pack(tensors, info))
+        saved = saved_steps(self.folder)
+        for old in set(saved) - keep(saved):
+            self.folder.remove(checkpoint_name(old))
