@@ -35,17 +35,33 @@ def run(file: FileArgument, address: AddressOption = None) -> None:
 
 
 @app.command()
-def resume(sweep: SweepArgument, address: AddressOption = None) -> None:
+def resume(
+    sweep: SweepArgument,
+    address: AddressOption = None,
+    extend: Annotated[str | None, typer.Option(metavar="trials=N", help="A larger number of trials than the sweep began with.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Workers a trial, from now on.")] = None,
+) -> None:
     """Go on with an interrupted sweep, from its folder."""
     from fewshot_ray.cli.show import read_sweep
     from fewshot_ray.storage import Folder
 
     read_sweep(sweep)  # before the imports that take seconds
-    from fewshot_ray.cluster.opened import existing_sweep
+    from fewshot_ray.cluster.opened import changed, existing_sweep, put_on_record
 
-    opened = existing_sweep(Folder(sweep))
+    opened = changed(existing_sweep(Folder(sweep)), trials=_trials(extend), workers=workers)
     _preflight(opened)
+    put_on_record(opened)
     _run(opened, address)
+
+
+def _trials(extend: str | None) -> int | None:
+    """N of `trials=N`."""
+    if extend is None:
+        return None
+    name, _, number = extend.partition("=")
+    if name != "trials" or not number.isdecimal():
+        raise UserError(f"--extend {extend}: trials=N would be right, N the number of trials in all")
+    return int(number)
 
 
 def _preflight(opened: object) -> None:

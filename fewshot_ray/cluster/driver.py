@@ -18,6 +18,7 @@ from rich.console import Console
 
 from fewshot_ray.cluster.actors import TrialActor, build_stages, run_with_workers
 from fewshot_ray.cluster.journal import Journal
+from fewshot_ray.cluster.lease import Lease
 from fewshot_ray.cluster.opened import Opened, existing_sweep, open_sweep
 from fewshot_ray.cluster.sweep import Sweep
 from fewshot_ray.cluster.tune import SweepScheduler, SweepSearcher
@@ -87,13 +88,13 @@ def check_resources(resources: ResourcesSpec) -> int:
 
 
 def run_sweep(opened: Opened, *, address: str | None = None, console: Console | None = None) -> None:
-    """Run all that is left of a sweep. Raises UserError; KeyboardInterrupt leaves it resumable."""
+    """Run all that is left of a sweep. Raises UserError, also where another driver runs it; KeyboardInterrupt leaves it resumable."""
     console = console or Console()
-    with ray_session(address):
+    with Lease(opened.folder.folder) as lease, ray_session(address):
         fits = check_resources(opened.file.resources)
         concurrent = min(fits, opened.file.search.concurrent or fits)
         _build_stages(opened, console)
-        _run_trials(opened, concurrent, console)
+        _run_trials(opened, concurrent, console, lease)
     write_results(opened)
 
 
@@ -115,13 +116,15 @@ def _prepares(tree: dict[str, Any]) -> bool:
     return any(config.prepares for config in compose(Document(tree, "stages")).methods.values())
 
 
-def _run_trials(opened: Opened, concurrent: int, console: Console) -> None:
+def _run_trials(opened: Opened, concurrent: int, console: Console, lease: Lease) -> None:
     file = opened.file
     steps = compose(Document(next(iter(endpoint_trees(opened.document.tree))), "spec")).file.train.steps
     scratch = tempfile.mkdtemp(prefix="fewshot-ray-tune-")
     done = sum(record.state != "RUNNING" for record in opened.folder.trials())
     with Progress(file.search.trials, steps, objectives=file.search.objectives, done_trials=done, console=console) as progress:
-        sweep = Sweep(opened.document, file, opened.folder, Journal(opened.folder.folder), progress, concurrent=concurrent)
+        sweep = Sweep(
+            opened.document, file, opened.folder, Journal(opened.folder.folder), progress, concurrent=concurrent, may_write=lease.check
+        )
         shared = {"folder": opened.folder.folder.url, "scratch": scratch}
         tuner = tune.Tuner(
             _trainable(file.resources),

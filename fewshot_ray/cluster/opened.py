@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from fewshot_ray.cluster.lease import LEASE
 from fewshot_ray.errors import UserError
 from fewshot_ray.report.sweep_folder import SPEC, SweepFolder, read_spec
 from fewshot_ray.spec.document import Document, to_yaml
@@ -13,8 +14,10 @@ from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.storage import Folder
 from fewshot_ray.trial.compose import absolute_places, check_document
 
-BEFORE_TRIALS = {SPEC, "cache"}
+BEFORE_TRIALS = {SPEC, "cache", LEASE}
 """What a run leaves that ended before its first trial (too many GPUs asked for, say): the file that is put right then takes its place."""
+
+MAY_CHANGE = {"search.trials", "search.concurrent", "search.retries", "search.keep_checkpoints", "train.checkpoint_sec"}
 
 
 @dataclass(frozen=True)
@@ -39,22 +42,51 @@ def planned_sweep(document: Document) -> Opened:
     if names <= BEFORE_TRIALS:
         return Opened(expanded, file, folder)
     found = existing_sweep(folder.folder)
-    differences = differing_paths(found.document.tree, expanded.tree)
+    differences = [path for path in differing_paths(found.document.tree, expanded.tree) if not _may_change(path)]
     if differences:
         raise UserError(
             f"{document.name}: {folder.folder.url} holds another spec "
-            f"(it differs in {', '.join(differences[:3])}); another name would be right"
+            f"(it differs in {', '.join(differences[:3])}{f' and {len(differences) - 3} more' if len(differences) > 3 else ''}); "
+            "another name would be right"
         )
-    return found
+    if file.search.trials < found.file.search.trials:
+        raise UserError(
+            f"{document.name}: search.trials: {file.search.trials} given, but {folder.folder.url} was started with "
+            f"{found.file.search.trials}; as many or more are right"
+        )
+    return Opened(expanded, file, folder)
+
+
+def _may_change(path: str) -> bool:
+    """What no trial's result depends on: where and how many at a time they run, and how many more there are to be."""
+    return path in MAY_CHANGE or path.startswith("resources.") or path == "resources"
+
+
+def changed(opened: Opened, *, trials: int | None = None, workers: int | None = None) -> Opened:
+    """The sweep with a larger budget, or its trials on another number of workers. Raises UserError."""
+    tree = dict(opened.document.tree)
+    if trials is not None:
+        if trials < opened.file.search.trials:
+            raise UserError(f"--extend trials={trials}: the sweep has {opened.file.search.trials} already; more would be right")
+        tree["search"] = {**(tree.get("search") or {}), "trials": trials}
+    if workers is not None:
+        tree["resources"] = {**(tree.get("resources") or {}), "workers": workers}
+    document, file = check_document(replace(opened.document, tree=tree))
+    return Opened(document, file, opened.folder)
 
 
 def open_sweep(document: Document) -> Opened:
     """The folder of a run's file, made where it isn't there yet. Raises UserError, also where it holds another spec."""
     opened = planned_sweep(document)
+    put_on_record(opened)
+    return opened
+
+
+def put_on_record(opened: Opened) -> None:
+    """Write the spec into the sweep's folder, unless it stands there."""
     text = to_yaml(opened.document.tree)
     if not opened.folder.folder.exists(SPEC) or opened.folder.folder.read_text(SPEC) != text:
         opened.folder.folder.write_text(SPEC, text)
-    return opened
 
 
 def existing_sweep(folder: Folder) -> Opened:

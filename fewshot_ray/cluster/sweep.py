@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 from fewshot_ray.cluster.halving import SuccessiveHalving
 from fewshot_ray.cluster.jobs import Job, after_search, search_job
 from fewshot_ray.cluster.journal import Journal
+from fewshot_ray.cluster.kept import KeptCheckpoints
 from fewshot_ray.cluster.study import PLAIN_ORIGIN, SAMPLER, Proposal, Study
 from fewshot_ray.metrics.suite import METRICS
 from fewshot_ray.report.progress import Progress
@@ -54,7 +55,15 @@ class Sweep:
     """The one driver's view. Everything it knows is in the folder: building it anew from there is what resuming is."""
 
     def __init__(
-        self, document: Document, file: FileSpec, folder: SweepFolder, journal: Journal, progress: Progress, *, concurrent: int
+        self,
+        document: Document,
+        file: FileSpec,
+        folder: SweepFolder,
+        journal: Journal,
+        progress: Progress,
+        *,
+        concurrent: int,
+        may_write: Callable[[], None] = lambda: None,
     ) -> None:
         self.document = document
         self.file = file
@@ -62,6 +71,8 @@ class Sweep:
         self.journal = journal
         self.progress = progress
         self.concurrent = concurrent
+        self.may_write = may_write
+        """Raises UserError where another driver has taken the sweep over."""
         self.study = Study(
             journal.path,
             file.name,
@@ -71,6 +82,7 @@ class Sweep:
             outside=() if PLAIN in file.method else (PLAIN_ORIGIN,),
         )
         self.halving = self._halving()
+        self.kept = KeptCheckpoints(folder, file.search)
         self.running: dict[str, Running] = {}
         self.pending: list[Job] = []
         self.announced: set[str] = set()
@@ -103,8 +115,11 @@ class Sweep:
             elif proposal.state.is_finished():
                 if record.state == "RUNNING":
                     self._settle(job, record, cast(State, proposal.state.name), None)
+                else:
+                    self.kept.ended(record)
             elif record.state != "RUNNING":
                 self._tell(proposal.number, record)
+                self.kept.ended(record)
             elif self._ended(job) or job.id in stopped:
                 self._settle(job, record, "PRUNED" if job.id in stopped else "COMPLETE", None)
             else:
@@ -130,6 +145,7 @@ class Sweep:
 
     def next_job(self) -> Job | Next:
         """The next job to hand to a worker, which counts as running from now on."""
+        self.may_write()
         if len(self.running) >= self.concurrent:
             return Next.WAIT
         job = self.pending.pop(0) if self.pending else self._new_job()
@@ -152,6 +168,8 @@ class Sweep:
         if self.waiting:
             return self.waiting.pop(0)
         self.done = not self.running
+        if self.done:
+            self.kept.tidy()
         return Next.DONE if self.done else Next.WAIT
 
     def _announce(self, jobs: list[Job]) -> None:
@@ -206,6 +224,7 @@ class Sweep:
 
     def evaluated(self, trial_id: str, row: EvaluationRow) -> bool:
         """Put an evaluation on record; whether the trial should stop. One that is on record already (a resumed trial's) is passed over."""
+        self.may_write()
         running = self.running[trial_id]
         if row.step in running.steps:
             return False
@@ -243,6 +262,7 @@ class Sweep:
 
     def ended(self, trial_id: str, *, lost: bool = False) -> None:
         """A running trial has ended; `lost` where its worker failed after the last retry too."""
+        self.may_write()
         running = self.running.pop(trial_id)
         self.waiting = None
         record = self.folder.record(trial_id)
@@ -288,6 +308,7 @@ class Sweep:
         self.folder.write_trial(settled)
         if settled.number is not None:
             self._tell(settled.number, settled)
+        self.kept.ended(settled)
         return settled
 
     def _tell(self, number: int, record: TrialRecord) -> None:

@@ -51,7 +51,9 @@ def _steps(spec: FileSpec) -> Iterator[tuple[str, str]]:
 
 
 def _confirm(spec: FileSpec) -> Iterator[tuple[str, str]]:
-    confirm = spec.search.confirm
+    confirm, kept = spec.search.confirm, spec.search.keep_checkpoints
+    if confirm is not None and confirm.top > kept:
+        yield "search.keep_checkpoints", f"{kept} given, but {confirm.top} winners are confirmed; at least as many is right"
     if confirm is not None and spec.seed in confirm.seeds:
         yield "search.confirm.seeds", f"{spec.seed} is the search's own seed, which chose the winner; other seeds are right"
 

@@ -280,6 +280,9 @@ class SearchSpec(Section):
     concurrent: PositiveInt | None = None
     """Trials that run at a time; as many as fit when not given."""
 
+    keep_checkpoints: PositiveInt = 10
+    """Finished trials, the best, that keep a checkpoint; preset, plain fine-tuning, reruns and the refit keep theirs besides."""
+
     retries: int = Field(default=2, ge=0)
     """Times a trial is started again after its machine failed."""
 

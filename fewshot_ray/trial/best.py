@@ -19,22 +19,22 @@ def violations(metrics: Mapping[str, float], search: SearchSpec) -> dict[str, fl
     return result
 
 
+def merit(metrics: Mapping[str, float], search: SearchSpec) -> tuple[float, float]:
+    """What evaluations and trials are ordered by, the smaller the better: the constraints' excess, then the first objective."""
+    name, direction = next(iter(search.objectives.items()))
+    value = metrics.get(name, math.nan)
+    excess = math.fsum(max(0.0, excess) for excess in violations(metrics, search).values())
+    return excess, math.inf if math.isnan(value) else value if direction == "min" else -value
+
+
 def best_index(evaluations: Sequence[Mapping[str, float]], search: SearchSpec) -> int | None:
     """The best by the first objective among those within the constraints, the earliest of equals.
 
     Where none is within them, the one least past them. One with an objective that isn't finite doesn't count; None where none does.
     """
-    name, direction = next(iter(search.objectives.items()))
-    sign = 1.0 if direction == "min" else -1.0
-
-    def order(index: int) -> tuple[float, float, int]:
-        metrics = evaluations[index]
-        excess = math.fsum(max(0.0, excess) for excess in violations(metrics, search).values())
-        return excess, sign * metrics[name], index
-
     measured = [
         index
         for index, metrics in enumerate(evaluations)
         if all(math.isfinite(metrics.get(objective, math.nan)) for objective in search.objectives)
     ]
-    return min(measured, key=order) if measured else None
+    return min(measured, key=lambda index: (*merit(evaluations[index], search), index)) if measured else None

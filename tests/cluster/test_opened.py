@@ -1,0 +1,74 @@
+"""What may change in a sweep's file after the sweep has begun."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fewshot_ray.cluster.opened import Opened, changed, existing_sweep, open_sweep, planned_sweep
+from fewshot_ray.errors import UserError
+from fewshot_ray.spec.document import Document
+from fewshot_ray.storage import Folder
+from tests.cluster.conftest import sweep_file
+
+
+def begun(tmp_path: Path) -> Document:
+    """A sweep with a trial on record."""
+    document = sweep_file("begun", tmp_path)
+    opened = open_sweep(document)
+    opened.folder.folder.write_text("study.journal", "")
+    return document
+
+
+def edited(document: Document, section: str, **changes: Any) -> Document:
+    return replace(document, tree={**document.tree, section: {**document.tree.get(section, {}), **changes}})
+
+
+@pytest.mark.parametrize(
+    ("section", "changes"),
+    [
+        ("resources", {"workers": 2, "cpus_per_worker": 0.5}),
+        ("search", {"trials": 9}),
+        ("search", {"concurrent": 2, "retries": 7, "keep_checkpoints": 3}),
+        ("train", {"checkpoint_sec": 5.0}),
+    ],
+)
+def test_what_no_result_depends_on_may_change(section: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    """Oracle: the file as it is now is the sweep's, and is on record."""
+    document = begun(tmp_path)
+    opened = open_sweep(edited(document, section, **changes))
+    found = existing_sweep(opened.folder.folder)
+    assert {key: found.document.tree[section][key] for key in changes} == changes
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("train", {"batch_size": 5}, r"differs in train\.batch_size\); another name"),
+        ("train", {"batch_size": 5, "steps": 48, "flip": False, "weight_decay": 0.1}, r"and 1 more\)"),
+        ("search", {"trials": 2}, r"search\.trials: 2 given, .* was started with 4; as many or more"),
+        ("target", {"shots": 3}, r"differs in target\.shots"),
+    ],
+)
+def test_what_results_depend_on_may_not(section: str, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Oracle: the messages by hand; the spec on record stays."""
+    document = begun(tmp_path)
+    before = (tmp_path / "begun" / "spec.yaml").read_text()
+    with pytest.raises(UserError, match=message):
+        planned_sweep(edited(document, section, **changes))
+    assert (tmp_path / "begun" / "spec.yaml").read_text() == before
+
+
+def test_a_larger_budget_or_other_workers_at_a_resume(tmp_path: Path) -> None:
+    """Oracle: by hand; fewer trials than there are are refused."""
+    begun(tmp_path)
+    opened: Opened = existing_sweep(Folder(tmp_path / "begun"))
+    more = changed(opened, trials=12, workers=3)
+    assert (more.file.search.trials, more.file.resources.workers) == (12, 3)
+    assert more.document.tree["search"]["concurrent"] == 1
+    assert changed(opened) == opened
+    with pytest.raises(UserError, match="--extend trials=3: the sweep has 4 already"):
+        changed(opened, trials=3)
