@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from types import FrameType
 from typing import Any
 
 import ray.train
@@ -31,6 +35,11 @@ PROBLEM = "problem"
 
 def trial_results(config: dict[str, Any], *, group: Group | None = None) -> Iterator[dict[str, Any]]:
     """What a worker reports: a row an evaluation, the last with `done`; or the problem that no retry would solve."""
+    with ExitStack() as stack:
+        yield from _trial_results(config, group, stack)
+
+
+def _trial_results(config: dict[str, Any], group: Group | None, stack: ExitStack) -> Iterator[dict[str, Any]]:
     job = Job.from_json(config["job"])
     try:
         spec = compose(Document(job.tree, job.id), seed=job.seed, refit_steps=job.refit_steps)
@@ -43,10 +52,33 @@ def trial_results(config: dict[str, Any], *, group: Group | None = None) -> Iter
         if problem is not None:
             raise UserError(problem)
         trial = Trial(spec, folder / "trials" / job.id, folder / "cache", device=device, group=group)
+        stack.enter_context(saved_before_the_end(trial))
         for evaluation in trial.evaluations():
             yield {ROW: json.dumps(asdict(evaluation)), "done": evaluation.step >= job.last_step}
     except (UserError, NonFiniteLossError) as error:
         yield {PROBLEM: str(error), "done": True}
+
+
+@contextmanager
+def saved_before_the_end(trial: Trial) -> Iterator[None]:
+    """Within the block a SIGTERM (a spot machine's notice, a node that is shut down) waits for a checkpoint."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def end() -> None:
+        signal.signal(signal.SIGTERM, before)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_sigterm(number: int, frame: FrameType | None) -> None:
+        trial.ending = end
+
+    signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _unreadable(materials: Materials) -> str | None:

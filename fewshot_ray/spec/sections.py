@@ -168,7 +168,7 @@ class TrainSpec(Section):
     """Share of the labels replaced by the null class, for classifier-free guidance; class-conditional models only."""
 
     checkpoint_sec: float = Field(default=60.0, ge=0)
-    """Seconds after which a checkpoint is due between evaluations, at the next twentieth of the trial."""
+    """Seconds after which a checkpoint is due between evaluations."""
 
     compile: bool = False
     """Compile the network with torch.compile: a slow first step, faster ones after it."""

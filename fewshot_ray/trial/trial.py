@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -30,8 +30,8 @@ from fewshot_ray.trial.evaluation import Evaluator, Instruments, check_evaluatio
 from fewshot_ray.trial.grid import grid_png
 from fewshot_ray.trial.materials import FoldIngredients, Materials
 
-LEAST_CHECKPOINTS = 20
-"""A trial whose twentieth takes longer than `train.checkpoint_sec` saves after each of them."""
+PART_SEC = 5.0
+"""About as long a fold trains before the next one does, and before it is seen whether a checkpoint is due."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,9 @@ class Trial:
         self.history: list[Evaluation] = []
         self.writer = CheckpointWriter(self.checkpoints)
         self._saved_at_sec = time.monotonic()
+        self._part_steps = 1
+        self.ending: Callable[[], None] | None = None
+        """Set where the process is told to end: called at the next part's end, after all is saved."""
 
     @property
     def checkpoints(self) -> Folder:
@@ -91,22 +94,23 @@ class Trial:
         try:
             for step in [*range(every, steps, every), steps]:
                 if step > (self.history[-1].step if self.history else 0):
-                    evaluation = self._advance(step, interval=max(1, steps // LEAST_CHECKPOINTS))
+                    evaluation = self._advance(step)
                     if step == steps:  # whoever hears of it may end this process
                         self.writer.wait()
                     yield evaluation
         finally:
             self.writer.close()
 
-    def _advance(self, step: int, *, interval: int) -> Evaluation:
+    def _advance(self, step: int) -> Evaluation:
         """Train the folds in lockstep, with checkpoints underway, and measure them."""
         seconds, first = 0.0, self.trainings[0].step
-        for until in [*range(first - first % interval + interval, step, interval), step]:
-            started = time.perf_counter()
-            for training in self.trainings:
-                training.advance(until)
-            seconds += time.perf_counter() - started
-            if until < step and time.monotonic() - self._saved_at_sec >= self.spec.file.train.checkpoint_sec:
+        while self.trainings[0].step < step:
+            seconds += self._train_part(step)
+            if self.ending is not None:
+                self._save()
+                self.writer.wait()
+                self.ending()
+            elif self.trainings[0].step < step and time.monotonic() - self._saved_at_sec >= self.spec.file.train.checkpoint_sec:
                 self._save()
         losses = [training.take_loss() for training in self.trainings]
         images = (step - first) * self.spec.file.train.batch_size * len(self.trainings)
@@ -121,6 +125,16 @@ class Trial:
         self.history.append(evaluation)
         self._save()
         return evaluation
+
+    def _train_part(self, step: int) -> float:
+        """Train every fold for as many steps as take about `PART_SEC`, up to `step`; the seconds it took."""
+        started, first = time.perf_counter(), self.trainings[0].step
+        until = min(step, first + self._part_steps)
+        for training in self.trainings:
+            training.advance(until)
+        seconds = time.perf_counter() - started
+        self._part_steps = max(1, int(PART_SEC * (until - first) / max(seconds, 1e-6)))
+        return seconds
 
     def _measure(self, step: int) -> dict[str, float]:
         """The metrics of the averaged weights, means over the folds; the first fold's samples become the step's picture."""

@@ -1,0 +1,50 @@
+"""A worker that is told to end saves first."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from fewshot_ray.storage import Folder
+from fewshot_ray.training.checkpoint import latest_checkpoint, saved_steps
+from tests.trial.tiny import trial
+
+SECTIONS = {"train": {"steps": 100_000, "lr": 1e-3}, "evaluate": {"every": 100_000, "samples": 0, "grid_images": 0}}
+WORKER = """
+import sys
+import fewshot_ray.trial.trial as module
+from fewshot_ray.cluster.actors import saved_before_the_end
+from tests.cluster.test_sigterm import SECTIONS
+from tests.trial.tiny import trial
+module.PART_SEC = 0.2
+run = trial(sys.argv[1], **SECTIONS)
+with saved_before_the_end(run):
+    print("ready", flush=True)
+    list(run.evaluations())
+"""
+
+
+def test_a_checkpoint_before_the_end(tmp_path: Path) -> None:
+    """Oracle: a real process and a real signal: it ends by it, within a second of work, and its last step is on the disk."""
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path)], cwd=root, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(2)
+        assert saved_steps(Folder(tmp_path) / "trial" / "checkpoints") == []
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == -signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
+    checkpoint = latest_checkpoint(Folder(tmp_path) / "trial" / "checkpoints")
+    assert checkpoint is not None
+    assert checkpoint.step > 1
+    resumed = trial(tmp_path, **SECTIONS)
+    resumed._resume()
+    assert resumed.trainings[0].step == checkpoint.step
+    assert len(resumed.trainings[0].recent_losses) == checkpoint.step
