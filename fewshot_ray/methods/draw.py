@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -62,6 +63,7 @@ class Draw:
         self.batch = batch
         self.randomness = randomness
         self.x_0 = batch.x_0
+        self._training_images: dict[int, Tensor] = {}
         t = randomness.integers(batch.step, "t", backbone.schedule.timesteps, batch.global_size)
         self.t = (t[:1].expand_as(t) if one_timestep else t)[batch.positions]
         self.labels = batch.labels if batch.labels is None else self._dropped(batch.labels, label_dropout)
@@ -84,8 +86,17 @@ class Draw:
         return self.backbone.predict(network, x_t, self.t, self.labels)
 
     def predict_eps(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """The student's noise estimate at another point, by a forward pass of its own."""
-        return self.backbone.to_eps(self.backbone.predict(self.network, x_t, t, self.labels), x_t, t)
+        """The student's noise estimate at another point, by a forward pass of its own; its graph leads to x_t and to no weight."""
+        with weights_held(self.network):
+            return self.backbone.to_eps(self.backbone.predict(self.network, x_t, t, self.labels), x_t, t)
+
+    def training_images(self, count: int) -> Tensor:
+        """The first `count` of x_0 as images `[count, C, H, W]` in [-1, 1], decoded once."""
+        if count not in self._training_images:
+            with torch.no_grad():
+                # networks refuse empty input
+                self._training_images[count] = self.backbone.decode(self.x_0[: max(count, 1)])[:count]
+        return self._training_images[count]
 
     def forget(self) -> None:
         """Let go of what the network said, with its graph."""
@@ -119,6 +130,19 @@ class Draw:
     def x_0_hat(self) -> Tensor:
         """The image (or latent) the student's prediction stands for; not clamped."""
         return self.backbone.to_x_0(self.prediction, self.x_t, self.t)
+
+
+@contextmanager
+def weights_held(network: nn.Module) -> Iterator[None]:
+    """Within the block a forward pass keeps nothing for the weights' gradients: memory, and in compiled backward passes time."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_()
 
 
 def mean_square(difference: Tensor) -> Tensor:

@@ -78,10 +78,14 @@ class Sadm:
 
     def rows(self, context: Draw) -> Mapping[str, Tensor]:
         """For the denoiser: the real images' features have no graph."""
-        x_0, x_0_hat = self.compared(context, context.x_0), self.compared(context, context.x_0_hat)
+        count = self.compared(context)
         with torch.no_grad():
-            real = self.features(x_0)
-        return {"real": real, "generated": self.features(x_0_hat), "time_weight": self.time_weight(context)[: len(real)]}
+            real = self.features(context, context.training_images(count))
+        return {
+            "real": real,
+            "generated": self.generated(context, context.x_0_hat, count),
+            "time_weight": self.time_weight(context)[:count],
+        }
 
     def terms(self, rows: Mapping[str, Tensor]) -> Objective:
         """The squared differences of the affinities, an image's mean over its pairs `[M]`."""
@@ -89,18 +93,22 @@ class Sadm:
         root = rows["time_weight"].sqrt()
         return Objective({"structure": (torch.outer(root, root) * difference.square()).mean(dim=1)}, {"structure": self.eta})
 
-    def compared(self, draw: Draw, x_0: Tensor) -> Tensor:
-        """What of a micro-batch the term compares: all of it, or a latent model's first images of the global batch."""
+    def compared(self, draw: Draw) -> int:
+        """How many of a micro-batch the term compares: all, or those of a latent model's first images of the global batch."""
         if self.backbone.autoencoder is None:
-            return x_0
-        return x_0[: int((draw.batch.positions < self.config.decoded_images).sum())]
+            return len(draw.x_0)
+        return int((draw.batch.positions < self.config.decoded_images).sum())
 
-    def features(self, x_0: Tensor) -> Tensor:
-        """`Psi x_0`, `[m, D]`, of decoded images clamped to [-1, 1]."""
-        if len(x_0) == 0:  # networks refuse empty input
-            return self.features(x_0.new_zeros((1, *self.backbone.shape)))[:0]
-        features: Tensor = self.psi(self.backbone.decode(x_0))
+    def features(self, draw: Draw, images: Tensor) -> Tensor:
+        """`Psi x`, `[m, D]`, of images in [-1, 1]."""
+        if len(images) == 0:  # networks refuse empty input
+            return self.features(draw, draw.training_images(1))[:0]
+        features: Tensor = self.psi(images)
         return features
+
+    def generated(self, draw: Draw, x_0_hat: Tensor, count: int) -> Tensor:
+        """`Psi x_0_hat`, `[count, D]`, of the decoded images clamped to [-1, 1]."""
+        return self.features(draw, self.backbone.decode(x_0_hat[:count]) if count > 0 else x_0_hat[:0])
 
     def time_weight(self, draw: Draw) -> Tensor:
         """`1 / t` with t = (t + 1) / T, bounded, `[b]`."""
@@ -117,9 +125,10 @@ class Challenge:
     def rows(self, context: Draw) -> Mapping[str, Tensor]:
         """With Psi's graph on both sides."""
         sadm = self.sadm
-        real = sadm.features(sadm.compared(context, context.x_0))
-        generated = sadm.features(sadm.compared(context, context.x_0_hat.detach()))
-        return {"real": real, "generated": generated, "time_weight": sadm.time_weight(context)[: len(real)]}
+        count = sadm.compared(context)
+        real = sadm.features(context, context.training_images(count))
+        generated = sadm.generated(context, context.x_0_hat.detach(), count)
+        return {"real": real, "generated": generated, "time_weight": sadm.time_weight(context)[:count]}
 
     def terms(self, rows: Mapping[str, Tensor]) -> Objective:
         """As the denoiser's."""
@@ -158,5 +167,5 @@ def make_sadm(config: SadmConfig, ingredients: Ingredients) -> Part:
         gradient_scale=-1.0,
         gradient_clip=config.psi_clip,
     )
-    optimizer = torch.optim.Adam([{"params": parameters, "lr_factor": config.psi_lr_factor}], lr=0.0)
+    optimizer = torch.optim.Adam([{"params": parameters, "lr_factor": config.psi_lr_factor}], lr=0.0, fused=True)
     return Part(relation=sadm, adversaries=[Adversary(PSI, psi, optimizer, phase)], one_timestep=config.timestep == "batch")

@@ -214,7 +214,11 @@ class FoldIngredients:
         return self.materials.spec.file.seed
 
     def source_network(self) -> nn.Module:
-        """A frozen copy of the source network on the student's device."""
+        """A frozen copy of the source network on the student's device; the same for every method."""
+        return self._source_network
+
+    @cached_property
+    def _source_network(self) -> nn.Module:
         return frozen(copy.deepcopy(self.materials.source_backbone.network).to(self.backbone.device))
 
     def source_images(self) -> tuple[Tensor, str]:
