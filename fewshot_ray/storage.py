@@ -1,11 +1,13 @@
-"""Folders on local disk or at any fsspec URL, behind one small interface."""
+"""Folders on local disk, NFS or at any fsspec URL, behind one small interface that outlasts what passes by itself."""
 
 from __future__ import annotations
 
+import errno
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+import stat
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,6 +15,14 @@ from uuid import uuid4
 import fsspec
 
 from fewshot_ray.errors import UserError
+from fewshot_ray.patience import Result, is_full, is_transient, patiently, place_errors, reason
+
+CONNECT_SEC = 5.0
+SILENCE_SEC = 30.0
+"""A store that says nothing for so long has failed."""
+SLOWEST_BYTES_PER_SEC = 250_000
+PART_BYTES = 50 * 2**20
+"""From twice as much on, s3fs uploads in parts. Each is then tried several times, so that a bad one does not cost all."""
 
 
 def is_remote(url: str) -> bool:
@@ -20,30 +30,35 @@ def is_remote(url: str) -> bool:
     return "://" in url and not url.startswith(("file://", "local://"))
 
 
-def place_errors() -> tuple[type[Exception], ...]:
-    """What opening, reading and writing at a place raise: the disk, unknown protocols and damaged files (ValueError), missing clients.
+def is_s3(url: str) -> bool:
+    """Whether s3fs serves it."""
+    return url.startswith(("s3://", "s3a://"))
 
-    The clients beneath fsspec also raise errors of their own (no credentials, no route); only a client that was loaded can.
+
+def open_place(url: str, *, attempts: int = 1) -> tuple[Any, str]:
+    """The fsspec filesystem of `url` and the path in it. Its listings are never cached.
+
+    S3's client and s3fs would each try five times on their own, for up to a minute and a half of silence: here `attempts` times a request
+    in all, each within bounds, for `patiently` is to decide. What fsspec's own settings say about the client goes before.
     """
-    errors: list[type[Exception]] = [OSError, ValueError, ImportError, NotImplementedError]
-    for module, names in {"botocore.exceptions": ("BotoCoreError", "ClientError"), "aiohttp": ("ClientError",)}.items():
-        if module in sys.modules:
-            errors += [getattr(sys.modules[module], name) for name in names]
-    return tuple(errors)
-
-
-def reason(error: Exception) -> str:
-    """What one of `place_errors` says, on one line."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())
+    if not is_s3(url):
+        filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        return filesystem, path
+    settings: dict[str, Any] = {"connect_timeout": CONNECT_SEC, "read_timeout": SILENCE_SEC}
+    settings["retries"] = {"mode": "standard", "total_max_attempts": attempts}
+    for protocol in ("s3", "s3a"):
+        settings |= fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
+    filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False, config_kwargs=settings)
+    filesystem.retries = 1
+    return filesystem, path
 
 
 class Folder:
     """A folder on local disk or at an fsspec URL; it need not exist until something is written.
 
     A write shows under its final name whole or not at all: locally through a rename,
-    on an object store because an upload is one. Every method raises UserError, in one line, where the place cannot be reached
-    (no credentials, no such bucket, no permission).
+    on an object store because an upload is one. Every method waits out what passes by itself, for as long as `set_patience` says, and
+    raises UserError, in one line, where the place cannot be reached (no credentials, no such bucket, no permission, no answer until then).
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
@@ -71,27 +86,20 @@ class Folder:
 
     def exists(self, name: str = "") -> bool:
         """Whether the folder, or the file or folder called `name` in it, is there."""
-        with self._reported(f"look for {name}" if name else "look into it"):
-            filesystem, path = self._target(name)
-            return bool(filesystem.exists(path))
+        path = self._path(name)
+        look = _exists if self.local is not None else _exists_remotely
+        return self._do(f"look for {name}" if name else "look into it", lambda: look(path))
 
     def names(self) -> list[str]:
         """The direct children's names, sorted; empty where the folder does not exist."""
-        with self._reported("list it"):
-            filesystem, path = self._target("")
-            if not filesystem.isdir(path):
-                return []
-            children = filesystem.ls(path, detail=False, **({} if self.local else {"refresh": True}))
-        # An object store may list the folder itself among its children.
-        own = path.strip("/")
-        return sorted({child.rstrip("/").rsplit("/", 1)[-1] for child in children if child.strip("/") != own})
+        names = _names if self.local is not None else _names_remotely
+        return self._do("list it", lambda: names(self.url))
 
     def read_bytes(self, name: str) -> bytes:
         """The file's content. Raises FileNotFoundError where the file, or the whole place, is missing."""
-        with self._reported(f"read {name}", missing=True):
-            filesystem, path = self._target(name)
-            content: bytes = filesystem.cat_file(path)
-            return content
+        path = self._path(name)
+        read = _read if self.local is not None else _read_remotely
+        return self._do(f"read {name}", lambda: read(path), missing=True)
 
     def read_text(self, name: str) -> str:
         """The file's content as UTF-8. Raises FileNotFoundError."""
@@ -99,12 +107,13 @@ class Folder:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file whole, with the folders above it."""
-        with self._reported(f"write {name}"):
-            if self.local is not None:
-                _replace_atomically(self.local / name, content)
-            else:
-                filesystem, path = self._target(name)
-                filesystem.pipe_file(path, content)
+        path = self._path(name)
+        if self.local is None:
+            self._do(f"write {name}", lambda: _write_remotely(path, content))
+            return
+        # One for all attempts, so that none is left behind. Not tempfile: its files are for their owner alone, and a folder may be shared.
+        temporary = Path(path).with_name(f".{Path(path).name}.{uuid4().hex}")
+        self._do(f"write {name}", lambda: _replace_atomically(Path(path), temporary, content))
 
     def write_text(self, name: str, text: str) -> None:
         """Write a UTF-8 file whole; see `write_bytes`."""
@@ -112,55 +121,142 @@ class Folder:
 
     def remove(self, name: str = "") -> None:
         """Delete a file or a folder with all below it; nothing happens where it is not there."""
-        with self._reported(f"remove {name or 'it'}"):
-            filesystem, path = self._target(name)
-            if filesystem.exists(path):
-                filesystem.rm(path, recursive=True)
+        path = self._path(name)
+        remove = _remove if self.local is not None else _remove_remotely
+        self._do(f"remove {name or 'it'}", lambda: remove(path))
 
     def check_writable(self) -> None:
         """Write and remove a small file, and the folders made for it. Raises UserError."""
-        missing = [place for place in (self.local, *self.local.parents) if not place.exists()] if self.local else []
+        places = (self.local, *self.local.parents) if self.local is not None else ()
+        missing = [place for place in places if not Folder(place).exists()]
         name = f".{uuid4().hex}"
         try:
             self.write_bytes(name, b"")
             self.remove(name)
         finally:
             for place in missing:
-                if place.exists() and not any(place.iterdir()):
+                # One that somebody has filled by now refuses to go.
+                with suppress(OSError):
                     place.rmdir()
 
-    def _target(self, name: str) -> tuple[Any, str]:
-        url = f"{self.url}/{name}" if name else self.url
-        if self.local is not None:
-            return fsspec.filesystem("file"), url
-        filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
-        return filesystem, path
+    def _path(self, name: str) -> str:
+        return f"{self.url}/{name}" if name else self.url
 
-    @contextmanager
-    def _reported(self, action: str, *, missing: bool = False) -> Iterator[None]:
-        """Turn what goes wrong into one line; a missing file is left to the caller where `missing`."""
+    def _do(self, action: str, attempt: Callable[[], Result], *, missing: bool = False) -> Result:
+        """`patiently`, with what goes wrong in one line; a missing file is left to the caller where `missing`."""
         try:
-            yield
+            return patiently(attempt, f"storage {self.url}")
         except place_errors() as error:
             if missing and isinstance(error, FileNotFoundError):
                 raise
-            raise UserError(f"storage {self.url}: cannot {action} ({reason(error)}); a place you may read and write is right") from error
+            right = "a place you may read and write"
+            if is_full(error):
+                right = "freeing space there, or another place,"
+            elif is_transient(error):
+                right = "a place that answers"
+            raise UserError(f"storage {self.url}: cannot {action} ({reason(error)}); {right} is right") from error
 
 
 def _local_path(text: str) -> str:
     return os.path.abspath(os.path.expanduser(text.removeprefix("file://").removeprefix("local://")))
 
 
-def _replace_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile: its files are for their owner alone, and a sweep's folder may be shared.
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+def _exists(path: str) -> bool:
+    # Not os.path.exists: to it, a disk that fails is a file that isn't there.
     try:
-        with temporary.open("xb") as file:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _exists_remotely(url: str) -> bool:
+    # Not `exists`: s3fs says False of a bucket that it can't reach.
+    filesystem, path = open_place(url)
+    try:
+        filesystem.info(path)
+    except FileNotFoundError as error:
+        if is_transient(error):
+            raise
+        return False
+    return True
+
+
+def _names(path: str) -> list[str]:
+    try:
+        return sorted(os.listdir(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _names_remotely(url: str) -> list[str]:
+    filesystem, path = open_place(url)
+    try:
+        children = filesystem.ls(path, detail=False, refresh=True)
+    except FileNotFoundError as error:
+        if is_transient(error):
+            raise
+        return []
+    # An object store may list the folder itself among its children, and a file as its own.
+    own = path.strip("/")
+    return sorted({child.rstrip("/").rsplit("/", 1)[-1] for child in children if child.strip("/") != own})
+
+
+def _read(path: str) -> bytes:
+    return Path(path).read_bytes()
+
+
+def _read_remotely(url: str) -> bytes:
+    filesystem, path = open_place(url)
+    content: bytes = filesystem.cat_file(path)
+    return content
+
+
+def _replace_atomically(path: Path, temporary: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        # Where even that fails, the next attempt writes over it.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
+
+
+def _write_remotely(url: str, content: bytes) -> None:
+    filesystem, path = open_place(url, attempts=5 if len(content) >= 2 * PART_BYTES else 1)
+    options: dict[str, float] = {"chunksize": PART_BYTES} if is_s3(url) else {}
+    if filesystem.async_impl:
+        # A PUT waits for the store's word to go on, for which aiohttp has no time limit.
+        options["timeout"] = SILENCE_SEC + len(content) / SLOWEST_BYTES_PER_SEC
+    filesystem.pipe_file(path, content, **options)
+
+
+def _remove(path: str) -> None:
+    try:
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
+    except (FileNotFoundError, NotADirectoryError):
+        if os.path.lexists(path):
+            raise OSError(errno.EBUSY, "others are removing there too") from None
+
+
+def _remove_remotely(url: str) -> None:
+    filesystem, path = open_place(url)
+    try:
+        if filesystem.info(path)["type"] == "file":
+            filesystem.rm_file(path)
+            return
+        filesystem.rm(path, recursive=True)
+        # s3fs keeps quiet about objects that it couldn't delete; one by one it says why.
+        for left in filesystem.find(path):
+            filesystem.rm_file(left)
+    except FileNotFoundError as error:
+        if is_transient(error):
+            raise

@@ -1,4 +1,4 @@
-"""Folders on disk and in memory behave the same; what can't be reached is one line."""
+"""Folders on disk and in memory behave the same; what can't be reached is one line. Faults that pass: test_storage_faults.py."""
 
 from __future__ import annotations
 
@@ -117,7 +117,9 @@ def test_a_place_that_cannot_be_is_one_line(url: str, message: str) -> None:
 TALK_TO_S3 = """
 from fewshot_ray.errors import UserError
 from fewshot_ray.data.images import read_images
+from fewshot_ray.patience import set_patience
 from fewshot_ray.storage import Folder
+set_patience(0.2)
 folder = Folder("s3://bucket/sweeps")
 for act in (lambda: folder.write_text("a", "x"), lambda: folder.read_text("a"), lambda: folder.exists("a"), folder.names,
             lambda: folder.remove("a"), lambda: read_images("s3://bucket/images", size=8, channels=1)):

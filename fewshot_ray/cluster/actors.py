@@ -21,6 +21,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from fewshot_ray.cluster.jobs import Job
 from fewshot_ray.errors import UserError
+from fewshot_ray.patience import LONG_PATIENCE_SEC, set_patience
 from fewshot_ray.spec.document import Document
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.group import Group
@@ -35,6 +36,7 @@ PROBLEM = "problem"
 
 def trial_results(config: dict[str, Any], *, group: Group | None = None) -> Iterator[dict[str, Any]]:
     """What a worker reports: a row an evaluation, the last with `done`; or the problem that no retry would solve."""
+    set_patience(LONG_PATIENCE_SEC)
     with ExitStack() as stack:
         yield from _trial_results(config, group, stack)
 
@@ -135,6 +137,7 @@ def run_with_workers(config: dict[str, Any]) -> None:
 @ray.remote
 def build_stages(config: dict[str, Any]) -> str | None:
     """Compute what the trials of a sweep share, before any starts; the problem where the user can solve it."""
+    set_patience(LONG_PATIENCE_SEC)
     try:
         spec = compose(Document(config["tree"], "stages"))
         torch.set_num_threads(max(1, int(spec.file.resources.cpus_per_worker)))

@@ -23,6 +23,7 @@ from fewshot_ray.cluster.opened import Opened, existing_sweep, open_sweep
 from fewshot_ray.cluster.sweep import Sweep
 from fewshot_ray.cluster.tune import SweepScheduler, SweepSearcher
 from fewshot_ray.errors import UserError
+from fewshot_ray.patience import LONG_PATIENCE_SEC, patience
 from fewshot_ray.report.leaderboard import leaderboard, write_csv
 from fewshot_ray.report.page import write_page
 from fewshot_ray.report.progress import Progress
@@ -90,7 +91,7 @@ def check_resources(resources: ResourcesSpec) -> int:
 def run_sweep(opened: Opened, *, address: str | None = None, console: Console | None = None) -> None:
     """Run all that is left of a sweep. Raises UserError, also where another driver runs it; KeyboardInterrupt leaves it resumable."""
     console = console or Console()
-    with Lease(opened.folder.folder) as lease, ray_session(address):
+    with patience(LONG_PATIENCE_SEC), Lease(opened.folder.folder) as lease, ray_session(address):
         fits = check_resources(opened.file.resources)
         concurrent = min(fits, opened.file.search.concurrent or fits)
         _build_stages(opened, console)
@@ -122,9 +123,8 @@ def _run_trials(opened: Opened, concurrent: int, console: Console, lease: Lease)
     scratch = tempfile.mkdtemp(prefix="fewshot-ray-tune-")
     done = sum(record.state != "RUNNING" for record in opened.folder.trials())
     with Progress(file.search.trials, steps, objectives=file.search.objectives, done_trials=done, console=console) as progress:
-        sweep = Sweep(
-            opened.document, file, opened.folder, Journal(opened.folder.folder), progress, concurrent=concurrent, may_write=lease.check
-        )
+        journal = Journal(opened.folder.folder)
+        sweep = Sweep(opened.document, file, opened.folder, journal, progress, concurrent=concurrent, may_write=lease.check)
         shared = {"folder": opened.folder.folder.url, "scratch": scratch}
         tuner = tune.Tuner(
             _trainable(file.resources),
@@ -148,6 +148,7 @@ def _run_trials(opened: Opened, concurrent: int, console: Console, lease: Lease)
             raise _underlying(error) from error
         finally:
             sweep.abandon()
+            journal.close()
             shutil.rmtree(scratch, ignore_errors=True)
     if not sweep.done:
         raise KeyboardInterrupt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -21,6 +22,11 @@ class Journal:
         self.path = Path(tempfile.mkdtemp(prefix="fewshot-ray-journal-")) / JOURNAL
         if folder.exists(JOURNAL):
             self.path.write_bytes(folder.read_bytes(JOURNAL))
+
+    def close(self) -> None:
+        """Remove this machine's copy of a remote folder's journal."""
+        if self.folder.local is None:
+            shutil.rmtree(self.path.parent, ignore_errors=True)
 
     def sync(self) -> None:
         """Upload the journal whole, where the folder is remote."""

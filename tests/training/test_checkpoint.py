@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fewshot_ray.errors import UserError
+from fewshot_ray.patience import patience
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.checkpoint import (
     MANIFEST,
@@ -29,9 +30,13 @@ from fewshot_ray.training.loop import Training
 from tests.training.test_loop import Adversaries
 from tests.training.toys import Toy, grey, squares, training
 
+FOLD = {"ema_updates": 3, "micro_batch": 4, "recent_losses": [0.5], "last_finite": {"denoiser": 0.5}}
+MEASURED = {"step": 3, "metrics": {"holdout_loss": 1.0}, "train_loss": 1.0, "lr": 1e-4, "images_per_sec": 9.0, "trained_share": 1}
 
-def files(step: int) -> dict[str, bytes]:
-    return pack({"a": torch.full((300,), float(step)), "b": torch.tensor(step)}, {"step": step})
+
+def files(step: int, **changes: object) -> dict[str, bytes]:
+    info = {"step": step, "training": {"one/": FOLD}, "history": [MEASURED], **changes}
+    return pack({"a": torch.full((300,), float(step)), "b": torch.tensor(step)}, info)
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -47,7 +52,7 @@ def test_the_latest_comes_back(folder: Folder) -> None:
     """Oracle: what was written."""
     latest = latest_checkpoint(folder)
     assert latest is not None
-    assert (latest.step, latest.info) == (20, {"step": 20})
+    assert (latest.step, latest.info) == (20, {"step": 20, "training": {"one/": FOLD}, "history": [MEASURED]})
     assert torch.equal(latest.tensors["a"], torch.full((300,), 20.0))
     assert saved_steps(folder) == [10, 20]
     assert (checkpoint_name(20), checkpoint_name(1_234_567)) == ("step_000020", "step_1234567")
@@ -139,8 +144,8 @@ def test_a_place_out_of_reach_is_not_taken_for_damage(tmp_path: Path, monkeypatc
     def unreachable(*args: object) -> bytes:
         raise TimeoutError("timed out")
 
-    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.cat_file", unreachable)
-    with pytest.raises(UserError, match="timed out"):
+    monkeypatch.setattr("fewshot_ray.storage._read", unreachable)
+    with patience(0), pytest.raises(UserError, match="timed out"):
         latest_checkpoint(folder)
 
 
@@ -185,9 +190,55 @@ def test_the_exported_weights_are_the_averages(tmp_path: Path) -> None:
 
 
 def test_another_models_checkpoint_is_refused(tmp_path: Path) -> None:
-    """Oracle: KeyError, naming what is missing."""
+    """Oracle: one line that names the checkpoint and what is missing."""
     run = toy()
     tensors, info = training_state(run, "one/")
     write_checkpoint(Folder(tmp_path), 3, pack(tensors, {"training": {"one/": info}}))
-    with pytest.raises(KeyError, match="one/trained/g"):
+    with pytest.raises(UserError, match=r"^[^\n]*step_000003: the checkpoint is of another model \('one/trained/g' doesn't fit\)[^\n]*$"):
         restore_training(adversaries(), read_checkpoint(Folder(tmp_path), 3), "one/")
+
+
+DAMAGED_INFO: dict[str, dict[str, object]] = {
+    "no training": {"training": {}},
+    "training is a number": {"training": 3},
+    "a fold is a list": {"training": {"one/": []}},
+    "a fold lacks a key": {"training": {"one/": {"ema_updates": 3, "micro_batch": 4, "recent_losses": []}}},
+    "a count is text": {"training": {"one/": {**FOLD, "ema_updates": "3"}}},
+    "losses are texts": {"training": {"one/": {**FOLD, "recent_losses": ["x"]}}},
+    "history is a mapping": {"history": {}},
+    "an evaluation lacks its metrics": {"history": [{key: value for key, value in MEASURED.items() if key != "metrics"}]},
+    "an evaluation has a key too many": {"history": [{**MEASURED, "extra": 1}]},
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED_INFO)
+def test_a_state_that_cannot_be_gone_on_from_is_named_and_passed_over(case: str, folder: Folder, caplog: pytest.LogCaptureFixture) -> None:
+    """Oracle: the checkpoint before, though the manifest's sums are right."""
+    write_checkpoint(folder, 20, files(20, **DAMAGED_INFO[case]))
+    latest = latest_checkpoint(folder)
+    assert latest is not None
+    assert latest.step == 10
+    assert "step_000020/state.json is damaged" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("state.safetensors", b"\xff" * 40),
+        ("state.safetensors", b""),
+        ("state.json", b"[]"),
+        ("state.json", b"{"),
+        ("state.json", b"[" * 100_000),
+    ],
+)
+def test_a_file_of_another_kind_is_named_and_passed_over(
+    name: str, content: bytes, folder: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Oracle: the checkpoint before, though the manifest's sums are right."""
+    write_checkpoint(folder, 20, {**files(20), name: content})
+    latest = latest_checkpoint(folder)
+    assert latest is not None
+    assert latest.step == 10
+    assert f"step_000020/{name} is damaged" in caplog.text
+    with pytest.raises(ValueError, match=rf"step_000020/{name} is damaged"):
+        read_checkpoint(folder, 20)

@@ -1,0 +1,168 @@
+"""What goes wrong at a place, what of it passes by itself, and how long that is waited for."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+SHORT_PATIENCE_SEC = 10.0
+"""For commands at a terminal, and where nothing else was set."""
+LONG_PATIENCE_SEC = 600.0
+"""For a sweep's driver and workers: a store's outage should not end what has run for hours."""
+FIRST_DELAY_SEC = 0.1
+LONGEST_DELAY_SEC = 10.0
+QUIET_SEC = 1.0
+"""What is over sooner is not worth a line in the log."""
+
+# Of NFS and FUSE as well as of a socket; EBUSY and ENOTEMPTY where another machine still holds what is removed.
+_PASSING_ERRNOS = {errno.EIO, errno.ESTALE, errno.EBUSY, errno.ENOTEMPTY, errno.EAGAIN, errno.ENOLCK, errno.ENOTCONN} | {
+    *(errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH)
+}
+_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_PASSING_STATUSES = {408, 425, 429, *range(500, 600)} - {501, 505, 507}
+# Whatever their status. NoSuchUpload: an upload in parts that was completed, or dropped, while the answer was lost.
+_PASSING_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "RequestTimeout", "InternalError"} | {
+    *("ServiceUnavailable", "OperationAborted", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "NoSuchUpload")
+}
+
+_CLIENT_ERRORS = {
+    "botocore.exceptions": "BotoCoreError ClientError",
+    "botocore.parsers": "ResponseParserError",
+    "aiohttp": "ClientError",
+}
+_PASSING_CLIENT_ERRORS = {
+    "botocore.exceptions": "HTTPClientError ConnectionError IncompleteReadError ChecksumError FlexibleChecksumError "
+    "CredentialRetrievalError MetadataRetrievalError",
+    "botocore.parsers": "ResponseParserError",
+    "aiohttp": "ClientConnectionError ClientPayloadError",
+}
+
+# The first is the process's; those after it are the blocks' of `patience`, in any thread.
+_patience_sec = [SHORT_PATIENCE_SEC]
+# Neither the seeds of a training are touched, nor do forked processes wait in step.
+_jitter = random.SystemRandom()
+
+
+def set_patience(seconds: float) -> None:
+    """For how long every operation in this process goes on trying, from its first transient error; 0 is once."""
+    _patience_sec[0] = seconds
+
+
+@contextmanager
+def patience(seconds: float) -> Iterator[None]:
+    """`set_patience` for a block, in all of this process's threads; of several blocks at a time the longest holds."""
+    _patience_sec.append(seconds)
+    try:
+        yield
+    finally:
+        _patience_sec.remove(seconds)
+
+
+def place_errors() -> tuple[type[Exception], ...]:
+    """What opening, reading and writing at a place raise: the disk, unknown protocols and damaged files (ValueError), missing clients.
+
+    The clients beneath fsspec also raise errors of their own (no credentials, no route); only a client that was loaded can.
+    """
+    return (OSError, ValueError, ImportError, NotImplementedError, *_loaded(_CLIENT_ERRORS))
+
+
+def _loaded(names: dict[str, str]) -> list[type[Exception]]:
+    return [getattr(sys.modules[module], name) for module in names if module in sys.modules for name in names[module].split()]
+
+
+def reason(error: Exception) -> str:
+    """What one of `place_errors` says, on one line."""
+    text = getattr(error, "strerror", None) or str(error) or ("no answer" if isinstance(error, TimeoutError) else type(error).__name__)
+    return " ".join(str(text).split())
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether one of `place_errors` may pass by itself: a store that is busy, broken or out of reach, an answer cut short or
+    not the store's, a network disk.
+
+    Refused credentials, a missing bucket, a full disk and invalid names do not.
+    """
+    answer = _answer(error)
+    if answer is not None:
+        return answer.code in _PASSING_CODES or answer.foreign or (answer.status in _PASSING_STATUSES and not is_full(error))
+    if any(refused in str(error) for refused in ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")):
+        return False
+    if isinstance(error, (ConnectionError, TimeoutError, *_loaded(_PASSING_CLIENT_ERRORS))):
+        return True
+    return isinstance(error, OSError) and error.errno in _PASSING_ERRNOS
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the disk, the store or what one may put there is used up."""
+    answer = _answer(error)
+    if answer is not None and (answer.status == 507 or "Quota" in answer.code or "StorageFull" in answer.code):
+        return True
+    return getattr(error, "errno", None) in _FULL_ERRNOS
+
+
+class _Answer(NamedTuple):
+    """A store's HTTP answer: its status and S3's code. `foreign`: a gateway's 404, which says nothing about what the store has."""
+
+    status: int
+    code: str
+    foreign: bool
+
+
+def _answer(error: BaseException | None) -> _Answer | None:
+    """The one that is behind an error: s3fs makes an OSError of it."""
+    while error is not None:
+        response, status = getattr(error, "response", None), getattr(error, "status", None)
+        if isinstance(response, dict):
+            status, code = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0), str(response.get("Error", {}).get("Code", ""))
+            # Only to a HEAD would S3 say no more than 404.
+            is_head = getattr(error, "operation_name", "Head").startswith("Head")
+            return _Answer(status, code, foreign=status == 404 and not is_head and not code.startswith("NoSuch"))
+        if isinstance(status, int) and status > 0:
+            return _Answer(status, "", foreign=False)
+        error = error.__cause__
+    return None
+
+
+def patiently(attempt: Callable[[], Result], what: str) -> Result:
+    """What `attempt` returns; after each transient error it is tried again, with exponential backoff and full jitter.
+
+    Raises TimeoutError where patience ends, and at once whatever is not transient. `what` is how the log calls the place,
+    in a line when it has kept us waiting and one when it is back.
+    """
+    began, first_failed, told = time.monotonic(), 0.0, False
+    longest_sec = FIRST_DELAY_SEC
+    while True:
+        try:
+            result = attempt()
+        except place_errors() as error:
+            if not is_transient(error):
+                raise
+            now = time.monotonic()
+            first_failed = first_failed or now
+            limit_sec = max(_patience_sec[1:], default=_patience_sec[0])
+            left_sec = first_failed + limit_sec - now
+            if left_sec <= 0:
+                raise TimeoutError(f"{reason(error)}; tried for {_duration(now - began)}") from error
+            if not told and now - began >= QUIET_SEC:
+                told = True
+                logger.warning("%s: does not answer (%s); trying again for up to %s", what, reason(error), _duration(limit_sec))
+        else:
+            if told:
+                logger.warning("%s: is back after %s", what, _duration(time.monotonic() - began))
+            return result
+        time.sleep(min(left_sec, _jitter.uniform(0, longest_sec)))
+        longest_sec = min(2 * longest_sec, LONGEST_DELAY_SEC)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
