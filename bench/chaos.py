@@ -1,0 +1,315 @@
+"""A monkey kills parts of running sweeps at random moments: what is finished stays, what goes on is what it would have been.
+
+python bench/chaos.py [--kills 200] [--seed 0] [--kinds disk s3 workers]
+
+Targets: a trial's actor, one of several training workers, the raylet, the driver, and the connections to S3 (an outage of seconds, before
+a real server). Kinds of sweep: on disk, on S3, and with two workers a trial. Of each kind one sweep runs undisturbed; the others are
+run again and again under fire, resumed where their driver ended, and must come out equal: every metric at every step, bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from machine import write_result
+
+from fewshot_ray.spec.document import read_document, to_yaml
+from fewshot_ray.storage import Folder
+from fewshot_ray.training.checkpoint import MANIFEST, read_checkpoint, saved_steps
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from tests.faulty_proxy import KEYS, FaultyProxy, s3_server  # noqa: E402
+
+CLI = str(Path(sys.executable).parent / "fewshot-ray")
+VOLATILE = {"time", "images_per_sec"}
+HANG_SEC = 240.0
+"""Nothing new on record for so long, while nobody kills: a hang."""
+WRITE_BACK_SEC = 8.0
+"""The S3 server keeps an object for some seconds before it is a file."""
+TARGETS = {"disk": ("actor", "raylet", "driver"), "s3": ("actor", "driver", "s3"), "workers": ("worker", "raylet", "driver")}
+NAMES = {"actor": "TrialActor", "worker": "RayTrainWorker", "raylet": "raylet"}
+
+
+@dataclass
+class Sweep:
+    """One sweep's file and folder, and the process that runs it."""
+
+    kind: str
+    name: str
+    home: Path
+    proxy: FaultyProxy | None
+    process: psutil.Popen | None = None
+    finished: dict[str, str] = field(default_factory=dict)
+    """Trials that were once on record as ended, with their records."""
+
+    @property
+    def folder(self) -> Path:
+        """On this machine's disk, also where it is reached through S3."""
+        return self.home / "s3" / "bucket" / self.name if self.proxy else self.home / self.name
+
+    @property
+    def url(self) -> str:
+        return f"s3://bucket/{self.name}" if self.proxy else str(self.folder)
+
+    def write(self) -> Path:
+        """The quickstart's sweep, shorter, with checkpoints every second."""
+        tree = read_document(ROOT / "sweeps" / "quickstart.yaml").tree
+        few = self.kind == "workers"
+        short: dict[str, Any] = {
+            **tree,
+            "name": self.name,
+            "storage": "s3://bucket" if self.proxy else str(self.home),
+            "train": {**tree["train"], "steps": 80, "checkpoint_sec": 1.0},
+            "evaluate": {**tree["evaluate"], "every": 20, "samples": 32, "loss_draws": 200},
+            "search": {
+                **tree["search"],
+                "trials": 3 if few else 6,
+                "concurrent": 1,
+                "retries": 1000,
+                "scheduler": {"asha": {"metric": "holdout_loss", "grace_steps": 20, "reduction_factor": 2}},
+                "confirm": {"top": 1, "seeds": [1]},
+            },
+            "resources": {"workers": 2 if few else 1},
+        }
+        path = self.home / f"{self.name}.yaml"
+        path.write_text(to_yaml(short))
+        return path
+
+    def start(self) -> None:
+        """`run` the first time, `resume` after that."""
+        begun = (self.folder / "spec.yaml").exists()
+        arguments = ["resume", self.url] if begun else ["run", str(self.write())]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if self.proxy:
+            environment |= {"AWS_ACCESS_KEY_ID": KEYS[0], "AWS_SECRET_ACCESS_KEY": KEYS[1], "AWS_ENDPOINT_URL": self.proxy.url}
+        with (self.home / f"{self.name}.txt").open("a") as output:
+            self.process = psutil.Popen([CLI, *arguments], stdout=output, stderr=output, start_new_session=True, env=environment)
+
+    def members(self, target: str) -> list[psutil.Process]:
+        """The living processes of a target."""
+        assert self.process is not None
+        if target == "driver":
+            return [self.process]
+        return [one for one in below(self.process) if matches(one, NAMES[target])]
+
+    def state(self) -> str:
+        """Changes whenever something new is on record."""
+        return repr(sorted((str(path), path.stat().st_mtime_ns) for path in self.folder.glob("trials/*/*.json*"))) + str(
+            sorted(str(path) for path in self.folder.glob("trials/*/checkpoints/*"))
+        )
+
+    def note_finished(self) -> list[str]:
+        """Take in what is on record as ended; the trials among those of before that are not what they were."""
+        changed = []
+        for path in self.folder.glob("trials/*/trial.json"):
+            text = path.read_text()
+            before = self.finished.get(path.parent.name)
+            if before is not None and before != text:
+                changed.append(path.parent.name)
+            if json.loads(text)["state"] != "RUNNING":
+                self.finished[path.parent.name] = text
+        return changed + [name for name in self.finished if not (self.folder / "trials" / name / "trial.json").exists()]
+
+    def outcome(self) -> dict[str, Any]:
+        """What must come out the same."""
+        if self.proxy:
+            time.sleep(WRITE_BACK_SEC)
+        result = {}
+        for trial in sorted((self.folder / "trials").iterdir()):
+            record = json.loads((trial / "trial.json").read_text())
+            lines = (trial / "metrics.jsonl").read_text().splitlines() if (trial / "metrics.jsonl").exists() else []
+            rows = [{key: value for key, value in json.loads(line).items() if key not in VOLATILE} for line in lines]
+            result[trial.name] = {key: record[key] for key in ("state", "params", "best_step", "values", "error")} | {"rows": rows}
+        return result
+
+
+def below(process: psutil.Popen) -> list[psutil.Process]:
+    try:
+        return list(process.children(recursive=True))
+    except psutil.NoSuchProcess:
+        return []
+
+
+def matches(process: psutil.Process, name: str) -> bool:
+    try:
+        return any(name in part for part in process.cmdline()[:1]) or (name == "raylet" and process.name() == "raylet")
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return False
+
+
+def kill_tree(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(processes, timeout=30)
+
+
+def broken_checkpoints(folder: Path) -> list[str]:
+    """Those that claim to be whole and don't load."""
+    bad = []
+    for trial in (folder / "trials").glob("*"):
+        place = Folder(trial / "checkpoints")
+        for step in saved_steps(place):
+            if not (trial / "checkpoints" / f"step_{step:06d}" / MANIFEST).exists():
+                continue
+            try:
+                read_checkpoint(place, step)
+            except ValueError as error:
+                if (trial / "checkpoints" / f"step_{step:06d}").exists():  # else it was removed underway
+                    bad.append(str(error))
+    return bad
+
+
+@dataclass
+class Tally:
+    """What the bench found."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    redone: list[str] = field(default_factory=list)
+    hangs: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    differ: list[str] = field(default_factory=list)
+    leaked: int = 0
+    back_sec: dict[str, list[float]] = field(default_factory=dict)
+    """From a kill to something new on record."""
+
+    @property
+    def clean(self) -> bool:
+        return not (self.redone or self.hangs or self.broken or self.differ or self.leaked)
+
+
+def disturb(sweep: Sweep, tally: Tally, draw: random.Random, most: int) -> None:
+    """Run a sweep to its end under fire; at most `most` kills in all."""
+    sweep.start()
+    while True:
+        assert sweep.process is not None
+        if not wait_for_news(sweep, tally):
+            return
+        tally.redone += sweep.note_finished()
+        if sweep.process.poll() is not None:
+            if sweep.process.returncode == 0:
+                return
+            sweep.start()
+            continue
+        if tally.kills.total() >= most:
+            continue
+        time.sleep(draw.uniform(0, 4))
+        targets = [target for target in TARGETS[sweep.kind] if target == "s3" or sweep.members(target)]
+        if sweep.process.poll() is None and targets:
+            strike(sweep, min(targets, key=lambda target: (tally.kills[target], draw.random())), tally, draw)
+
+
+def wait_for_news(sweep: Sweep, tally: Tally) -> bool:
+    """Until something new is on record, or the driver has ended; False where neither comes."""
+    assert sweep.process is not None
+    before, began = sweep.state(), time.monotonic()
+    while sweep.process.poll() is None and sweep.state() == before:
+        if time.monotonic() - began > HANG_SEC:
+            tally.hangs.append(f"{sweep.name} after {dict(tally.kills)}")
+            kill_tree([*below(sweep.process), sweep.process])
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def strike(sweep: Sweep, target: str, tally: Tally, draw: random.Random) -> None:
+    """One kill, and how long it took to be back."""
+    assert sweep.process is not None
+    family = [*below(sweep.process), sweep.process]
+    if target == "s3":
+        assert sweep.proxy is not None
+        seconds = draw.uniform(1, 6)
+        with sweep.proxy.outage(seconds):
+            time.sleep(seconds)
+    else:
+        kill_tree([draw.choice(sweep.members(target))])
+    tally.kills[target] += 1
+    struck = time.monotonic()
+    if target == "driver":
+        _, alive = psutil.wait_procs(family, timeout=20)
+        tally.leaked += len(alive)
+        kill_tree(alive)
+        sweep.start()
+    if wait_for_news(sweep, tally):
+        tally.back_sec.setdefault(target, []).append(round(time.monotonic() - struck, 1))
+    tally.broken += broken_checkpoints(sweep.folder)
+    print(dict(tally.kills), f"back after {tally.back_sec.get(target, ['?'])[-1]} s", flush=True)
+
+
+@contextmanager
+def store(home: Path, kind: str) -> Iterator[FaultyProxy | None]:
+    """A real S3 server behind the proxy, for the kind that needs one."""
+    if kind != "s3":
+        yield None
+        return
+    with s3_server(home) as port, FaultyProxy(port, seed=0) as proxy:
+        yield proxy
+
+
+def run_kind(kind: str, home: Path, tally: Tally, draw: random.Random, most: int) -> None:
+    """Undisturbed once, then under fire until the kills of this kind are spent."""
+    home.mkdir(parents=True)
+    with store(home, kind) as proxy:
+        calm = Sweep(kind, "calm", home, proxy)
+        calm.start()
+        assert calm.process is not None
+        if calm.process.wait() != 0:
+            raise SystemExit((home / "calm.txt").read_text())
+        expected, number = calm.outcome(), 0
+        while tally.kills.total() < most and not tally.hangs:
+            number += 1
+            sweep = Sweep(kind, f"fire{number}", home, proxy)
+            disturb(sweep, tally, draw, most)
+            if tally.hangs:
+                return
+            got = sweep.outcome()
+            tally.differ += [f"{kind} {sweep.name} {name}" for name in expected.keys() | got.keys() if expected.get(name) != got.get(name)]
+            tally.broken += broken_checkpoints(sweep.folder)
+
+
+def main() -> int:
+    """Exits with 1 where anything was redone, lost, hung, broken, different or left running."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=list(TARGETS), default=list(TARGETS))
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "chaos")
+    given = parser.parse_args()
+    shutil.rmtree(given.folder, ignore_errors=True)
+    tally, draw, began = Tally(), random.Random(given.seed), time.monotonic()
+    for number, kind in enumerate(given.kinds, start=1):
+        run_kind(kind, given.folder / kind, tally, draw, given.kills * number // len(given.kinds))
+    figures = {
+        "kills": dict(tally.kills),
+        "finished_trials_redone_or_lost": tally.redone,
+        "hangs": tally.hangs,
+        "trials_that_differ": tally.differ,
+        "broken_checkpoints": tally.broken,
+        "processes_left": tally.leaked,
+        "back_after_sec": {target: {"median": sorted(s)[len(s) // 2], "most": max(s)} for target, s in tally.back_sec.items()},
+        "minutes": round((time.monotonic() - began) / 60, 1),
+    }
+    print(json.dumps(figures, indent=2))
+    kinds = "" if given.kinds == list(TARGETS) else f" --kinds {' '.join(given.kinds)}"
+    print(write_result("chaos", f"python bench/chaos.py --kills {given.kills} --seed {given.seed}{kinds}", figures))
+    return 0 if tally.clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
