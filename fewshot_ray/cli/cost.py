@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from fewshot_ray.errors import UserError
 from fewshot_ray.methods.diffusion import DiffusionMethod
 from fewshot_ray.metrics.suite import needed
 from fewshot_ray.spec.document import Document, ranges
 from fewshot_ray.spec.sections import CrossFit, FileSpec
 from fewshot_ray.storage import Folder
+from fewshot_ray.training.loop import NonFiniteLossError
 from fewshot_ray.trial.compose import PLAIN, TrialSpec
 from fewshot_ray.trial.evaluation import labels_in_turn
 from fewshot_ray.trial.materials import Materials, pick_device
@@ -106,6 +108,7 @@ def measure(spec: TrialSpec) -> Cost:
         with tempfile.TemporaryDirectory() as scratch:
             least = max(config.least_batch for config in spec.methods.values())
             trial = _small_trial(spec, least, Folder(scratch), device)
+            _check_finite(trial)
             step_sec = batch / least * _quickest(lambda: _step(trial), 2, device)
             if step_sec < BRISK_SEC and batch > least:
                 whole = _small_trial(spec, batch, Folder(scratch), device)
@@ -114,6 +117,8 @@ def measure(spec: TrialSpec) -> Cost:
             method = trial.trainings[0].method
             assert isinstance(method, DiffusionMethod)
             trained = sum(parameter.numel() for parameter in method.trained().values())
+    except NonFiniteLossError as error:
+        raise UserError(f"train: already the first steps fail ({error}); whole weights, or a smaller train.lr, would be right") from error
     finally:
         torch.set_num_threads(threads)
     return Cost(step_sec, method.tuned.share, forward_sec, trained * 4 * CHECKPOINT_COPIES, "GPU" if device.type == "cuda" else "CPU")
@@ -132,6 +137,19 @@ def _small_trial(spec: TrialSpec, batch_size: int, scratch: Folder, device: torc
         refit_steps=1,
     )
     return Trial(small, scratch / f"trial-{batch_size}", scratch / "cache", device=device)
+
+
+@torch.no_grad()
+def _check_finite(trial: Trial) -> None:
+    """Raise UserError where the source network makes no numbers of noise: damaged weights may be finite, and far too large."""
+    method = trial.trainings[0].method
+    assert isinstance(method, DiffusionMethod)
+    backbone = method.backbone
+    x_t = torch.randn((1, *backbone.shape), generator=torch.Generator().manual_seed(0)).to(backbone.device)
+    t = torch.full((1,), backbone.schedule.timesteps - 1, device=backbone.device)
+    output = backbone.output(method.tuned.network, x_t, t, labels_in_turn(backbone, range(1)))
+    if not all(part.isfinite().all() for part in output if part is not None):
+        raise UserError("source.model: of noise the network makes what are no finite numbers; whole weights would be right")
 
 
 def _step(trial: Trial) -> None:

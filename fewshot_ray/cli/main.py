@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -173,8 +175,16 @@ def sample(
 
 def main() -> None:
     """The entry point: what the user can put right is one line on standard error and exit code 2."""
+    # A file's name need not be text, and a terminal's encoding need not know every character: neither ends a command.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
+
+
+def one_line(text: str) -> str:
+    """`text` with line ends, and whatever else would steer a terminal (in a file's name, say), written as escapes."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda found: ascii(found[0])[1:-1], text)

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fewshot_ray.cluster.jobs import trial_id
+from fewshot_ray.cluster.journal import JOURNAL
 from fewshot_ray.cluster.lease import LEASE
+from fewshot_ray.cluster.study import read_journal
 from fewshot_ray.errors import UserError
 from fewshot_ray.report.sweep_folder import SPEC, SweepFolder, read_spec
-from fewshot_ray.spec.document import Document, to_yaml
+from fewshot_ray.spec.document import Document, ranges, to_yaml
 from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.storage import Folder
 from fewshot_ray.trial.compose import absolute_places, check_document
@@ -31,6 +34,7 @@ class Opened:
 
 def planned_sweep(document: Document) -> Opened:
     """The sweep of a run's file, without writing anything. Raises UserError where its folder holds something else."""
+    check_document(document)  # what it says of its places is that of the file; then they are looked up
     expanded, file = check_document(absolute_places(document))
     folder = SweepFolder(Folder(file.storage) / file.name)
     # Hidden files are what a killed write leaves.
@@ -90,11 +94,30 @@ def put_on_record(opened: Opened) -> None:
 
 
 def existing_sweep(folder: Folder) -> Opened:
-    """A sweep by its folder. Raises UserError where it is none."""
+    """A sweep by its folder. Raises UserError where it is none, or where its journal and its trials don't agree."""
     if not folder.exists(SPEC):
         raise UserError(f"{folder.url}: no sweep there ({SPEC} is missing); the folder that `fewshot-ray run` printed would be right")
     expanded, file = check_document(read_spec(folder))
-    return Opened(expanded, file, SweepFolder(folder))
+    opened = Opened(expanded, file, SweepFolder(folder))
+    _check_trials(opened)
+    return opened
+
+
+def _check_trials(opened: Opened) -> None:
+    """Raise UserError where a trial of the search is on record that the journal doesn't know: another would be begun in its place."""
+    folder, where = opened.folder.folder, f"{opened.folder.folder.url}/{JOURNAL}"
+    try:
+        content = folder.read_bytes(JOURNAL)
+    except FileNotFoundError:
+        content = b""
+    proposals = read_journal(content, where, opened.file.name, opened.file.search, ranges(opened.document.tree))
+    known = {trial_id(proposal.number) for proposal in proposals}
+    for name in (folder / "trials").names():  # read are only those that shouldn't be there: a bucket's thousand would take a minute
+        if name not in known and (record := opened.folder.record(name)) is not None and record.kind == "search":
+            raise UserError(
+                f"{where}: has {len(proposals)} trials, and {name} on record is not among them; "
+                "the file as the sweep left it (a backup's, say) is right"
+            )
 
 
 def differing_paths(a: Any, b: Any, path: str = "") -> list[str]:

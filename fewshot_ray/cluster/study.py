@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import tempfile
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +19,20 @@ from optuna.storages.journal._file import LOCK_FILE_SUFFIX
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from fewshot_ray.errors import UserError
 from fewshot_ray.methods.randomness import derived_seed
 from fewshot_ray.report.sweep_folder import EvaluationRow
 from fewshot_ray.spec.ranges import Choice, IntRange, Range
 from fewshot_ray.spec.sections import SearchSpec
+from fewshot_ray.spec.wording import show
 
 ORIGIN = "origin"
 SAMPLER = "sampler"
 PLAIN_ORIGIN = "plain"
 CHOICE_INDEX = "index"
+ORIGINS = ("preset", PLAIN_ORIGIN, "file", SAMPLER)
+REPLAY = (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, OverflowError, optuna.exceptions.OptunaError)
+"""What Optuna raises on entries whose fields are missing, of another type or about what isn't there."""
 
 
 def distribution(range_: Range) -> BaseDistribution:
@@ -64,6 +71,70 @@ class Proposal:
     state: TrialState
 
 
+def read_journal(content: bytes, where: str, name: str, search: SearchSpec, ranges: Mapping[str, Range]) -> list[Proposal]:
+    """The trials in a journal, which is only read; a last line that a kill cut short is passed over.
+
+    Raises UserError, naming `where`, for what is no journal, or that of another spec: going on from it would begin the search anew over
+    the trials there are.
+    """
+    right = "the file as the sweep left it (a backup's, say) is right"
+    lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        try:
+            if not isinstance(json.loads(line), dict):
+                raise ValueError("no object")
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}, line {number}: not an entry of a journal ({error}); {right}") from error
+    if not lines:
+        return []
+    try:
+        return _replayed(lines, name, search, ranges)
+    except REPLAY as error:
+        raise UserError(
+            f"{where}: is not this sweep's journal ({' '.join(str(error).split()) or type(error).__name__}); {right}"
+        ) from error
+
+
+def _replayed(lines: Sequence[bytes], name: str, search: SearchSpec, ranges: Mapping[str, Range]) -> list[Proposal]:
+    """Raises one of REPLAY."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with tempfile.TemporaryDirectory(prefix="fewshot-ray-journal-") as scratch:
+        journal = Path(scratch) / "journal"
+        journal.write_bytes(b"".join(lines))
+        storage = JournalStorage(JournalFileBackend(str(journal)))
+        studies = {study.study_name: study for study in storage.get_all_studies()}
+        if name not in studies:
+            raise ValueError(f"it has no study {show(name)}, the name in spec.yaml")
+        trials = storage.get_all_trials(studies[name]._study_id)
+        if studies[name].directions != _directions(search):
+            raise ValueError("its objectives are others")
+    optuna.create_study(directions=_directions(search)).add_trials(trials)  # checks each in itself
+    return [_proposal(trial, search, ranges) for trial in trials]
+
+
+def _proposal(trial: optuna.trial.FrozenTrial, search: SearchSpec, ranges: Mapping[str, Range]) -> Proposal:
+    """Raises one of REPLAY."""
+    origin = trial.user_attrs[ORIGIN]
+    if origin not in ORIGINS or trial.state is TrialState.WAITING:
+        raise ValueError(f"trial {trial.number} is {trial.state.name} and of {show(origin)}")
+    values = {path: from_optuna(ranges[path], stored) for path, stored in trial.params.items()}
+    # Plain fine-tuning beside methods has none of theirs.
+    if not values.keys() >= {path for path in ranges if origin != PLAIN_ORIGIN or not path.startswith("method.")}:
+        raise ValueError(f"trial {trial.number} lacks a value")
+    for path, value in values.items():
+        if not ranges[path].contains(value):
+            raise ValueError(f"trial {trial.number}'s {path}, {show(value)}, is not in its range")
+    numbers = [*(trial.values or ()), *trial.intermediate_values.values(), *trial.constraints.values()]
+    if not all(type(number) in (int, float) for number in numbers):
+        raise ValueError(f"trial {trial.number} has a value that is no number")
+    return Proposal(trial.number, values, origin, trial.state)
+
+
+def _directions(search: SearchSpec) -> list[StudyDirection]:
+    minimise = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
+    return [minimise[direction] for direction in search.objectives.values()]
+
+
 class Study:
     """The study in a journal on this machine's disk, which one driver writes.
 
@@ -82,8 +153,7 @@ class Study:
         self.search = search
         self.seed = seed
         self.outside = outside
-        minimise = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
-        self.directions = [minimise[direction] for direction in search.objectives.values()]
+        self.directions = _directions(search)
         self.study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(journal))),
             study_name=name,

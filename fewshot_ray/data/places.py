@@ -6,6 +6,7 @@ Everything is read into memory, nothing is unpacked to disk and nothing is ever 
 from __future__ import annotations
 
 import io
+import lzma
 import os
 import re
 import zipfile
@@ -18,11 +19,12 @@ from typing import IO, Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
 from fewshot_ray.data.digits import digit_indices, digits
 from fewshot_ray.errors import UserError
-from fewshot_ray.storage import place_errors, reason
+from fewshot_ray.patience import place_errors, reason
 
 READABLE = (".jpeg", ".jpg", ".png", ".webp")
 # Pictures all the same: passing over two of somebody's ten photographs in silence would be worse than refusing them.
@@ -55,6 +57,8 @@ def pictures(place: str) -> Iterator[Picture]:
         is_folder = filesystem.isdir(path)
         if not is_folder and not filesystem.exists(path):
             raise FileNotFoundError(place)
+        if not is_folder and not _is_plain_file(filesystem, path):
+            raise OSError("no ordinary file")
     kind = PurePosixPath(place.split("?")[0]).suffix.lower()
     if is_folder:
         yield from _in_folder(place, filesystem, path)
@@ -77,6 +81,8 @@ def _in_folder(place: str, filesystem: Any, root: str) -> Iterator[Picture]:
     def read(name: str) -> Picture:
         if problem := _problem(name, sizes[name]):
             return Picture(name, b"", problem)
+        if not _is_plain_file(filesystem, prefix + name):
+            return Picture(name, b"", "no ordinary file")
         try:
             # One by one: fsspec's `cat` of several takes `[1]` in a name for a pattern.
             return Picture(name, filesystem.cat_file(prefix + name))
@@ -89,6 +95,11 @@ def _in_folder(place: str, filesystem: Any, root: str) -> Iterator[Picture]:
             yield from pool.map(read, names[start : start + 4 * READS_AT_ONCE])
 
 
+def _is_plain_file(filesystem: Any, path: str) -> bool:
+    """On disk not a pipe, which would be waited for, nor a link to nothing; elsewhere there is nothing but files."""
+    return not isinstance(filesystem, LocalFileSystem) or os.path.isfile(path)
+
+
 def _in_zip(file: IO[bytes]) -> Iterator[Picture]:
     with zipfile.ZipFile(file) as archive:
         entries = {entry.filename: entry for entry in archive.infolist() if not entry.is_dir()}
@@ -99,7 +110,7 @@ def _in_zip(file: IO[bytes]) -> Iterator[Picture]:
                 continue
             try:
                 picture = Picture(name, archive.read(entries[name]))
-            except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
+            except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, NotImplementedError, EOFError) as error:
                 picture = Picture(name, b"", f"damaged in the archive: {reason(error)}")
             yield picture
 
@@ -124,12 +135,15 @@ def _image_column(place: str, table: Any) -> str:
     from pyarrow import types
 
     def holds_bytes(kind: Any) -> bool:
-        if types.is_struct(kind):
-            return any(field.name == "bytes" and holds_bytes(field.type) for field in kind)
         return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
 
+    def holds_images(kind: Any) -> bool:
+        if types.is_struct(kind):
+            return any(field.name == "bytes" and holds_bytes(field.type) for field in kind)
+        return holds_bytes(kind)
+
     schema = table.schema_arrow
-    candidates: list[str] = [field.name for field in schema if holds_bytes(field.type)]
+    candidates: list[str] = [field.name for field in schema if holds_images(field.type)]
     if not candidates:
         columns = ", ".join(f"{field.name}: {field.type}" for field in schema) or "none"
         raise UserError(

@@ -17,6 +17,9 @@ from fewshot_ray.models.weights import read_weights
 from fewshot_ray.spec.wording import show
 
 DEFAULT_CHANNEL_MULT = {512: "0.5,1,1,2,2,4,4", 256: "1,1,2,2,4,4", 128: "1,1,2,3,4", 64: "1,2,3,4"}
+MOST_FLAGS = {"image_size": 16_384, "num_channels": 65_536, "num_res_blocks": 64, "diffusion_steps": 100_000}
+MOST_LEVELS, MOST_MULTIPLE, MOST_WIDTH = 16, 1024, 2**20
+"""Past these nothing but a mistyped number is meant, and building the network would take all memory or days."""
 GROUPS = 32
 """Of every norm."""
 IMAGE_CHANNELS = 3
@@ -107,7 +110,7 @@ class AdmConfig(BaseModel):
             sizes = ", ".join(str(size) for size in sorted(DEFAULT_CHANNEL_MULT))
             raise _refusal("image_size", f"{self.image_size} has no default channel_mult; one of {sizes}, or a channel_mult,")
         numbers = text.split(",")
-        if not all(re.fullmatch(r"\s*[0-9]+(\.[0-9]+)?\s*", number) and float(number) > 0 for number in numbers):
+        if not all(re.fullmatch(r"\s*[0-9]+(\.[0-9]+)?\s*", number) and 0 < float(number) <= MOST_MULTIPLE for number in numbers):
             raise _refusal("channel_mult", f"{show(text)} is no list of multiples; '1,2,3,4', for one,")
         return tuple(int(float(number) * self.num_channels) for number in numbers)
 
@@ -115,7 +118,7 @@ class AdmConfig(BaseModel):
     def attention_levels(self) -> frozenset[int]:
         """Levels with attention, 0 the finest. As in guided-diffusion, a resolution that no level has is passed over. Raises UserError."""
         numbers = self.attention_resolutions.split(",")
-        if not all(re.fullmatch(r"\s*0*[1-9][0-9]*\s*", number) for number in numbers):
+        if not all(re.fullmatch(r"\s*0*[1-9][0-9]{0,8}\s*", number) for number in numbers):
             raise _refusal("attention_resolutions", f"{show(self.attention_resolutions)} is no list of resolutions; '16,8', for one,")
         factors = {self.image_size // int(number) for number in numbers}
         return frozenset(level for level in range(len(self.widths)) if 2**level in factors)
@@ -136,6 +139,12 @@ def _refusal(field: str, problem_and_right: str) -> UserError:
 
 def check_flags(config: AdmConfig) -> None:
     """Raise UserError for flags that stand for no network, or for one that isn't supported; the weights aren't read."""
+    for field, most in MOST_FLAGS.items():
+        if getattr(config, field) > most:
+            raise _refusal(field, f"{show(getattr(config, field))} is beyond any network; at most {most}")
+    if len(config.widths) > MOST_LEVELS or max(config.widths) > MOST_WIDTH:
+        given = show(config.channel_mult)
+        raise _refusal("channel_mult", f"{given} makes {len(config.widths)} levels of up to {show(max(config.widths))} channels; fewer")
     if config.class_cond:
         raise _refusal("class_cond", f"{CLASS_CONDITIONAL}; an unconditional model, with class_cond: false,")
     if config.rescale_timesteps and config.diffusion_steps != 1000:
@@ -300,6 +309,9 @@ def _check_layout(tensors: Mapping[str, Tensor], place: str) -> None:
             raise _refusal("weights", f"{place} is of another layout: no {name}, but {show(min(tensors, default=None))}; {right}")
     if "label_emb.weight" in tensors:
         raise _refusal("weights", f"{place} has label_emb.weight: {CLASS_CONDITIONAL}; {right}")
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise _refusal("weights", f"{place} has {name} in {str(tensor.dtype).removeprefix('torch.')}; {right}")
     channels_in, channels_out = tensors["input_blocks.0.0.weight"].shape[1:2].numel(), _rows(tensors, "out.2.weight")
     if channels_in != IMAGE_CHANNELS or channels_out not in (IMAGE_CHANNELS, 2 * IMAGE_CHANNELS):
         raise _refusal("weights", f"{place} takes {channels_in} channels and gives {channels_out}; 3, and 3 or 6,")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -25,6 +27,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import SafetensorError
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.models.adaptor import AdaptorUNet2DModel
@@ -32,7 +35,21 @@ from fewshot_ray.models.adm import AdmConfig, load_adm
 from fewshot_ray.models.adm_unet import AdmUNet2DModel
 from fewshot_ray.models.autoencoder import Autoencoder
 from fewshot_ray.models.backbone import Backbone
-from fewshot_ray.storage import is_remote, place_errors, reason
+from fewshot_ray.models.configuration import (
+    MISFIT,
+    check_config,
+    check_scale,
+    check_shapes,
+    check_sizes,
+    first_line,
+    is_size,
+    not_finite,
+    quiet,
+    try_samplers,
+)
+from fewshot_ray.patience import place_errors, reason
+from fewshot_ray.spec.wording import show
+from fewshot_ray.storage import is_remote
 
 
 class Parts(NamedTuple):
@@ -75,8 +92,9 @@ def locate_pipeline(place: str, revision: str | None = None) -> Path:
     if is_remote(place):
         return _download(place)
     place = place.removeprefix("file://")
-    if Path(place).expanduser().is_dir():
-        return Path(place).expanduser().resolve()
+    # os.path, unlike pathlib, takes a name that is too long or somebody's unknown home for what they are: no folder.
+    if os.path.isdir(os.path.expanduser(place)):
+        return Path(os.path.realpath(os.path.expanduser(place)))
     if place.count("/") == 1 and not place.startswith((".", "/", "~")):
         return _from_hub(place, revision)
     raise UserError(f"source.model: no folder '{place}'; a diffusers pipeline's folder, a hub id (owner/name) or a URL would be right")
@@ -137,9 +155,9 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"source.model: {folder} has no {name}; give the folder of a diffusers pipeline (save_pretrained writes one)")
     try:
-        content = json.loads(path.read_text())
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"source.model: {path} isn't JSON ({error}); give the folder of a diffusers pipeline") from error
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"source.model: {path} isn't JSON ({first_line(error)}); give the folder of a diffusers pipeline") from error
     if not isinstance(content, dict):
         raise UserError(f"source.model: {path} holds no JSON object; give the folder of a diffusers pipeline")
     return content
@@ -153,7 +171,12 @@ def load_backbone(place: str, revision: str | None = None) -> Backbone:
     if parts is None:
         raise UserError(f"source.model: {place} is a {index.get('_class_name')}, which isn't supported; one of {', '.join(PIPELINES)} is")
     network = _load_component(_component(folder, parts.network), place)
-    autoencoder = Autoencoder(_load_component(_component(folder, parts.autoencoder), place)) if parts.autoencoder else None
+    autoencoder = None
+    if parts.autoencoder:
+        coder = _component(folder, parts.autoencoder)
+        model = _load_component(coder, place)
+        check_scale(model.config, coder)
+        autoencoder = Autoencoder(model)
     scheduler = _load_scheduler(_component(folder, "scheduler"))
     backbone = checked_backbone(network, scheduler, place, autoencoder)
     backbone.class_names = _class_names(network, index.get("id2label"))
@@ -165,17 +188,23 @@ def _class_names(network: ModelMixin, id2label: Any) -> tuple[str, ...]:
     if not isinstance(network, DiTTransformer2DModel):
         return ()
     if isinstance(id2label, dict) and id2label:
+        if not all(re.fullmatch(r"[0-9]{1,9}", key) for key in id2label):
+            raise UserError(
+                "source.model: model_index.json's id2label has keys that are no numbers of classes; '0', '1', ... would be right"
+            )
         return tuple(str(id2label[key]) for key in sorted(id2label, key=int))
     return tuple(str(number) for number in range(int(network.config.num_embeds_ada_norm or 0)))
 
 
 def _load_scheduler(folder: Path) -> DDPMScheduler:
-    _read_json(folder, "scheduler_config.json")
+    config = _read_json(folder, "scheduler_config.json")
     try:
-        return DDPMScheduler.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError, NotImplementedError) as error:
+        check_sizes(config)
+        with quiet():
+            return DDPMScheduler.from_pretrained(str(folder))
+    except (OSError, *MISFIT) as error:
         raise UserError(
-            f"source.model: {folder}/scheduler_config.json can't be used ({_first_line(error)}); DDPMScheduler's would be right"
+            f"source.model: {folder}/scheduler_config.json can't be used ({first_line(error)}); DDPMScheduler's would be right"
         ) from error
 
 
@@ -184,22 +213,18 @@ def _component(folder: Path, name: str) -> Path:
     return folder / name if (folder / name).is_dir() else folder
 
 
-def _first_line(error: Exception) -> str:
-    """The first line that says something: PyTorch's begins with a heading."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if not line.endswith(":")), type(error).__name__)
-
-
 def _load_component(folder: Path, place: str) -> ModelMixin:
     """A network by the class its configuration names. Raises UserError."""
-    name = _read_json(folder, "config.json").get("_class_name")
-    kind = NETWORKS.get(str(name))
+    config = _read_json(folder, "config.json")
+    kind = NETWORKS.get(str(config.get("_class_name")))
     if kind is None:
-        raise UserError(f"source.model: {place} has a {name}, which isn't supported; {', '.join(NETWORKS)} are")
-    try:
-        network, report = kind.from_pretrained(str(folder), output_loading_info=True, low_cpu_mem_usage=False)
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
-        raise UserError(f"source.model: the weights in {folder} can't be read ({_first_line(error)}); save the pipeline anew") from error
+        raise UserError(f"source.model: {place} has a {config.get('_class_name')}, which isn't supported; {', '.join(NETWORKS)} are")
+    with quiet():
+        check_config(kind, config, folder)
+        try:
+            network, report = kind.from_pretrained(str(folder), output_loading_info=True, low_cpu_mem_usage=False)
+        except (OSError, SafetensorError, UnpicklingError, *MISFIT) as error:
+            raise UserError(f"source.model: the weights in {folder} can't be read ({first_line(error)}); save the pipeline anew") from error
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         names = sorted(str(name) for name in report.get(fault) or [])
         if names:
@@ -223,10 +248,13 @@ def checked_backbone(network: ModelMixin, scheduler: Any, place: str, autoencode
             f"source.model: {place} is a class-conditional {type(network).__name__}, which isn't supported; "
             "an unconditional one, or a class-conditional DiT, would be right"
         )
-    if config.sample_size is None:
+    if not is_size(config.sample_size):
         raise UserError(
-            f"source.model: the network's configuration at {place} has no sample_size; the images' size in pixels would be right"
+            f"source.model: the network's configuration at {place} has no sample_size in pixels ({show(config.sample_size)}); "
+            "the images' size, or height and width, would be right"
         )
+    if scheduler.alphas_cumprod.ndim != 1 or len(scheduler.alphas_cumprod) == 0:
+        raise UserError(f"source.model: {place}'s schedule has no timesteps; num_train_timesteps of 1 or more would be right")
     if not 0 < float(scheduler.alphas_cumprod.min()) <= float(scheduler.alphas_cumprod.max()) < 1:
         raise UserError(
             f"source.model: {place}'s schedule ends without any signal or begins without noise (zero terminal SNR), "
@@ -237,20 +265,31 @@ def checked_backbone(network: ModelMixin, scheduler: Any, place: str, autoencode
             f"source.model: {place}'s autoencoder has {autoencoder.model.config.latent_channels} latent channels and its network takes "
             f"{config.in_channels}; as many would be right"
         )
-    return Backbone(network, scheduler, autoencoder=autoencoder)
+    for part in (network, autoencoder.model if autoencoder else None):
+        if part is not None and (name := not_finite(part)) is not None:
+            raise UserError(f"source.model: the weights of {place} aren't all finite numbers, first {name}; whole ones would be right")
+    backbone = Backbone(network, scheduler, autoencoder=autoencoder)
+    with quiet():
+        check_shapes(backbone, place)
+        try_samplers(backbone, place)
+    return backbone
 
 
 def build_backbone(config: dict[str, Any], *, seed: int) -> Backbone:
     """A network from scratch: `config` holds `UNet2DModel`'s arguments and, under `scheduler`, `DDPMScheduler`'s. Raises UserError."""
     settings = dict(config)
     scheduler_settings = settings.pop("scheduler", {})
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
         try:
-            unet = UNet2DModel(**settings)
+            check_sizes(scheduler_settings)
             scheduler = DDPMScheduler(**scheduler_settings)
-        except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
-            raise UserError(f"source.build: {_first_line(error)}; UNet2DModel's arguments would be right") from error
+            with torch.device("meta"):
+                check_sizes(settings)
+                UNet2DModel(**settings)
+            unet = UNet2DModel(**settings)
+        except MISFIT as error:
+            raise UserError(f"source.build: {first_line(error)}; UNet2DModel's arguments would be right") from error
     return checked_backbone(unet.eval(), scheduler, "source.build")
 
 

@@ -1,8 +1,10 @@
 """Weight files: where they come from, read without running anything in them, known by their hash."""
 
 import hashlib
+import os
 import pickle
 import struct
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -28,6 +30,9 @@ DAMAGE = (
     AttributeError,
     LookupError,
     AssertionError,
+    OverflowError,
+    MemoryError,
+    OSError,
 )
 
 
@@ -87,8 +92,11 @@ def read_weights(place: str) -> Weights:
 
     Raises UserError where there is no such file, or it is something else.
     """
+    path = place if "://" in place else os.path.expanduser(place)
     try:
-        with fsspec.open(str(Path(place).expanduser()) if "://" not in place else place, "rb") as file:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise IsADirectoryError  # or a pipe, or a device, of which there is no end
+        with fsspec.open(path, "rb") as file:
             content: bytes = file.read()
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"{place}: these weights cannot be read ({type(error).__name__}); a file that exists is right") from error
@@ -108,7 +116,16 @@ def serialised(weights: Weights) -> BytesIO:
 
 
 def _load_state_dict(content: bytes) -> dict[str, Tensor]:
-    loaded = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
-    if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch's, on files of another kind: what is wrong is said in one line
+        loaded = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
+    if not isinstance(loaded, dict) or not loaded or not all(isinstance(name, str) for name in loaded):
+        raise ValueError("not a mapping of names to tensors")
+    if not all(isinstance(value, Tensor) and _is_plain(value) for value in loaded.values()):
         raise ValueError("not a mapping of names to tensors")
     return loaded
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Numbers in memory, one beside the other: neither sparse nor nested, quantised or without content."""
+    return tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_quantized and tensor.device.type == "cpu"

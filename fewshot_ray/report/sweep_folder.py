@@ -7,12 +7,13 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.spec.document import Document, parse_document
+from fewshot_ray.spec.wording import show
 from fewshot_ray.storage import Folder
 
 Kind: TypeAlias = Literal["search", "confirm", "control", "refit"]
@@ -21,6 +22,18 @@ State: TypeAlias = Literal["RUNNING", "COMPLETE", "PRUNED", "FAIL"]
 SPEC = "spec.yaml"
 RECORD = "trial.json"
 ROWS = "metrics.jsonl"
+NOT_A_RECORD = (ValueError, TypeError, KeyError, OverflowError, RecursionError)
+"""What reading JSON of another kind raises: `1e999` has no whole number, and brackets may be nested without end."""
+TEXT, WHOLE, NUMBER, NOTHING = (str,), (int,), (int, float), (type(None),)
+RECORD_TYPES: Mapping[str, tuple[type, ...]] = {
+    **{"id": TEXT, "number": WHOLE + NOTHING, "kind": TEXT, "origin": TEXT, "label": TEXT, "seed": WHOLE, "state": TEXT},
+    **{"params": (dict,), "best_step": WHOLE + NOTHING, "values": (dict, *NOTHING), "error": TEXT + NOTHING},
+    **{"train_sec": NUMBER, "started": TEXT, "ended": TEXT + NOTHING},
+}
+MOST_STEPS = 2**31
+"""TensorBoard counts no further than twice this."""
+SLOWEST = 1e-9
+"""Images a second; less would make a trial's seconds infinite."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +100,8 @@ class SweepFolder:
         except (FileNotFoundError, NotADirectoryError):
             return None
         try:
-            return _record_from(json.loads(text))
-        except (ValueError, TypeError, KeyError) as error:
+            return _record_from(json.loads(text), trial_id)
+        except NOT_A_RECORD as error:
             where = f"{self.trial(trial_id).url}/{RECORD}"
             raise UserError(f"{where}: not a trial's record ({_reason(error)}); remove that trial's folder to run it again") from error
 
@@ -138,7 +151,7 @@ class SweepFolder:
     def _row(self, trial_id: str, number: int, line: bytes) -> EvaluationRow:
         try:
             return _row_from(json.loads(line))
-        except (ValueError, TypeError, KeyError) as error:
+        except NOT_A_RECORD as error:
             where = f"{self.trial(trial_id).url}/{ROWS}, line {number}"
             raise UserError(f"{where}: not an evaluation ({_reason(error)}); remove that trial's folder to run it again") from error
 
@@ -158,20 +171,33 @@ def grid_name(step: int) -> str:
     return f"step_{step:06d}.png"
 
 
-def _record_from(tree: Any) -> TrialRecord:
-    known = {f.name for f in fields(TrialRecord)}
-    record = TrialRecord(**{key: value for key, value in _mapping(tree).items() if key in known})
+def _record_from(tree: Any, trial_id: str) -> TrialRecord:
+    known = {key: value for key, value in _mapping(tree).items() if key in RECORD_TYPES}
+    for key, value in known.items():
+        if type(value) not in RECORD_TYPES[key]:
+            raise TypeError(f"{key}: {show(value)}")
+    record = TrialRecord(**known)
+    if record.id != trial_id:
+        raise ValueError(f"it is {show(record.id)}'s")
     if record.kind not in get_args(Kind) or record.state not in get_args(State):
-        raise ValueError(f"kind {record.kind!r} with state {record.state!r}")
-    if record.values is None:
-        return record
-    return replace(record, values=_from_json(record.values))
+        raise ValueError(f"kind {show(record.kind)} with state {show(record.state)}")
+    if record.number is not None and record.id != f"t{record.number:04d}":
+        raise ValueError(f"number {show(record.number)} of {show(record.id)}")
+    if (record.kind == "search") != (record.number is not None):
+        raise ValueError(f"kind {show(record.kind)} with number {show(record.number)}")
+    if (record.values is None) != (record.best_step is None) or (record.values is None and record.state == "COMPLETE"):
+        raise ValueError(f"{record.state} with values {show(record.values)} of step {show(record.best_step)}")
+    if record.best_step is not None:
+        _step(record.best_step)
+    if not math.isfinite(record.train_sec):
+        raise ValueError(f"train_sec: {record.train_sec}")
+    return record if record.values is None else replace(record, values=_from_json(record.values))
 
 
 def _row_from(node: Any) -> EvaluationRow:
     tree = _mapping(node)
-    return EvaluationRow(
-        step=int(tree["step"]),
+    row = EvaluationRow(
+        step=_step(tree["step"]),
         time=float(tree["time"]),
         metrics=_from_json(tree["metrics"]),
         train_loss=float(tree["train_loss"]),
@@ -179,6 +205,15 @@ def _row_from(node: Any) -> EvaluationRow:
         images_per_sec=float(tree["images_per_sec"]),
         trained_share=float(tree["trained_share"]),
     )
+    if not math.isfinite(row.time) or not (row.images_per_sec == 0 or row.images_per_sec > SLOWEST):
+        raise ValueError(f"time {row.time}, images_per_sec {row.images_per_sec}")
+    return row
+
+
+def _step(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < MOST_STEPS:
+        raise ValueError(f"step {show(value)}")
+    return value
 
 
 def _line(row: EvaluationRow) -> bytes:
@@ -228,4 +263,4 @@ def _length_of_whole_lines(descriptor: int) -> int:
 
 
 def _reason(error: Exception) -> str:
-    return f"no {error}" if isinstance(error, KeyError) else str(error).replace("\n", " ")
+    return f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())

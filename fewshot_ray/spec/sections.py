@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from fewshot_ray.spec.wording import show
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_MOST_NAME_BYTES, _MOST_PATH_BYTES = 255, 4_000
+"""What disks take; the path leaves room for the names below it."""
 _CONSTRAINT = re.compile(r"\s*(<=|>=)\s*([-+]?(?:\.[0-9]+|[0-9]+\.?[0-9]*)(?:[eE][-+]?[0-9]+)?)\s*")
 
 
@@ -46,7 +49,19 @@ def _method_settings(settings: Any) -> Any:
     return settings
 
 
+def _place(place: str) -> str:
+    if "://" in place:
+        return place
+    path = os.path.expanduser(place)
+    if path.startswith("~"):
+        raise ValueError(f"{show(place)} begins with a home directory that isn't there; a path or URL is right")
+    if any(len(os.fsencode(name)) > _MOST_NAME_BYTES for name in path.split("/")) or len(os.fsencode(path)) > _MOST_PATH_BYTES:
+        raise ValueError(f"{show(place)} is too long for a path; a path or URL is right")
+    return place
+
+
 Text = Annotated[str, Field(min_length=1)]
+Place = Annotated[str, Field(min_length=1), AfterValidator(_place)]
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
@@ -59,7 +74,7 @@ class Section(BaseModel):
 class SourceSpec(Section):
     """Where training starts: a pre-trained model, or one built from scratch."""
 
-    model: Text | None = None
+    model: Place | None = None
     """Diffusers pipeline: hub id, folder, s3://... or embedded://digits-ddpm."""
 
     build: dict[str, Any] | None = None
@@ -68,7 +83,7 @@ class SourceSpec(Section):
     adm: dict[str, Any] | None = None
     """Original ADM, guided-diffusion or P2 checkpoint: `weights` (a .pt file) and the flags it was trained with, by their names."""
 
-    images: Text | None = None
+    images: Place | None = None
     """Images the source model was trained on: a folder, zip, Parquet file or URL, or 'generated'."""
 
     revision: Text | None = None
@@ -102,7 +117,7 @@ class CrossFit(Section):
 class TargetSpec(Section):
     """The few images to adapt to, and what candidates are judged on."""
 
-    images: Text
+    images: Place
     """Target images: a folder, zip, Parquet file or URL."""
 
     shots: PositiveInt | None = None
@@ -111,13 +126,13 @@ class TargetSpec(Section):
     split_seed: int = Field(default=0, ge=0)
     """Seed of every split of the target images."""
 
-    holdout: Text | PositiveInt | CrossFit = CrossFit(crossfit=5)
+    holdout: Place | PositiveInt | CrossFit = CrossFit(crossfit=5)
     """Images candidates are judged on: a place, a number of shots kept back, or {crossfit: folds}."""
 
     labels: Literal["one", "folders"] | None = None
     """Classes of the images, for a class-conditional model: 'one' new class for all, or a class for each sub-folder."""
 
-    test: Text | None = None
+    test: Place | None = None
     """Images that `evaluate` reports on; nothing is ever selected on them."""
 
 
@@ -201,10 +216,10 @@ class EvaluateSpec(Section):
     extractor: Text = "auto"
     """Network whose features the metrics compare: auto, digits or inception."""
 
-    extractor_weights: Text | None = None
+    extractor_weights: Place | None = None
     """Local file with the extractor's weights; fetched when not given."""
 
-    lpips_weights: Text | None = None
+    lpips_weights: Place | None = None
     """Local file with the weights of LPIPS's VGG network; fetched when not given."""
 
     sampler: Literal["ddim", "dpm++"] = "ddim"
@@ -336,5 +351,5 @@ class FileSpec(Section):
     resources: ResourcesSpec = ResourcesSpec()
     """Hardware of a trial."""
 
-    storage: Text = "runs"
+    storage: Place = "runs"
     """Folder or URL that holds the runs' folders."""

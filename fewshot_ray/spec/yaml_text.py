@@ -189,6 +189,8 @@ class _Builder:
 
     def _scalar(self, node: ScalarNode, path: str, line: int) -> Any:
         text: str = node.value
+        if isinstance(text, str) and (half := re.search(r"[\ud800-\udfff]", text)):
+            raise self.error(line, path, f"\\u{ord(half[0]):04x} is half a character; text that UTF-8 can hold is right")
         if node.style or not isinstance(text, str):
             return text
         if _NULL.fullmatch(text):

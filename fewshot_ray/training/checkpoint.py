@@ -6,11 +6,13 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from fewshot_ray.errors import UserError
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.loop import Training
 
@@ -18,6 +20,12 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 TENSORS, INFO = "state.safetensors", "state.json"
+NUMBER = (int, float)
+Types: TypeAlias = Mapping[str, type | tuple[type, ...]]
+CONTINUATION: Types = {"ema_updates": int, "micro_batch": int, "recent_losses": list, "last_finite": dict}
+"""Of `state.json`: what `training_state` says of a fold."""
+EVALUATION: Types = {"step": int, "metrics": dict, "train_loss": NUMBER, "lr": NUMBER, "images_per_sec": NUMBER, "trained_share": NUMBER}
+"""Of `state.json`: an entry of a trial's history."""
 
 
 class Checkpoint(NamedTuple):
@@ -26,6 +34,8 @@ class Checkpoint(NamedTuple):
     step: int
     tensors: dict[str, Tensor]
     info: dict[str, Any]
+    place: str
+    """Its folder, for messages."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -57,10 +67,20 @@ def read_checkpoint(folder: Folder, step: int) -> Checkpoint:
     try:
         manifest = json.loads(target.read_text(MANIFEST))
         checksums = {name: manifest["sha256"][name] for name in {TENSORS, INFO, *manifest["sha256"]}}
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{target.url}/{MANIFEST} is damaged: {error!r}") from error
     files = {name: _checked_bytes(target, name, checksum) for name, checksum in checksums.items()}
-    return Checkpoint(step, dict(load(files[TENSORS])), json.loads(files[INFO]))
+    try:
+        tensors = dict(load(files[TENSORS]))
+    except (SafetensorError, ValueError, TypeError, RuntimeError, LookupError) as error:
+        raise ValueError(f"{target.url}/{TENSORS} is damaged: {error}") from error
+    try:
+        info = json.loads(files[INFO])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{target.url}/{INFO} is damaged: {error}") from error
+    if not isinstance(info, dict):
+        raise ValueError(f"{target.url}/{INFO} is damaged: it holds no JSON object")
+    return Checkpoint(step, tensors, info, target.url)
 
 
 def _checked_bytes(target: Folder, name: str, checksum: str) -> bytes:
@@ -83,10 +103,33 @@ def latest_checkpoint(folder: Folder) -> Checkpoint | None:
     """The latest whole checkpoint; a broken one is named in the log and passed over for the one before."""
     for step in reversed(saved_steps(folder)):
         try:
-            return read_checkpoint(folder, step)
+            checkpoint = read_checkpoint(folder, step)
+            _check_continuation(checkpoint)
+            return checkpoint
         except ValueError as error:
             logger.warning("%s; going back to the checkpoint before", error)
     return None
+
+
+def _check_continuation(checkpoint: Checkpoint) -> None:
+    """Raise ValueError where what training goes on from, beside the tensors, isn't all there."""
+    training, history = checkpoint.info.get("training"), checkpoint.info.get("history")
+    parts = list(training.values()) if isinstance(training, dict) else []
+    whole = bool(parts) and all(_is_of(part, CONTINUATION) for part in parts)
+    if not whole or not isinstance(history, list) or not all(_is_of(evaluation, EVALUATION) for evaluation in history):
+        raise ValueError(f"{checkpoint.place}/{INFO} is damaged: it says not all that training goes on from")
+
+
+def _is_of(tree: object, types: Types) -> bool:
+    """Whether `tree` is an object with these keys, each of its type; no other keys, and numbers where a mapping or list has values."""
+    if not isinstance(tree, dict) or tree.keys() != types.keys():
+        return False
+    inner = [item for value in tree.values() for item in _items(value)]
+    return all(isinstance(tree[key], kind) for key, kind in types.items()) and all(isinstance(item, (int, float)) for item in inner)
+
+
+def _items(value: object) -> list[object]:
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
 def training_state(training: Training, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -112,7 +155,17 @@ def _saved_parameters(training: Training) -> dict[str, nn.Parameter]:
 
 
 def restore_training(training: Training, checkpoint: Checkpoint, prefix: str) -> None:
-    """The inverse of `training_state`. Raises KeyError where the checkpoint is of another model."""
+    """The inverse of `training_state`. Raises UserError where the checkpoint is of another model."""
+    try:
+        _restore(training, checkpoint, prefix)
+    except (KeyError, RuntimeError, ValueError) as error:  # a name, a shape
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{checkpoint.place}: the checkpoint is of another model ({reason} doesn't fit); source.model as it was would be right"
+        ) from error
+
+
+def _restore(training: Training, checkpoint: Checkpoint, prefix: str) -> None:
     tensors, info = checkpoint.tensors, checkpoint.info["training"][prefix]
     saved = _saved_parameters(training)
     names = {id(parameter): name for name, parameter in saved.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.cli.conftest import Answer, Command, Desk, write_pictures, write_pipeline
@@ -277,6 +279,26 @@ def test_a_sweep_whose_spec_is_no_text(command: list[str], desk: Desk, fewshot: 
     before = desk.contents()
     assert "spec.yaml: is no text" in one_line(fewshot(name, desk.folder / "photos", *(desk.folder / part for part in rest)))
     assert desk.contents() == before
+
+
+@pytest.mark.parametrize("name", ["two\nlines.png", "\x1b[31mred.png", "\u2028.png", "half \udcfc.png"])
+def test_a_name_that_would_steer_the_terminal_stays_in_its_line(name: str, desk: Desk, fewshot: Command) -> None:
+    """Oracle: printable characters alone; what is said of a picture that is read goes to standard output."""
+    (desk.folder / "photos" / name).write_text("milk, eggs")
+    line = one_line(fewshot("check", desk.write()))
+    assert line.rstrip("\n").isprintable()
+    assert "not a PNG, JPEG or WebP image" in line
+
+
+def test_a_name_that_is_no_text_can_be_said(desk: Desk) -> None:
+    """In a process of its own, whose output is a pipe; a small picture is a finding, which names it."""
+    (desk.folder / "photos" / "logo3.png").rename(desk.folder / "photos" / "caf\udce9.png")
+    Image.new("RGB", (3, 2)).save(desk.folder / "photos" / "t\udcfcr.png")
+    command = [sys.executable, "-c", "from fewshot_ray.cli import main; main()", "check", str(desk.write())]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"t\udcfcr.png: 3x2 is smaller" in done.stdout
 
 
 @pytest.mark.ray

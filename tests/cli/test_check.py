@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from fewshot_ray.cli import cost
 from fewshot_ray.methods import METHODS
@@ -152,7 +153,25 @@ def test_the_files_in_sweeps(file: Path, fewshot: Command, tmp_path: Path, monke
     """Whole, where all they name comes with the package; else as far as no model and images are needed."""
     monkeypatch.chdir(tmp_path)
     _, spec = check_document(read_document(file))
-    if spec.source.model is None or spec.source.model.startswith("embedded://"):
+    answer = None
+    if spec.target.images.startswith("embedded://"):
         answer = fewshot("check", file)
         assert answer.code == 0, answer.err
+    elif spec.source.model is None:  # what isn't here is named; a hub is not asked
+        answer = fewshot("check", file)
+        assert answer.code == 2
+        assert "there is no such" in answer.err or "cannot be read" in answer.err
+    assert answer is not None or spec.source.model is not None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_make_no_numbers_are_refused(desk: Desk, fewshot: Command) -> None:
+    """Oracle: the rule for messages; each of the weights is a number."""
+    path = desk.folder / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights["conv_in.weight"].fill_(3e38)
+    weights["conv_in.bias"].fill_(3e38)
+    save_file(weights, path, metadata={"format": "pt"})
+    answer = fewshot("check", desk.write())
+    assert answer.code == 2
+    assert answer.err == "error: source.model: of noise the network makes what are no finite numbers; whole weights would be right\n"

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from fewshot_ray.cluster.opened import Opened, changed, existing_sweep, open_sweep, planned_sweep
+from fewshot_ray.cluster.study import SAMPLER, Study
 from fewshot_ray.errors import UserError
-from fewshot_ray.spec.document import Document
+from fewshot_ray.report.sweep_folder import TrialRecord
+from fewshot_ray.spec.document import Document, ranges
 from fewshot_ray.storage import Folder
 from tests.cluster.conftest import sweep_file
 
@@ -72,3 +74,31 @@ def test_a_larger_budget_or_other_workers_at_a_resume(tmp_path: Path) -> None:
     assert changed(opened) == opened
     with pytest.raises(UserError, match="--extend trials=3: the sweep has 4 already"):
         changed(opened, trials=3)
+
+
+@pytest.mark.parametrize("damage", ["emptied", "removed", "cut", "another name"])
+def test_trials_that_the_journal_does_not_know_are_not_begun_anew(damage: str, tmp_path: Path) -> None:
+    """Oracle: the records as they were; a search that began with an empty journal would write over them."""
+    opened = open_sweep(sweep_file("begun", tmp_path))
+    study = Study(tmp_path / "begun" / "study.journal", "begun", opened.file.search, ranges(opened.document.tree), seed=0, outside=())
+    record = TrialRecord("t0000", 0, "search", SAMPLER, SAMPLER, 0, "RUNNING")
+    for number in range(2):
+        study.propose()
+        opened.folder.write_trial(replace(record, id=f"t{number:04d}", number=number))
+    assert existing_sweep(opened.folder.folder).file == opened.file
+    journal, spec = tmp_path / "begun" / "study.journal", tmp_path / "begun" / "spec.yaml"
+    whole = journal.read_bytes()
+    if damage == "removed":
+        journal.unlink()
+    elif damage == "another name":
+        spec.write_text(spec.read_text().replace("name: begun", "name: began"))
+    else:
+        journal.write_bytes(b"" if damage == "emptied" else b"".join(whole.splitlines(keepends=True)[:-1]))
+    with pytest.raises(UserError, match=r"^[^\n]*begun/study\.journal: [^\n]*the file as the sweep left it[^\n]*$"):
+        existing_sweep(opened.folder.folder)
+
+
+def test_places_are_refused_as_they_stand_in_the_file(tmp_path: Path) -> None:
+    """Oracle: an empty place is empty, and not the working directory."""
+    with pytest.raises(UserError, match=r"target\.test: '' is empty"):
+        planned_sweep(edited(sweep_file("begun", tmp_path), "target", test=""))

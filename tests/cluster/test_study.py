@@ -15,7 +15,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from fewshot_ray.cluster.study import Study, distribution, from_optuna, to_optuna
+from fewshot_ray.cluster.study import Proposal, Study, distribution, from_optuna, read_journal, to_optuna
+from fewshot_ray.errors import UserError
 from fewshot_ray.report.sweep_folder import EvaluationRow
 from fewshot_ray.spec.ranges import Choice, FloatRange, IntRange, Range
 from fewshot_ray.spec.sections import SearchSpec
@@ -207,3 +208,73 @@ def test_another_seed_proposes_something_else(tmp_path: Path) -> None:
     search = SearchSpec(trials=3, sampler="random")
     values = [Study(tmp_path / str(seed) / "j", "s", search, RANGES, seed=seed).propose().values for seed in (1, 2)]
     assert values[0] != values[1]
+
+
+def journal_of(folder: Path) -> list[bytes]:
+    """Of a trial that is complete, one that was stopped, and one that runs."""
+    made = study(folder)
+    made.finish(made.propose().number, TrialState.COMPLETE, {"holdout_loss": 1.0}, [row(5, holdout_loss=1.0)], {"kid": 0.5})
+    made.finish(made.propose().number, TrialState.PRUNED, None, [row(5, holdout_loss=2.0)], {})
+    made.propose()
+    return (folder / "study.journal").read_bytes().splitlines(keepends=True)
+
+
+def proposals(lines: list[bytes], name: str = "s", ranges: dict[str, Range] = RANGES, **search: Any) -> list[Proposal]:
+    return read_journal(b"".join(lines), "x/study.journal", name, SearchSpec(**(search or ONE)), ranges)
+
+
+def test_a_journal_is_read_without_touching_it(tmp_path: Path) -> None:
+    """Oracle: what the study itself says."""
+    lines = journal_of(tmp_path)
+    assert proposals(lines) == study(tmp_path).proposals()
+    assert proposals([*lines, b'{"op_co']) == study(tmp_path).proposals()
+    assert proposals([]) == []
+    assert (tmp_path / "study.journal").read_bytes().startswith(b"".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "other"}, "it has no study 'other', the name in spec.yaml"),
+        (TWO, "its objectives are others"),
+        ({"objectives": {"holdout_loss": "max"}}, "its objectives are others"),
+        ({"ranges": {**RANGES, "train.lr": FloatRange(1.0, 2.0)}}, "trial 0's train.lr, .* is not in its range"),
+        ({"ranges": {**RANGES, "train.steps": IntRange(1, 2)}}, "trial 0 lacks a value"),
+        ({"ranges": {"train.lr": RANGES["train.lr"]}}, "method.ant.noise_steps"),
+    ],
+)
+def test_another_specs_journal_is_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Oracle: the rule for messages."""
+    with pytest.raises(UserError, match=rf"^x/study\.journal: is not this sweep's journal \([^\n]*{message}[^\n]*$"):
+        proposals(journal_of(tmp_path), **settings)
+
+
+@pytest.mark.parametrize("entry", [b"[]", b"{", b"\xff", b"[" * 100_000, b"{}", b'{"op_code": 99}', b'{"op_code": 4}', b"null", b""])
+@pytest.mark.parametrize("at", [0, 3, -1])
+def test_a_damaged_entry_is_refused(entry: bytes, at: int, tmp_path: Path) -> None:
+    """Oracle: the rule for messages, wherever it stands; Optuna itself passes over a last line that is no JSON, once."""
+    lines = journal_of(tmp_path)
+    lines[at] = entry + b"\n"
+    with pytest.raises(UserError, match=r"^x/study\.journal[^\n]*the file as the sweep left it[^\n]*$"):
+        proposals(lines)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b'"state":1', b'"state":0.5'),
+        (b'"values":[1.0]', b'"values":["x"]'),
+        (b'"values":[1.0]', b'"values":null'),
+        (b'"intermediate_value":1.0', b'"intermediate_value":"x"'),
+        (b'"origin":"sampler"', b'"origin":"nobody"'),
+        (b'"origin":', b'"orogin":'),
+        (b'"user_attrs":{', b'"user_attrs":3,"x":{'),
+        (b'"constraints:kid":0.5', b'"constraints:kid":[]'),
+    ],
+)
+def test_a_trial_with_an_impossible_field_is_refused(before: bytes, after: bytes, tmp_path: Path) -> None:
+    """Oracle: the rule for messages."""
+    content = b"".join(journal_of(tmp_path))
+    assert before in content
+    with pytest.raises(UserError, match=r"^x/study\.journal[^\n]*the file as the sweep left it[^\n]*$"):
+        proposals([content.replace(before, after, 1)])

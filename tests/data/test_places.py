@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from pathlib import Path
 
@@ -156,6 +157,44 @@ def test_damaged_and_encrypted_zip_entries_are_named(tmp_path: Path, paint: Pain
     (tmp_path / "encrypted.zip").write_bytes(bytes(flagged))
     with pytest.raises(UserError, match="is encrypted"):
         read_images(str(tmp_path / "encrypted.zip"), size=8, channels=3)
+
+
+def test_pipes_and_dangling_links_are_named_and_not_waited_for(tmp_path: Path, paint: Paint) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(encode(paint(1)))
+    os.mkfifo(tmp_path / "photos" / "pipe.png")
+    (tmp_path / "photos" / "self.png").symlink_to("self.png")
+    (tmp_path / "photos" / "loop").symlink_to(tmp_path / "photos")
+    with pytest.raises(UserError, match=r"2 of 3 files .*: pipe\.png \(no ordinary file\), self\.png \(no ordinary file\)"):
+        read_images(str(tmp_path / "photos"), size=8, channels=3)
+    os.mkfifo(tmp_path / "pipe.zip")
+    with pytest.raises(UserError, match=r"pipe\.zip: cannot be read \(no ordinary file\)"):
+        read_images(str(tmp_path / "pipe.zip"), size=8, channels=3)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_entry_is_named_however_it_is_packed(method: int, tmp_path: Path, paint: Paint) -> None:
+    """Oracle: the rule for messages, or the picture as it was; every byte of the packed one is flipped in turn."""
+    path = tmp_path / "photos.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("a.png", encode(paint(1, 8, 8)))
+    whole = path.read_bytes()
+    expected = read_images(str(path), size=8, channels=3)
+    refusals = []
+    for at in range(30 + len("a.png"), whole.index(b"PK\1\2")):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        try:
+            assert read_images(str(path), size=8, channels=3).hashes == expected.hashes
+        except UserError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 100
+    assert all("a.png (" in refusal and "\n" not in refusal for refusal in refusals)
+
+
+def test_a_struct_in_a_struct_holds_no_images(memory: str, paint: Paint) -> None:
+    place = put(f"{memory}/x.parquet", parquet(image=pa.array([{"bytes": {"bytes": encode(paint(1))}}])))
+    with pytest.raises(UserError, match="no column holds images"):
+        list(pictures(place))
 
 
 def test_embedded_digits_are_read_as_pictures() -> None:

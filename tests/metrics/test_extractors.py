@@ -1,6 +1,7 @@
 """Extractors and LPIPS, with the libraries' real architectures and seeded random weights."""
 
 import hashlib
+import os
 import random
 import subprocess
 import sys
@@ -224,3 +225,11 @@ def test_damaged_weight_files_never_end_in_a_traceback(tmp_path: Path) -> None:
             except UserError:
                 refused += 1
     assert refused > 100
+
+
+@pytest.mark.parametrize("name", ["folder.pth", "pipe.pth"])
+def test_what_is_no_ordinary_file_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder.pth").mkdir()
+    os.mkfifo(tmp_path / "pipe.pth")
+    with pytest.raises(UserError, match=r"^[^\n]*these weights cannot be read"):
+        read_weights(str(tmp_path / name))

@@ -313,6 +313,11 @@ def test_pasted_flags() -> None:
         ({"num_heads": 5}, "num_heads", "5 doesn't divide the 384 channels"),
         ({"num_head_channels": 96}, "num_head_channels", "96 doesn't divide the 512 channels"),
         ({"num_head_channels": 0}, "num_head_channels", "0 doesn't divide"),
+        ({"num_res_blocks": 1000}, "num_res_blocks", "1000 is beyond any network; at most 64"),
+        ({"diffusion_steps": 10**9}, "diffusion_steps", "beyond any network"),
+        ({"channel_mult": "9" * 400}, "channel_mult", "is no list of multiples"),
+        ({"channel_mult": ",".join("1" * 30), "image_size": 2**12}, "channel_mult", "makes 30 levels"),
+        ({"attention_resolutions": "9" * 5000}, "attention_resolutions", "is no list of resolutions"),
     ],
 )
 def test_flags_refused(flags: dict[str, object], field: str, message: str) -> None:
@@ -370,6 +375,8 @@ def test_flags_that_do_not_fit_the_weights(save: Save, layout: Layout, wrong: di
         (lambda state: state.update({"label_emb.weight": torch.zeros(10, 128)}), "has label_emb.weight: class-conditional"),
         (lambda state: state.update({"input_blocks.0.0.weight": torch.zeros(32, 6, 3, 3)}), "takes 6 channels and gives 6"),
         (lambda state: state.update({"out.2.weight": torch.zeros(9, 32, 3, 3)}), "takes 3 channels and gives 9"),
+        (lambda state: state.update({"out.0.bias": torch.zeros(32, dtype=torch.int8)}), "has out.0.bias in int8"),
+        (lambda state: state.update({"out.0.bias": torch.zeros(32, dtype=torch.complex64)}), "has out.0.bias in complex64"),
         (lambda state: state.pop("output_blocks.0.0.in_layers.0.weight"), "another layout: no output_blocks.0.0.in_layers.0.weight"),
     ],
 )
@@ -395,6 +402,9 @@ def test_other_files(save: Save, tmp_path: Path) -> None:
     assert "its pipeline's folder as source.model" in message(load_adm(config)[0].state_dict())
     assert "another layout: no time_embed.0.weight, but 'conv1.weight'" in message({"conv1.weight": torch.zeros(3)})
     assert "not a file of weights" in message({"model": state, "step": 3})
+    for odd in (torch.zeros(32).to_sparse(), torch.zeros(32, device="meta"), None):
+        assert "not a file of weights" in message({**state, "out.0.bias": odd})
+    assert "not a file of weights" in message({**state, 3: torch.zeros(32)})
     (tmp_path / "ema.pt").write_bytes((tmp_path / "ema.pt").read_bytes()[:500])
     assert "not a file of weights" in refused_file()
     (tmp_path / "ema.pt").unlink()

@@ -15,6 +15,7 @@ from fewshot_ray.errors import UserError
 from fewshot_ray.models.parameters import AdaptorConfig, tune
 from fewshot_ray.models.source import build_backbone, load_backbone, locate_pipeline, weights_hash
 from tests.tiny_diffusion import TINY_UNET, normal, tiny_unet
+from tests.tiny_pipelines import WRITERS
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 Save = Callable[..., Path]
@@ -238,3 +239,100 @@ def test_weights_hash() -> None:
     changed.conv_in.bias.data[0] += 1e-6
     assert len({weights_hash(network) for network in (tiny_unet(), tiny_unet(1), changed)}) == 3
     assert weights_hash(UNet2DModel(**TINY_UNET).half()) != weights_hash(UNet2DModel(**TINY_UNET))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("unet/config.json", {"down_block_types": [3, "AttnDownBlock2D"]}, "unet/config.json stands for no UNet2DModel"),
+        ("unet/config.json", {"block_out_channels": "wide"}, "unet/config.json stands for no UNet2DModel"),
+        ("unet/config.json", {"time_embedding_type": "none"}, "unet/config.json stands for no UNet2DModel"),
+        ("unet/config.json", {"layers_per_block": 10**9}, "layers_per_block is 1000000000, more than 64"),
+        ("unet/config.json", {"block_out_channels": [2**20, 2**20]}, "billion parameters"),
+        ("unet/config.json", {"block_out_channels": [4096, 4096]}, "more than its weights'"),
+        ("unet/config.json", {"sample_size": "8"}, "no sample_size in pixels ('8')"),
+        ("unet/config.json", {"sample_size": [8, 8, 8]}, "no sample_size in pixels"),
+        ("unet/config.json", {"sample_size": 7}, "can't take the 1x7x7 images"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**9}, "scheduler_config.json can't be used (num_train_timesteps is"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 0}, "no timesteps"),
+        ("scheduler/scheduler_config.json", {"beta_start": "low"}, "scheduler_config.json can't be used"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, "can't be sampled from"),
+        ("scheduler/scheduler_config.json", {"trained_betas": [0.1, 0.2]}, "can't be sampled from"),
+        ("scheduler/scheduler_config.json", {"trained_betas": 0.1}, "no timesteps"),
+    ],
+)
+def test_configurations_that_stand_for_nothing(save: Save, file: str, changes: dict[str, object], message: str) -> None:
+    """Oracle: the rule for messages; nothing is allocated, so that it takes no time either."""
+    folder = save()
+    edit(folder / file, **changes)
+    text = refused(str(folder))
+    assert message in text
+    assert text.endswith("would be right")
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff\xfe\xff", b"3", b""])
+def test_configurations_that_are_none(save: Save, content: bytes) -> None:
+    """Oracle: the rule for messages."""
+    folder = save()
+    for name in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(content)
+        assert f"{folder / name} " in refused(str(folder))
+        (folder / name).write_bytes(whole)
+
+
+def test_weights_that_are_no_numbers(save: Save) -> None:
+    """Oracle: the name of the weight that one NaN was put into."""
+    folder = save()
+    weights = load_file(folder / WEIGHTS)
+    weights["conv_in.bias"][0] = float("nan")
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    assert "aren't all finite numbers, first conv_in.bias" in refused(str(folder))
+
+
+def test_classes_by_what_is_no_number(tmp_path: Path) -> None:
+    """Oracle: the rule for messages."""
+    WRITERS["dit"](tmp_path)
+    edit(tmp_path / "model_index.json", id2label={"cat": "0"})
+    assert "id2label has keys that are no numbers" in refused(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"scaling_factor": "x"}, {"scaling_factor": 0}, {"latent_channels": 4}, {"down_block_types": ["DownEncoderBlock2D"]}]
+)
+def test_autoencoders_that_stand_for_nothing(tmp_path: Path, changes: dict[str, object]) -> None:
+    """Oracle: the rule for messages."""
+    WRITERS["ldm-vq"](tmp_path)
+    edit(tmp_path / "vqvae" / "config.json", **changes)
+    refused(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"down_block_types": [["DownBlock2D"]]}, {"layers_per_block": 10**9}, {"scheduler": {"beta_start": "x"}}]
+)
+def test_builds_that_stand_for_nothing(settings: dict[str, object]) -> None:
+    """Oracle: the rule for messages."""
+    with pytest.raises(UserError, match=r"^source\.build: [^\n]*would be right$"):
+        build_backbone({**TINY_UNET, **settings}, seed=0)
+
+
+@pytest.mark.parametrize("place", ["~nobody-of-that-name/model", "a" * 5000, "a\0b"])
+def test_places_that_no_disk_has(place: str) -> None:
+    """Oracle: the rule for messages."""
+    with pytest.raises(UserError, match=r"^source\.model: "):
+        locate_pipeline(place)
+
+
+def test_a_pickle_in_the_weights_place_does_not_run(save: Save, tmp_path: Path) -> None:
+    """Oracle: the file that it would touch."""
+
+    class Touch:
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            return Path.touch, (tmp_path / "touched",)
+
+    for number, suffix in enumerate((".bin", ".safetensors")):
+        folder = save(f"pickled{number}")
+        (folder / WEIGHTS).unlink()
+        torch.save({"conv_in.bias": Touch()}, (folder / WEIGHTS).with_suffix(suffix))
+        assert "can't be read" in refused(str(folder))
+    assert not (tmp_path / "touched").exists()

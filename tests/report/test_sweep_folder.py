@@ -99,8 +99,8 @@ def test_a_long_torn_first_line_is_healed(tmp_path: Path) -> None:
 
 def test_trials_stand_by_number_and_need_a_record(empty: SweepFolder) -> None:
     for number in (10, 9, 12345):
-        empty.write_trial(replace(RECORD, id=f"t{number:04d}", number=number))
-    empty.write_trial(replace(RECORD, id="confirm-t0009-seed1", number=None, kind="confirm"))
+        empty.write_trial(replace(RECORD, id=f"t{number:04d}", number=number, state="RUNNING"))
+    empty.write_trial(replace(RECORD, id="confirm-t0009-seed1", number=None, kind="confirm", state="RUNNING"))
     empty.trial("t0011").write_text("spec.yaml", "name: x\n")
     assert [trial.id for trial in empty.trials()] == ["t0009", "t0010", "t12345", "confirm-t0009-seed1"]
 
@@ -112,6 +112,59 @@ def test_a_damaged_record_is_named_in_one_line(empty: SweepFolder, text: str) ->
     empty.trial("t0007").write_text("trial.json", text)
     with pytest.raises(UserError, match=r"^[^\n]*t0007/trial\.json: not a trial's record \([^\n]+$"):
         empty.trials()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id": "t0008"},
+        {"id": "../../t0007"},
+        {"number": None},
+        {"number": 8},
+        {"number": "7"},
+        {"kind": "confirm"},
+        {"seed": 1.5},
+        {"params": []},
+        {"best_step": None},
+        {"best_step": -40},
+        {"best_step": 2**40},
+        {"values": None},
+        {"values": {"kid": [1]}},
+        {"values": {"kid": 10**400}},
+        {"train_sec": math.inf},
+        {"train_sec": True},
+        {"label": None},
+    ],
+)
+def test_a_record_that_contradicts_itself_is_named(changes: dict[str, object], empty: SweepFolder) -> None:
+    """Oracle: the rule for messages; the record as it was is read."""
+    whole = {**vars(RECORD), "best_step": 40, "values": {"kid": 1.0}, "started": "now"}
+    empty.trial("t0007").write_text("trial.json", json.dumps(whole))
+    assert empty.record("t0007") is not None
+    empty.trial("t0007").write_text("trial.json", json.dumps({**whole, **changes}))
+    with pytest.raises(UserError, match=r"^[^\n]*t0007/trial\.json: not a trial's record \([^\n]+$"):
+        empty.record("t0007")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[" * 100_000,
+        json.dumps({**vars(ROW), "step": 1.5}).encode(),
+        json.dumps({**vars(ROW), "step": 2**40}).encode(),
+        json.dumps({**vars(ROW), "step": "4"}).encode(),
+        json.dumps({**vars(ROW), "time": math.nan}).encode(),
+        json.dumps({**vars(ROW), "lr": 10**400}).encode(),
+        json.dumps({**vars(ROW), "images_per_sec": 5e-324}).encode(),
+        json.dumps({**vars(ROW), "images_per_sec": -1}).encode(),
+        json.dumps({**vars(ROW), "metrics": {"kid": {}}}).encode(),
+    ],
+)
+def test_a_line_with_impossible_numbers_is_named(line: bytes, empty: SweepFolder) -> None:
+    """Oracle: the rule for messages."""
+    empty.trial("t0007").write_bytes("metrics.jsonl", line + b"\n")
+    with pytest.raises(UserError, match=r"^[^\n]*metrics\.jsonl, line 1: not an evaluation \([^\n]+$"):
+        empty.rows("t0007")
 
 
 def test_a_damaged_line_within_is_named(empty: SweepFolder) -> None:

@@ -135,6 +135,7 @@ def test_a_choice_may_hold_mappings() -> None:
         ("a: !!str 5", "x.yaml, line 1: a: the tag '!!str' is not known; a value without a tag is right"),
         ("a: !!int '5'", "x.yaml, line 1: a: the tag '!!int' is not known; a value without a tag is right"),
         ("a: &x {b: 1}\nc: {<<: *x}", "x.yaml, line 2: c: '<<' (merging) is not part of YAML 1.2; write the keys out"),
+        ('a:\n  b: "x\\ud800"', "x.yaml, line 2: a.b: \\ud800 is half a character; text that UTF-8 can hold is right"),
         ("a: *x", "x.yaml, line 1: not valid YAML: found undefined alias 'x'"),
         ("train.lr: 1", "x.yaml, line 1: the key 'train.lr' is no name; a name without dots is right (one level of the file a name)"),
         ("? 'a\n\n  b'\n: 1", "x.yaml, line 1: the key 'a\\nb' is no name; a name without dots is right (one level of the file a name)"),

@@ -66,6 +66,10 @@ def test_a_minimal_file_takes_the_documented_defaults() -> None:
         (SourceSpec, {}),
         (SourceSpec, {"model": "a", "build": {}}),
         (SourceSpec, {"model": ""}),
+        (SourceSpec, {"model": "~nobody-of-that-name/model"}),
+        (EvaluateSpec, {"extractor_weights": "a" * 300}),
+        (TargetSpec, {"images": "a/" * 2_500}),
+        (TargetSpec, {"images": "a", "holdout": ""}),
         (TargetSpec, {"images": "a", "shots": 0}),
         (TargetSpec, {"images": "a", "holdout": True}),
         (TargetSpec, {"images": "a", "holdout": 0}),
@@ -107,6 +111,7 @@ def test_values_out_of_bounds_are_refused(section: type[BaseModel], values: dict
     [
         (SourceSpec, {"build": {"sample_size": 8}, "images": "embedded://digits/source"}),
         (TargetSpec, {"images": "a", "holdout": "s3://b/c"}),
+        (TargetSpec, {"images": "~/a", "test": "s3://" + "b" * 300}),
         (TargetSpec, {"images": "a", "holdout": 2}),
         (TargetSpec, {"images": "a", "holdout": {"crossfit": 2}}),
         (EmaSpec, {"decay": 0}),

@@ -1,0 +1,203 @@
+"""Thousands of malformed inputs, most of them valid files with one thing wrong, against the command line in this process.
+
+python bench/fuzz.py [--cases 2000] [--seed 0] [--only KIND [--case N]]
+
+Demanded of each: exit code 0 or 2 within a few seconds; with 2 exactly one line on standard error that names the file or field;
+no traceback, no file of the user's changed or removed, no code run from a pickle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import json
+import os
+import random
+import resource
+import shutil
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+# Before anything that reads them: no case may reach a network.
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "COLUMNS": "100"}
+
+import torch
+from fuzz_bases import Bases, make_bases
+from fuzz_case import Case, Kind
+from fuzz_models import adm_weights, extractor, pipeline, run_file
+from fuzz_pictures import images, parquet
+from fuzz_run import LIMIT_SEC, changes, contents, first_jobs, judge, run
+from fuzz_sweeps import checkpoint, sweep_folder
+from machine import write_result
+
+from fewshot_ray.cluster import driver
+
+MEMORY_BYTES = 12 * 2**30
+ROOT = Path(__file__).resolve().parents[1]
+KINDS: dict[str, tuple[Kind, int]] = {
+    "run file": (run_file, 25),
+    "images": (images, 13),
+    "parquet": (parquet, 6),
+    "pipeline": (pipeline, 17),
+    "adm": (adm_weights, 9),
+    "extractor": (extractor, 2),
+    "checkpoint": (checkpoint, 11),
+    "sweep": (sweep_folder, 17),
+}
+"""With the share of the cases, in percent."""
+
+
+@dataclass
+class Outcome:
+    """What became of a case."""
+
+    kind: str
+    number: int
+    seed: int
+    said: str
+    arguments: list[str]
+    code: int | None
+    """None where an exception came out, or time was up."""
+    line: str
+    """The refusal's, or the exception's and where."""
+    problems: list[str]
+    seconds: float
+
+
+class Fuzz:
+    """Cases against the bases."""
+
+    def __init__(self, bases: Bases, seed: int) -> None:
+        self.bases = bases
+        self.seed = seed
+        self.of_bases = _stamps(bases.folder)
+        self.terminal = os.dup(2)
+
+    def case(self, kind: str, number: int, *, keep: bool = False) -> Outcome:
+        """One case, the same at every time for the same seed."""
+        rng = random.Random(f"{self.seed}/{kind}/{number}")
+        # A name of its own: what is read once a process is known by its place.
+        folder = self.bases.folder.parent / f"{kind.replace(' ', '-')}-{number}"
+        folder.mkdir()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            case = KINDS[kind][0](rng, self.bases, folder)
+        before = contents(folder)
+        watchdog = threading.Timer(4 * LIMIT_SEC, self._hung, (kind, number, case))
+        watchdog.start()
+        answer = run(case)
+        watchdog.cancel()
+        line, problems = judge(case, answer)
+        problems += changes(case, before, contents(folder), refused=answer.code == 2)
+        if case.marker.exists():
+            case.marker.unlink()
+            problems.append("a pickle ran")
+        if _stamps(self.bases.folder) != self.of_bases:
+            problems.append("a shared file was changed")
+            self.of_bases = _stamps(self.bases.folder)
+        if keep:
+            print(f"kept: {folder}; {answer}")
+        else:
+            shutil.rmtree(folder)
+        return Outcome(kind, number, self.seed, case.said, case.arguments, answer.code, line, problems, round(answer.seconds, 3))
+
+    def _hung(self, kind: str, number: int, case: Case) -> None:
+        """Not even the alarm got through (a library waits in its own code): nothing is left but to end here."""
+        with open(self.terminal, "w") as terminal:
+            print(f"{kind} {number} ({case.said}): hangs", file=terminal, flush=True)
+            faulthandler.dump_traceback(terminal)
+        os._exit(1)
+
+
+def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(folder.rglob("*"))}
+
+
+@contextmanager
+def prepared(folder: Path, seed: int, *, memory_bytes: int | None = MEMORY_BYTES) -> Iterator[Fuzz]:
+    """Bases in `folder`, no Ray, no downloads, and no more memory than `memory_bytes` besides what is taken already."""
+
+    def refuse(*arguments: Any, **settings: Any) -> None:
+        raise OSError("no network in this bench")
+
+    (folder / "bases").mkdir()
+    bases = make_bases(folder / "bases")
+    run_sweep, download = driver.run_sweep, torch.hub.download_url_to_file
+    driver.run_sweep, torch.hub.download_url_to_file = first_jobs, refuse
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    if memory_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (used + memory_bytes, limits[1]))
+    try:
+        yield Fuzz(bases, seed)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+        driver.run_sweep, torch.hub.download_url_to_file = run_sweep, download
+
+
+def plan(cases: int, only: str | None) -> list[tuple[str, int]]:
+    """Kinds and numbers; at least `cases`."""
+    kinds = {only: 100} if only else {kind: share for kind, (_, share) in KINDS.items()}
+    total = sum(kinds.values())
+    return [(kind, number) for kind, share in kinds.items() for number in range(-(-cases * share // total))]
+
+
+def main() -> None:
+    """Run, print, write, and exit with 1 where a case failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=KINDS)
+    parser.add_argument("--case", type=int, help="one case of --only, its folder kept")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    wanted = plan(arguments.cases, arguments.only) if arguments.case is None else [(arguments.only, arguments.case)]
+    folder = Path(tempfile.mkdtemp(prefix="fewshot-ray-fuzz-"))
+    outcomes, started = [], time.monotonic()
+    with prepared(folder, arguments.seed) as fuzz:
+        for kind, number in wanted:
+            outcome = fuzz.case(kind, number, keep=arguments.case is not None)
+            outcomes.append(outcome)
+            if outcome.problems or arguments.case is not None:
+                print(f"{kind} {number} ({outcome.said[:200]}): {'; '.join(outcome.problems)}: {outcome.line[:400]}", flush=True)
+    if arguments.case is None:
+        shutil.rmtree(folder)
+        report(outcomes, arguments, time.monotonic() - started)
+    sys.exit(1 if any(outcome.problems for outcome in outcomes) else 0)
+
+
+def report(outcomes: list[Outcome], arguments: argparse.Namespace, seconds: float) -> None:
+    """Counts by kind and outcome, on the terminal and in results/fuzz.json."""
+    counts = {kind: Counter(_verdict(outcome) for outcome in outcomes if outcome.kind == kind) for kind in KINDS}
+    for kind, count in counts.items():
+        if count:
+            print(f"{kind:<12}" + "".join(f"{name} {count[name]:>5}   " for name in ("refused", "accepted", "failed")))
+    failed = [outcome for outcome in outcomes if outcome.problems]
+    print(f"{len(outcomes)} cases in {seconds:.0f} s, {len(failed)} failed, slowest {max(outcome.seconds for outcome in outcomes):.1f} s")
+    if arguments.only is None:
+        figures = {
+            "cases": len(outcomes),
+            "seconds": round(seconds, 1),
+            "slowest_sec": max(outcome.seconds for outcome in outcomes),
+            "kinds": {kind: dict(sorted(count.items())) for kind, count in counts.items()},
+            "failures": [asdict(outcome) for outcome in failed],
+        }
+        command = f"python bench/fuzz.py --cases {arguments.cases} --seed {arguments.seed}"
+        print(write_result("fuzz", command, json.loads(json.dumps(figures))).relative_to(ROOT))
+
+
+def _verdict(outcome: Outcome) -> str:
+    return "failed" if outcome.problems else "refused" if outcome.code == 2 else "accepted"
+
+
+if __name__ == "__main__":
+    main()

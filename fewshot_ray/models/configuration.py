@@ -1,0 +1,190 @@
+"""Whether a configuration stands for a network: looked at on PyTorch's meta device, where nothing is allocated or computed."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiTTransformer2DModel, ModelMixin, VQModel
+
+from fewshot_ray.errors import UserError
+from fewshot_ray.models.backbone import Backbone
+from fewshot_ray.models.sampling import make_sampler
+from fewshot_ray.spec.wording import show
+
+MISFIT = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    AttributeError,
+    NameError,
+    LookupError,
+    AssertionError,
+    ArithmeticError,
+    ImportError,
+    MemoryError,
+)
+"""What diffusers raises on settings of another type, out of range, or that don't fit each other (found by trying thousands of them)."""
+
+MOST = {"layers_per_block": 64, "num_layers": 512, "num_train_timesteps": 100_000, "sample_size": 16_384}
+MOST_OTHERS = 2**20
+MOST_ENTRIES = 100_000
+"""Of a list: a schedule's own betas are one a timestep."""
+MOST_PARAMETERS = 10**11
+WORTH_A_LOOK = 10**8
+"""Parameters; a smaller network is soon made, and its reader says better what is wrong with its weights."""
+
+
+def check_sizes(config: Mapping[str, Any]) -> None:
+    """Raise ValueError for a number or list far beyond any network's: making one would take all memory, or days."""
+    for key, value in config.items():
+        most = MOST.get(key, MOST_OTHERS)
+        if isinstance(value, list) and len(value) > MOST_ENTRIES:
+            raise ValueError(f"{key} has {len(value)} entries")
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(number, int) and abs(number) > most:
+                raise ValueError(f"{key} is {show(number)}, more than {most}")
+
+
+def on_meta(kind: type[ModelMixin], config: Mapping[str, Any]) -> ModelMixin:
+    """The network without any memory. Raises one of MISFIT."""
+    check_sizes(config)
+    with torch.device("meta"):
+        network = kind.from_config(dict(config))
+    if (parameters := parameter_count(network)) > MOST_PARAMETERS:
+        raise ValueError(f"it stands for {parameters / 1e9:.0f} billion parameters")
+    return network.eval()
+
+
+def parameter_count(network: ModelMixin) -> int:
+    """Of all its parameters."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def not_finite(network: ModelMixin) -> str | None:
+    """The name of the first weight that isn't all finite numbers."""
+    return next((name for name, tensor in network.state_dict().items() if not torch.isfinite(tensor).all()), None)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """diffusers logs what it ignores or fills in, and torch warns of files of another kind: what is wrong is said in one line here."""
+    before = diffusers.logging.get_verbosity()
+    diffusers.logging.set_verbosity(diffusers.logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        diffusers.logging.set_verbosity(before)
+
+
+@torch.no_grad()
+def forward_shape(network: ModelMixin, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """What the network makes of one x_t `[C, H, W]`. Raises one of MISFIT."""
+    empty = on_meta(type(network), network.config)
+    number = torch.zeros(1, dtype=torch.long, device="meta")
+    labels = number if isinstance(network, DiTTransformer2DModel) else None
+    output = empty(torch.empty((1, *shape), device="meta"), number, class_labels=labels).sample
+    return tuple(output.shape[1:])
+
+
+@torch.no_grad()
+def coded_shapes(autoencoder: ModelMixin, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of one image `[C, H, W]`: its latents' shape, and that of the image made of them. Raises one of MISFIT."""
+    empty = on_meta(type(autoencoder), autoencoder.config)
+    encoded = empty.encode(torch.empty((1, *shape), device="meta"))
+    latents = encoded.latents if isinstance(empty, VQModel) else encoded.latent_dist.mean
+    return tuple(latents.shape[1:]), tuple(empty.decode(latents).sample.shape[1:])
+
+
+def try_samplers(backbone: Backbone, place: str) -> None:
+    """Raise UserError where a sampler can't take a step over the schedule."""
+    x_t = torch.zeros(1, backbone.shape[0], 2, 2)
+    try:
+        for name in ("ddim", "dpm++"):
+            scheduler = make_sampler(backbone, "ddim" if name == "ddim" else "dpm++")
+            scheduler.set_timesteps(min(2, backbone.schedule.timesteps))
+            scheduler.step(x_t * scheduler.init_noise_sigma, scheduler.timesteps[0], x_t)
+    except MISFIT as error:
+        raise UserError(
+            f"source.model: {place}'s schedule can't be sampled from ({first_line(error)}); DDPMScheduler's would be right"
+        ) from error
+
+
+def is_size(size: Any) -> bool:
+    """Whether it is a `sample_size`: a side, or two."""
+    sides = size if isinstance(size, (list, tuple)) and len(size) == 2 else [size]
+    return all(type(side) is int and side >= 1 for side in sides)
+
+
+def check_config(kind: type[ModelMixin], config: dict[str, Any], folder: Path) -> None:
+    """Raise UserError for a configuration that stands for no network, or for one far larger than the weights beside it."""
+    try:
+        parameters = parameter_count(on_meta(kind, config))
+    except MISFIT as error:
+        raise UserError(
+            f"source.model: {folder}/config.json stands for no {kind.__name__} ({first_line(error)}); "
+            "the one its weights were saved with would be right"
+        ) from error
+    saved_bytes = sum(path.stat().st_size for path in folder.glob("diffusion_pytorch_model*") if path.is_file())
+    if parameters > max(saved_bytes, WORTH_A_LOOK):  # no format has less than a byte for one
+        raise UserError(
+            f"source.model: {folder}/config.json stands for {parameters} parameters, more than its weights' {saved_bytes} bytes can hold; "
+            "the one its weights were saved with would be right"
+        )
+
+
+def check_scale(config: Any, folder: Path) -> None:
+    """Raise UserError where an autoencoder's latents can't be scaled as its configuration says."""
+    shift = getattr(config, "shift_factor", None)
+    values = {"scaling_factor": getattr(config, "scaling_factor", None), "shift_factor": 0.0 if shift is None else shift}
+    for name, value in values.items():
+        is_number = isinstance(value, (int, float)) and math.isfinite(value)
+        if not is_number or (name == "scaling_factor" and value == 0):
+            raise UserError(f"source.model: {folder}/config.json has {show(value)} as {name}; a finite number, not 0, would be right")
+
+
+def check_shapes(backbone: Backbone, place: str) -> None:
+    """Raise UserError where network and autoencoder can't take, or don't give back, what the configurations name."""
+    channels, height, width = backbone.shape
+    out_channels = 2 * channels if backbone.learned_variance else channels
+    try:
+        made = forward_shape(backbone.network, backbone.shape)
+    except MISFIT as error:
+        raise UserError(
+            f"source.model: the network at {place} can't take the {channels}x{height}x{width} images of its configuration "
+            f"({first_line(error)[:200]}); a sample_size that can be halved at every level would be right"
+        ) from error
+    if made != (out_channels, height, width):
+        raise UserError(
+            f"source.model: of {height}x{width} images the network at {place} makes {'x'.join(map(str, made[1:]))}; the same would be right"
+        )
+    if backbone.autoencoder is None:
+        return
+    image = (backbone.channels, *backbone.size)
+    try:
+        latents, decoded = coded_shapes(backbone.autoencoder.model, image)
+    except MISFIT as error:
+        raise UserError(
+            f"source.model: the autoencoder at {place} can't take {'x'.join(map(str, image))} images ({first_line(error)[:200]}); "
+            "the configuration its weights were saved with would be right"
+        ) from error
+    if latents != backbone.shape or decoded != image:
+        shown = ["x".join(map(str, shape)) for shape in (image, latents, decoded, backbone.shape)]
+        raise UserError(
+            f"source.model: the autoencoder at {place} makes {shown[1]} latents of {shown[0]} images, and {shown[2]} images of those; "
+            f"the network's {shown[3]}, and images as they were, would be right"
+        )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line that says something: PyTorch's begins with a heading."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if not line.endswith(":")), type(error).__name__)
