@@ -54,6 +54,7 @@ class KeptCheckpoints:
     def _keep_best_step(self, record: TrialRecord) -> None:
         """A trial that has ended never goes on: only what is exported of it is needed."""
         checkpoints = self.folder.trial(record.id) / CHECKPOINTS
-        for step in saved_steps(checkpoints):
+        saved = saved_steps(checkpoints)
+        for step in saved if record.best_step in saved else ():
             if step != record.best_step:
                 checkpoints.remove(checkpoint_name(step))

@@ -122,6 +122,8 @@ def _proposal(trial: optuna.trial.FrozenTrial, search: SearchSpec, ranges: Mappi
     if not values.keys() >= {path for path in ranges if origin != PLAIN_ORIGIN or not path.startswith("method.")}:
         raise ValueError(f"trial {trial.number} lacks a value")
     for path, value in values.items():
+        if trial.distributions[path] != distribution(ranges[path]):
+            raise ValueError(f"trial {trial.number}'s {path} is of another range")
         if not ranges[path].contains(value):
             raise ValueError(f"trial {trial.number}'s {path}, {show(value)}, is not in its range")
     numbers = [*(trial.values or ()), *trial.intermediate_values.values(), *trial.constraints.values()]

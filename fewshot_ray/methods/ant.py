@@ -34,7 +34,7 @@ class AntConfig(MethodConfig):
 
     cheap_stages = {"classifier_steps": 1, "classifier_batch": 2}  # noqa: RUF012 (a ClassVar where it is declared)
 
-    noise_steps: Annotated[int, Field(ge=0), IntRange(1, 20)] = 10
+    noise_steps: Annotated[int, Field(ge=0, le=1000), IntRange(1, 20)] = 10
     """J, the ascent steps on the noise; 0 keeps the drawn noise."""
     noise_step_size: Annotated[float, Field(gt=0), FloatRange(0.005, 0.1, log=True)] = 0.02
     """omega, on the gradient of the loss *summed* over pixels."""

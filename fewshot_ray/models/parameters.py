@@ -48,14 +48,14 @@ class AdaptorConfig(ParamsConfig):
 
     pool: int = Field(default=4, ge=1)
     """c, the factor the feature maps are pooled by; 4 for pixel models, 2 for latent ones."""
-    width: Annotated[int, Field(ge=1), IntRange(4, 64)] = 8
+    width: Annotated[int, Field(ge=1, le=4096), IntRange(4, 64)] = 8
     """d, the adaptor's channels."""
 
 
 class LoraParamsConfig(ParamsConfig):
     """Low-rank updates of attention projections, convolutions and feed-forward layers (Hu et al. 2022, through peft)."""
 
-    rank: Annotated[int, Field(ge=1), IntRange(2, 32)] = 8
+    rank: Annotated[int, Field(ge=1, le=4096), IntRange(2, 32)] = 8
     """r."""
     alpha: float = Field(default=8.0, gt=0)
     """Updates are scaled by alpha / rank."""
@@ -71,7 +71,7 @@ class OftParamsConfig(ParamsConfig):
     A UNet's convolutions are left alone: peft's OFT changes what a 3x3 convolution computes even before training.
     """
 
-    block_size: Annotated[int, Field(ge=2), Choice((4, 8, 16, 32))] = 8
+    block_size: Annotated[int, Field(ge=2, le=4096), Choice((4, 8, 16, 32))] = 8
     """b, the inputs that are rotated together; must divide the layers' widths."""
     feed_forward: bool = True
     """Transformers (DiT): whether the feed-forward layers are rotated too, not only the attention."""
@@ -83,9 +83,9 @@ class BoftParamsConfig(ParamsConfig):
     Every pass multiplies square matrices as wide as each layer's input.
     """
 
-    block_size: Annotated[int, Field(ge=2), Choice((2, 4, 8))] = 4
+    block_size: Annotated[int, Field(ge=2, le=4096), Choice((2, 4, 8))] = 4
     """b, the inputs that one factor rotates together; b 2^(m - 1) must divide the layers' widths."""
-    butterfly_factors: Annotated[int, Field(ge=1), IntRange(1, 4)] = 2
+    butterfly_factors: Annotated[int, Field(ge=1, le=16), IntRange(1, 4)] = 2
     """m, the rotations that are multiplied; 1 is OFT with scaled outputs."""
     convolutions: bool = False
     """UNets: whether the residual blocks' convolutions are rotated too; the matrices are 9 times as wide as their channels."""

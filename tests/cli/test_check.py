@@ -100,7 +100,7 @@ def test_a_file_is_put_right_after_a_run_that_ended_before_its_first_trial(desk:
     del desk.tree["resources"]
     assert fewshot("check", desk.write()).code == 0
     opened = open_sweep(read_document(desk.file))
-    assert "64" not in opened.folder.folder.read_text("spec.yaml")
+    assert "gpus_per_worker" not in opened.folder.folder.read_text("spec.yaml")
 
 
 @pytest.mark.parametrize("params", ["full", "bitfit", "adaptor", "lora"])

@@ -37,6 +37,7 @@ def test_the_folder(undisturbed: Opened) -> None:
     """Oracle: docs/sweep-folder.md."""
     place = local(undisturbed)
     assert {path.name for path in place.iterdir()} >= {"spec.yaml", "study.journal", "leaderboard.csv", "report.html", "trials"}
+    assert not (place / "lease.json").exists()
     assert not [path for path in place.rglob("*") if path.name.startswith(".") or path.name.endswith(".lock")]
     records = undisturbed.folder.trials()
     assert [record.id for record in records] == ["t0000", "t0001", "t0002", "t0003"]
@@ -45,18 +46,17 @@ def test_the_folder(undisturbed: Opened) -> None:
     for record in records:
         trial = place / "trials" / record.id
         names = {path.name for path in trial.iterdir()}
-        assert names >= {"spec.yaml", "trial.json", "metrics.jsonl", "checkpoints", "samples"}
+        assert names >= {"spec.yaml", "trial.json", "metrics.jsonl", "samples"}
         steps = [row.step for row in undisturbed.folder.rows(record.id)]
         assert steps == [6, 12, 18, 24][: len(steps)]
         assert (steps[-1] == 24) == (record.state == "COMPLETE")
         assert {path.name for path in (trial / "samples").iterdir()} == {f"step_{step:06d}.png" for step in steps}
-        kept = {f"step_{step:06d}" for step in {*steps[-2:], record.best_step}}
-        assert {path.name for path in (trial / "checkpoints").iterdir()} == kept
-        assert {path.name for path in (trial / "checkpoints" / max(kept)).iterdir()} == {
-            "manifest.json",
-            "state.json",
-            "state.safetensors",
-        }
+        if record.state == "PRUNED":
+            assert not (trial / "checkpoints").exists()
+        else:
+            best = trial / "checkpoints" / f"step_{record.best_step:06d}"
+            assert list((trial / "checkpoints").iterdir()) == [best]
+            assert {path.name for path in best.iterdir()} == {"manifest.json", "state.json", "state.safetensors"}
         document = read_document(str(trial / "spec.yaml"))
         assert not ranges(document.tree)
         assert document.tree["train"]["lr"] == record.params["train.lr"]
