@@ -152,6 +152,7 @@ def _run_trials(opened: Opened, concurrent: int, console: Console, lease: Lease)
             shutil.rmtree(scratch, ignore_errors=True)
     if not sweep.done:
         raise KeyboardInterrupt
+    sweep.kept.tidy()  # the workers have ended by now
 
 
 def _underlying(error: BaseException) -> BaseException:

@@ -95,8 +95,7 @@ class Trial:
             for step in [*range(every, steps, every), steps]:
                 if step > (self.history[-1].step if self.history else 0):
                     evaluation = self._advance(step)
-                    if step == steps:  # whoever hears of it may end this process
-                        self.writer.wait()
+                    self.writer.wait()  # whoever hears of it may stop this trial, and nothing is written after that
                     yield evaluation
         finally:
             self.writer.close()

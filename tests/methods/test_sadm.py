@@ -11,7 +11,7 @@ from fewshot_ray.methods.registry import Part
 from fewshot_ray.methods.sadm import PSI, Challenge, Sadm, SadmConfig, affinity, encoder_name, make_sadm
 from fewshot_ray.models.parameters import FullConfig, tune
 from fewshot_ray.storage import Folder
-from fewshot_ray.training.checkpoint import latest_checkpoint, pack, restore_training, training_state, write_checkpoint
+from fewshot_ray.training.checkpoint import pack, read_checkpoint, restore_training, training_state, write_checkpoint
 from fewshot_ray.training.loop import Training
 from tests.conftest import Workers
 from tests.methods.conftest import ToyIngredients
@@ -238,9 +238,7 @@ def test_resuming_within_a_round_is_the_uninterrupted_run(stop: int, tmp_path: o
     tensors, info = training_state(first, "one/")
     folder = Folder(str(tmp_path))
     write_checkpoint(folder, stop, pack(tensors, {"training": {"one/": info}}))
-    checkpoint = latest_checkpoint(folder)
-    assert checkpoint is not None
-    restore_training(second, checkpoint, "one/")
+    restore_training(second, read_checkpoint(folder, stop), "one/")
     second.advance(6)
     for method in (whole.method, second.method):
         assert method.auxiliary()
