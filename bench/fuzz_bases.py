@@ -33,7 +33,7 @@ from fewshot_ray.cluster.actors import PROBLEM, ROW, trial_results
 from fewshot_ray.cluster.driver import write_results
 from fewshot_ray.cluster.jobs import Job
 from fewshot_ray.cluster.journal import Journal
-from fewshot_ray.cluster.opened import open_sweep
+from fewshot_ray.cluster.opened import planned_sweep, put_on_record
 from fewshot_ray.cluster.sweep import Sweep
 from fewshot_ray.models import adm
 from fewshot_ray.report.progress import Progress
@@ -190,7 +190,7 @@ def _write_sweeps(bases: Bases) -> None:
         "search": {**bases.trees["ranges"]["search"], "trials": 3, "confirm": {"top": 1, "seeds": [1]}},
         "storage": str(bases.folder / "sweeps"),
     }
-    opened = open_sweep(parse_document(to_yaml(tree), "finished.yaml"))
+    opened = put_on_record(planned_sweep(parse_document(to_yaml(tree), "finished.yaml")))
     folder = bases.folder / "sweeps" / "finished"
     with Progress(3, 4, console=Console(file=io.StringIO())) as progress:
         sweep = Sweep(opened.document, opened.file, opened.folder, Journal(opened.folder.folder), progress, concurrent=1)

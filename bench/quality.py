@@ -21,7 +21,8 @@ from intervals import paired, verdict
 from machine import write_result
 from rich.console import Console
 
-from fewshot_ray.cluster.driver import open_sweep, ray_session, run_sweep
+from fewshot_ray.cluster.driver import ray_session, run_sweep
+from fewshot_ray.cluster.opened import planned_sweep
 from fewshot_ray.report.export import trial_spec
 from fewshot_ray.report.winner import exported_trial
 from fewshot_ray.spec.document import Document, read_document
@@ -54,7 +55,7 @@ def sweep_document(seed: int, arm: str, storage: Path) -> Document:
 
 def measure(seed: int, arm: str, storage: Path, console: Console) -> dict[str, dict[str, float]]:
     """Run one sweep and measure its winner (and the source model) on the test split."""
-    opened = open_sweep(sweep_document(seed, arm, storage))
+    opened = planned_sweep(sweep_document(seed, arm, storage))
     run_sweep(opened, console=console)
     record = exported_trial(opened.folder, opened.file)
     spec = trial_spec(opened.folder, record)

@@ -23,7 +23,8 @@ import torch
 from machine import write_result
 from rich.console import Console
 
-from fewshot_ray.cluster.driver import open_sweep, ray_session, run_sweep
+from fewshot_ray.cluster.driver import ray_session, run_sweep
+from fewshot_ray.cluster.opened import planned_sweep
 from fewshot_ray.report.sweep_folder import SweepFolder
 from fewshot_ray.spec.document import Document, read_document
 from fewshot_ray.storage import Folder
@@ -79,14 +80,14 @@ def main() -> None:
     torch.set_num_threads(1)
     console = Console(quiet=True)
     with tempfile.TemporaryDirectory() as scratch, ray_session(None):
-        short = open_sweep(document("short", scratch, steps=2, every=1, trials=8))
+        short = planned_sweep(document("short", scratch, steps=2, every=1, trials=8))
         run_sweep(short, console=console)
         first, *warm = starts(short.folder)
         through_ray, plain = [], []
         for repeat in range(arguments.repeats):
             # Two trials in turn: the second is the warm one.
             long = document(f"long-{repeat}", scratch, steps=arguments.steps, every=arguments.steps // 10, trials=2)
-            opened = open_sweep(long)
+            opened = planned_sweep(long)
             run_sweep(opened, console=console)
             through_ray.append(wall(opened.folder))
             plain.append(direct(with_values(opened.document, {"train.lr": 1e-4}), scratch))

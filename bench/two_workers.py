@@ -13,7 +13,8 @@ from typing import Any
 from machine import write_result
 from rich.console import Console
 
-from fewshot_ray.cluster.driver import open_sweep, ray_session, run_sweep
+from fewshot_ray.cluster.driver import ray_session, run_sweep
+from fewshot_ray.cluster.opened import planned_sweep
 from fewshot_ray.report.sweep_folder import EvaluationRow
 from fewshot_ray.spec.document import Document, read_document
 
@@ -42,7 +43,7 @@ def document(workers: int, storage: str) -> Document:
 
 def rows(workers: int, storage: str) -> list[EvaluationRow]:
     """The evaluations of the run."""
-    opened = open_sweep(document(workers, storage))
+    opened = planned_sweep(document(workers, storage))
     run_sweep(opened, console=Console(quiet=True))
     return opened.folder.rows("t0000")
 

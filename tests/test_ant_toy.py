@@ -1,7 +1,5 @@
 """bench/ant_toy.py: its parts against hand-derived equations, and its claims on few seeds."""
 
-import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fewshot_ray.methods.ant import AntConfig
+from tests.bench_modules import bench_module
 
 BENCH = Path(__file__).parents[1] / "bench"
 BETA = np.linspace(1e-4, 0.02, 1000)
@@ -21,14 +20,7 @@ ALPHA_BAR = np.cumprod(1 - BETA)
 
 @pytest.fixture(scope="module")
 def toy() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCH)
-        specification = importlib.util.spec_from_file_location("ant_toy", BENCH / "ant_toy.py")
-        assert specification is not None
-        assert specification.loader is not None
-        module = importlib.util.module_from_spec(specification)
-        patch.setitem(sys.modules, "ant_toy", module)  # dataclasses look their module up
-        specification.loader.exec_module(module)
+    with bench_module("ant_toy") as module:
         yield module
 
 

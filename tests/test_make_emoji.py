@@ -1,7 +1,5 @@
 """bench/make_emoji.py: what it selects. What needs the font is the bench's own `--check`."""
 
-import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +7,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.bench_modules import bench_module
 
 BENCH = Path(__file__).parents[1] / "bench"
 EMOJI_TEST = """\
@@ -32,13 +32,7 @@ EMOJI_TEST = """\
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        specification = importlib.util.spec_from_file_location("make_emoji", BENCH / "make_emoji.py")
-        assert specification is not None
-        assert specification.loader is not None
-        module = importlib.util.module_from_spec(specification)
-        patch.setitem(sys.modules, "make_emoji", module)  # dataclasses look their module up
-        specification.loader.exec_module(module)
+    with bench_module("make_emoji") as module:
         yield module
 
 

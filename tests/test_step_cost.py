@@ -1,8 +1,6 @@
 """bench/step_cost.py: its counts of passes against what a real step runs, and its memory tracker on known cases; no times."""
 
 import gc
-import importlib.util
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewshot_ray.methods.diffusion import DiffusionMethod
 from fewshot_ray.models.parameters import PARAMS
+from tests.bench_modules import bench_module
 
 BENCH = Path(__file__).parents[1] / "bench"
 CPU = torch.device("cpu")
@@ -23,15 +22,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, bench_module("step_cost") as module:
         patch.setenv("KINETO_LOG_LEVEL", "6")
-        patch.syspath_prepend(BENCH)
-        specification = importlib.util.spec_from_file_location("step_cost", BENCH / "step_cost.py")
-        assert specification is not None
-        assert specification.loader is not None
-        module = importlib.util.module_from_spec(specification)
-        patch.setitem(sys.modules, "step_cost", module)  # dataclasses look their module up
-        specification.loader.exec_module(module)
         torch.set_num_threads(1)
         gc.collect()
         gc.freeze()  # as the bench's main does

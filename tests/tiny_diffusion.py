@@ -26,6 +26,15 @@ TINY_UNET = {
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
     "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
 }
+TINY_DIT = {
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "attention_head_dim": 4,
+    "in_channels": 4,
+    "out_channels": 8,
+    "sample_size": 8,
+    "num_embeds_ada_norm": 10,
+}
 
 
 def tiny_unet(seed: int = 0, **changes: object) -> UNet2DModel:

@@ -21,19 +21,10 @@ from diffusers import (
 
 from tests.models.adm_reference import AdmReference
 from tests.models.adm_reference import seeded as reference_weights
-from tests.tiny_diffusion import TINY_UNET
+from tests.tiny_diffusion import TINY_DIT, TINY_UNET
 
 BLOCKS = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
 AUTOENCODER = {**BLOCKS, "block_out_channels": (8, 8), "norm_num_groups": 4, "sample_size": 16}
-DIT = {
-    "num_layers": 2,
-    "num_attention_heads": 2,
-    "attention_head_dim": 4,
-    "in_channels": 4,
-    "out_channels": 8,
-    "sample_size": 8,
-    "num_embeds_ada_norm": 1000,
-}
 
 
 def seeded(make: Callable[[], Any]) -> Any:
@@ -75,7 +66,7 @@ def write_ldm_kl(folder: Path) -> None:
 def write_dit(folder: Path, **changes: Any) -> None:
     """As facebook/DiT-XL-2-256: class-conditional, with a learned variance."""
     kl = seeded(lambda: AutoencoderKL(**AUTOENCODER, latent_channels=4))
-    transformer = seeded(lambda: DiTTransformer2DModel(**{**DIT, **changes}))
+    transformer = seeded(lambda: DiTTransformer2DModel(**{**TINY_DIT, "num_embeds_ada_norm": 1000, **changes}))
     scheduler = DDIMScheduler(clip_sample=False)
     DiTPipeline(transformer, kl, scheduler).save_pretrained(str(folder))
 

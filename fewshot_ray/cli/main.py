@@ -30,10 +30,11 @@ def run(file: FileArgument, address: AddressOption = None) -> None:
     from fewshot_ray.spec.document import read_document
 
     document = read_document(file)  # before the imports that take seconds
-    from fewshot_ray.cluster.opened import open_sweep, planned_sweep
+    from fewshot_ray.cluster.opened import planned_sweep
 
-    _preflight(planned_sweep(document))
-    _run(open_sweep(document), address)
+    opened = planned_sweep(document)
+    _preflight(opened)
+    _run(opened, address)
 
 
 @app.command()
@@ -48,11 +49,10 @@ def resume(
     from fewshot_ray.storage import Folder
 
     read_sweep(sweep)  # before the imports that take seconds
-    from fewshot_ray.cluster.opened import changed, existing_sweep, put_on_record
+    from fewshot_ray.cluster.opened import changed, existing_sweep
 
     opened = changed(existing_sweep(Folder(sweep)), trials=_trials(extend), workers=workers)
     _preflight(opened)
-    put_on_record(opened)
     _run(opened, address)
 
 

@@ -74,7 +74,10 @@ def saved_before_the_end(trial: Trial) -> Iterator[None]:
         os.kill(os.getpid(), signal.SIGTERM)
 
     def on_sigterm(number: int, frame: FrameType | None) -> None:
-        trial.ending = end
+        if trial.busy:
+            trial.ending = end
+        else:  # all is saved, and nobody would look
+            end()
 
     signal.signal(signal.SIGTERM, on_sigterm)
     try:

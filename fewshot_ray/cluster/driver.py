@@ -19,7 +19,7 @@ from rich.console import Console
 from fewshot_ray.cluster.actors import TrialActor, build_stages, run_with_workers
 from fewshot_ray.cluster.journal import Journal
 from fewshot_ray.cluster.lease import Lease
-from fewshot_ray.cluster.opened import Opened, existing_sweep, open_sweep
+from fewshot_ray.cluster.opened import Opened, put_on_record
 from fewshot_ray.cluster.sweep import Sweep
 from fewshot_ray.cluster.tune import SweepScheduler, SweepSearcher
 from fewshot_ray.errors import UserError
@@ -33,7 +33,7 @@ from fewshot_ray.spec.sections import ResourcesSpec
 from fewshot_ray.spec.validate import endpoint_trees
 from fewshot_ray.trial.compose import compose
 
-__all__ = ["Opened", "check_resources", "existing_sweep", "open_sweep", "ray_session", "run_sweep", "write_results"]
+__all__ = ["check_resources", "ray_session", "run_sweep", "write_results"]
 
 
 @contextmanager
@@ -92,6 +92,7 @@ def run_sweep(opened: Opened, *, address: str | None = None, console: Console | 
     """Run all that is left of a sweep. Raises UserError, also where another driver runs it; KeyboardInterrupt leaves it resumable."""
     console = console or Console()
     with patience(LONG_PATIENCE_SEC), Lease(opened.folder.folder) as lease, ray_session(address):
+        put_on_record(opened)  # now that nobody else runs it
         fits = check_resources(opened.file.resources)
         concurrent = min(fits, opened.file.search.concurrent or fits)
         _build_stages(opened, console)

@@ -17,7 +17,7 @@ from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.storage import Folder
 from fewshot_ray.trial.compose import absolute_places, check_document
 
-BEFORE_TRIALS = {SPEC, "cache", LEASE}
+BEFORE_TRIALS = {SPEC, "cache"}
 """What a run leaves that ended before its first trial (too many GPUs asked for, say): the file that is put right then takes its place."""
 
 MAY_CHANGE = {"search.trials", "search.concurrent", "search.retries", "search.keep_checkpoints", "train.checkpoint_sec"}
@@ -38,7 +38,7 @@ def planned_sweep(document: Document) -> Opened:
     expanded, file = check_document(absolute_places(document))
     folder = SweepFolder(Folder(file.storage) / file.name)
     # Hidden files are what a killed write leaves.
-    names = {name for name in folder.folder.names() if not name.startswith(".")}
+    names = {name for name in folder.folder.names() if not name.startswith(".")} - {LEASE}
     if SPEC not in names:
         if names:
             raise UserError(f"storage: {folder.folder.url} holds something else (no {SPEC}); another name or storage would be right")
@@ -79,18 +79,12 @@ def changed(opened: Opened, *, trials: int | None = None, workers: int | None = 
     return Opened(document, file, opened.folder)
 
 
-def open_sweep(document: Document) -> Opened:
-    """The folder of a run's file, made where it isn't there yet. Raises UserError, also where it holds another spec."""
-    opened = planned_sweep(document)
-    put_on_record(opened)
-    return opened
-
-
-def put_on_record(opened: Opened) -> None:
-    """Write the spec into the sweep's folder, unless it stands there."""
+def put_on_record(opened: Opened) -> Opened:
+    """Write the spec into the sweep's folder, unless it stands there; returns the sweep. For its one driver."""
     text = to_yaml(opened.document.tree)
     if not opened.folder.folder.exists(SPEC) or opened.folder.folder.read_text(SPEC) != text:
         opened.folder.folder.write_text(SPEC, text)
+    return opened
 
 
 def existing_sweep(folder: Folder) -> Opened:

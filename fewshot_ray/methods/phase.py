@@ -31,11 +31,13 @@ class Objective(NamedTuple):
     """Losses a sample, unreduced: the loop alone reduces, to the sum over all workers over the count over all workers."""
 
     per_sample: Mapping[str, Tensor]
-    """Term to `[n]`; n may differ from term to term."""
+    """Term to `[n]`: of a micro-batch, a loss an image; of a relation, a loss for each of its rows."""
     weight: Mapping[str, float]
     """Term to its lambda, which multiplies the term's mean."""
-    global_count: Mapping[str, int] = {}
-    """Term to its samples in the whole global batch, where that isn't the batch's size."""
+
+
+LR_FACTOR = "lr_factor"
+"""Key of an optimiser's parameter group: its learning rate over `train.lr`; 1 where it isn't there."""
 
 
 def always(step: int) -> bool:
@@ -120,7 +122,6 @@ class Weighted:
 
     per_sample: dict[str, Tensor] = field(default_factory=dict)
     weight: dict[str, float] = field(default_factory=dict)
-    global_count: dict[str, int] = field(default_factory=dict)
 
     def add(self, objective: Objective) -> None:
         """Take in another objective's terms; a name taken twice raises ValueError."""
@@ -129,8 +130,7 @@ class Weighted:
             raise ValueError(f"two loss terms are called {sorted(taken)[0]}")
         self.per_sample.update(objective.per_sample)
         self.weight.update(objective.weight)
-        self.global_count.update(objective.global_count)
 
     def objective(self) -> Objective:
         """The sum of all that was added."""
-        return Objective(self.per_sample, self.weight, self.global_count)
+        return Objective(self.per_sample, self.weight)

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fewshot_ray.methods.draw import Draw
-from fewshot_ray.methods.phase import Objective, Phase
+from fewshot_ray.methods.phase import LR_FACTOR, Objective, Phase
 from fewshot_ray.methods.registry import Adversary, Ingredients, MethodConfig, Part, register
 from fewshot_ray.metrics.encoders import load_encoder
 from fewshot_ray.models.backbone import Backbone
@@ -167,5 +167,5 @@ def make_sadm(config: SadmConfig, ingredients: Ingredients) -> Part:
         gradient_scale=-1.0,
         gradient_clip=config.psi_clip,
     )
-    optimizer = torch.optim.Adam([{"params": parameters, "lr_factor": config.psi_lr_factor}], lr=0.0, fused=True)
+    optimizer = torch.optim.Adam([{"params": parameters, LR_FACTOR: config.psi_lr_factor}], lr=0.0, fused=True)
     return Part(relation=sadm, adversaries=[Adversary(PSI, psi, optimizer, phase)], one_timestep=config.timestep == "batch")

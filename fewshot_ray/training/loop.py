@@ -10,15 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewshot_ray.methods.phase import Batch, Method, Phase
+from fewshot_ray.methods.phase import LR_FACTOR, Batch, Method, Phase
 from fewshot_ray.methods.randomness import Randomness
 from fewshot_ray.spec.sections import TrainSpec
 from fewshot_ray.training.batches import Batches
 from fewshot_ray.training.ema import Ema
 from fewshot_ray.training.group import Group
-
-LR_FACTOR = "lr_factor"
-"""Key of an optimiser's parameter group: its learning rate over `train.lr`."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +161,7 @@ class Training:
             rows = {} if phase.relation is None else related.rows or phase.relation.rows(context)
         loss = torch.zeros((), device=self.device)
         for term, per_sample in objective.per_sample.items():
-            loss = loss + objective.weight[term] * per_sample.float().sum() / objective.global_count.get(term, batch.global_size)
+            loss = loss + objective.weight[term] * per_sample.float().sum() / batch.global_size
         pulled = loss
         for name, row in rows.items():
             if row.requires_grad:

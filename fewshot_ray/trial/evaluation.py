@@ -101,6 +101,7 @@ class Evaluator:
         self.device = device
         self.group = group
         self.labels = labels
+        self._latents: Tensor | None = None
 
     def measure(self, backbone: Backbone, network: nn.Module, *, samples: int, grid: bool = False) -> Measured:
         """All metrics the file asks for, from `samples` generated images; with `grid`, at least as many images as the grid shows."""
@@ -133,7 +134,7 @@ class Evaluator:
     def holdout_loss(self, backbone: Backbone, network: nn.Module) -> float:
         """The mean over fixed (x_0, t, eps) of the denoising loss, in the backbone's own prediction space."""
         index, t, eps = self._noisings(backbone)
-        x_0 = encode_all(backbone.autoencoder, to_model_range(self.fold.holdout.images).to(self.device)).mean
+        x_0 = self._holdout_x_0(backbone)
         labels = None if self.labels is None else self.labels.to(self.device)[index]
         own = self.group.own(torch.arange(len(index)))
         parts = own.split(FORWARD_IMAGES) if len(own) > 0 else ()  # more workers than pairs, and networks refuse empty input
@@ -143,6 +144,14 @@ class Evaluator:
         ]
         loss = torch.cat(losses) if losses else torch.empty(0, device=self.device)
         return float(self.group.gather_rows(loss, len(index)).double().mean())
+
+    def _holdout_x_0(self, backbone: Backbone) -> Tensor:
+        """The held-out images or, encoded once, their latents, `[N, C, H, W]`."""
+        if backbone.autoencoder is None:
+            return to_model_range(self.fold.holdout.images).to(self.device)
+        if self._latents is None:
+            self._latents = encode_all(backbone.autoencoder, to_model_range(self.fold.holdout.images).to(self.device)).mean
+        return self._latents
 
     @torch.no_grad()
     def _denoising_losses(

@@ -16,7 +16,7 @@ from fewshot_ray.models.backbone import Backbone
 from fewshot_ray.models.parameters import TunedNetwork, tune
 from fewshot_ray.spec.sections import EvaluateSpec
 from fewshot_ray.storage import Folder
-from fewshot_ray.training.checkpoint import read_checkpoint, trained_weights
+from fewshot_ray.training.checkpoint import read_checkpoint, saved_steps, trained_weights
 from fewshot_ray.training.group import Group
 from fewshot_ray.trial.compose import TrialSpec
 from fewshot_ray.trial.evaluation import Evaluator, Instruments
@@ -40,6 +40,10 @@ def load_finished(spec: TrialSpec, trial: Folder, step: int, *, cache: Folder, d
 
 def load_folds(spec: TrialSpec, trial: Folder, step: int, *, cache: Folder, device: torch.device) -> Iterator[Finished]:
     """The models that a trial's checkpoint holds, one a fold. Raises UserError where the checkpoint is missing or damaged."""
+    if not saved_steps(trial / "checkpoints"):
+        raise UserError(
+            f"{trial.url}: none of its checkpoints was kept; a better trial, or a larger search.keep_checkpoints, would be right"
+        )
     try:
         checkpoint = read_checkpoint(trial / "checkpoints", step)
     except ValueError as error:

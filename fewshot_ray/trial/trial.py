@@ -78,6 +78,8 @@ class Trial:
         self.writer = CheckpointWriter(self.checkpoints)
         self._saved_at_sec = time.monotonic()
         self._part_steps = 1
+        self.busy = False
+        """Whether it trains or measures, and does not wait to be asked for its next evaluation."""
         self.ending: Callable[[], None] | None = None
         """Set where the process is told to end: called at the next part's end, after all is saved."""
 
@@ -94,8 +96,10 @@ class Trial:
         try:
             for step in [*range(every, steps, every), steps]:
                 if step > (self.history[-1].step if self.history else 0):
+                    self.busy = True
                     evaluation = self._advance(step)
                     self.writer.wait()  # whoever hears of it may stop this trial, and nothing is written after that
+                    self.busy = False
                     yield evaluation
         finally:
             self.writer.close()

@@ -12,7 +12,7 @@ from fewshot_ray.cluster.actors import PROBLEM, ROW, trial_results
 from fewshot_ray.cluster.driver import write_results
 from fewshot_ray.cluster.jobs import Job
 from fewshot_ray.cluster.journal import Journal
-from fewshot_ray.cluster.opened import Opened, open_sweep
+from fewshot_ray.cluster.opened import Opened, planned_sweep, put_on_record
 from fewshot_ray.cluster.sweep import Sweep
 from fewshot_ray.report.progress import Progress
 from fewshot_ray.report.sweep_folder import EvaluationRow
@@ -22,7 +22,7 @@ from tests.cli.conftest import Desk
 
 def finished_sweep(desk: Desk) -> Opened:
     """The desk's file, run one trial after the other."""
-    opened = open_sweep(read_document(desk.write()))
+    opened = put_on_record(planned_sweep(read_document(desk.write())))
     file, folder = opened.file, opened.folder
     with Progress(file.search.trials, file.train.steps, console=Console(file=io.StringIO())) as progress:
         sweep = Sweep(opened.document, file, folder, Journal(folder.folder), progress, concurrent=1)

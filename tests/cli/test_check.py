@@ -93,13 +93,13 @@ def test_a_sweep_that_is_there_is_announced(desk: Desk, fewshot: Command) -> Non
 
 def test_a_file_is_put_right_after_a_run_that_ended_before_its_first_trial(desk: Desk, fewshot: Command) -> None:
     """As with more GPUs than there are: the folder holds the spec and perhaps a cache."""
-    from fewshot_ray.cluster.opened import open_sweep
+    from fewshot_ray.cluster.opened import planned_sweep, put_on_record
 
     desk.tree["resources"] = {"gpus_per_worker": 64}
-    open_sweep(read_document(desk.write()))
+    put_on_record(planned_sweep(read_document(desk.write())))
     del desk.tree["resources"]
     assert fewshot("check", desk.write()).code == 0
-    opened = open_sweep(read_document(desk.file))
+    opened = put_on_record(planned_sweep(read_document(desk.file)))
     assert "gpus_per_worker" not in opened.folder.folder.read_text("spec.yaml")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fewshot_ray.cluster.opened import Opened, open_sweep
+from fewshot_ray.cluster.opened import Opened, planned_sweep
 from fewshot_ray.report.sweep_folder import SweepFolder
 from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.ranges import FloatRange
@@ -46,7 +46,7 @@ def run(document: Document) -> Opened:
     """The sweep, run to its end on the Ray there is."""
     from fewshot_ray.cluster.driver import run_sweep
 
-    opened = open_sweep(document)
+    opened = planned_sweep(document)
     run_sweep(opened, console=Console(file=io.StringIO()))
     return opened
 

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from fewshot_ray.cluster.driver import run_sweep
-from fewshot_ray.cluster.opened import Opened, existing_sweep, open_sweep
+from fewshot_ray.cluster.opened import Opened, existing_sweep, planned_sweep
 from fewshot_ray.errors import UserError
 from fewshot_ray.report.winner import exported_trial
 from fewshot_ray.spec.document import ranges, read_document
@@ -187,7 +187,7 @@ def test_confirm_and_refit(crossfit: Opened) -> None:
 )
 def test_more_than_there_is(resources: dict[str, float], message: str, local_ray: None, tmp_path: Path) -> None:
     """Oracle: one line at once, and nothing is lost: the file put right takes the folder."""
-    opened = open_sweep(sweep_file("greedy", tmp_path, resources=resources))
+    opened = planned_sweep(sweep_file("greedy", tmp_path, resources=resources))
     with pytest.raises(UserError, match=message) as caught:
         run_sweep(opened)
     assert "\n" not in str(caught.value)
@@ -196,7 +196,7 @@ def test_more_than_there_is(resources: dict[str, float], message: str, local_ray
 
 def test_a_storage_that_fails_underway(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: one line instead of Tune's traceback, and the trial stays one to go on with."""
-    opened = open_sweep(sweep_file("full", tmp_path, search={"trials": 1}, train={"steps": 12}))
+    opened = planned_sweep(sweep_file("full", tmp_path, search={"trials": 1}, train={"steps": 12}))
 
     def full(folder: object, trial_id: str, row: object) -> None:
         raise UserError("storage: no space left")

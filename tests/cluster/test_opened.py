@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from fewshot_ray.cluster.opened import Opened, changed, existing_sweep, open_sweep, planned_sweep
+from fewshot_ray.cluster.lease import LEASE, Lease
+from fewshot_ray.cluster.opened import Opened, changed, existing_sweep, planned_sweep, put_on_record
 from fewshot_ray.cluster.study import SAMPLER, Study
 from fewshot_ray.errors import UserError
 from fewshot_ray.report.sweep_folder import TrialRecord
@@ -20,7 +21,7 @@ from tests.cluster.conftest import sweep_file
 def begun(tmp_path: Path) -> Document:
     """A sweep with a trial on record."""
     document = sweep_file("begun", tmp_path)
-    opened = open_sweep(document)
+    opened = put_on_record(planned_sweep(document))
     opened.folder.folder.write_text("study.journal", "")
     return document
 
@@ -41,7 +42,7 @@ def edited(document: Document, section: str, **changes: Any) -> Document:
 def test_what_no_result_depends_on_may_change(section: str, changes: dict[str, Any], tmp_path: Path) -> None:
     """Oracle: the file as it is now is the sweep's, and is on record."""
     document = begun(tmp_path)
-    opened = open_sweep(edited(document, section, **changes))
+    opened = put_on_record(planned_sweep(edited(document, section, **changes)))
     found = existing_sweep(opened.folder.folder)
     assert {key: found.document.tree[section][key] for key in changes} == changes
 
@@ -79,7 +80,7 @@ def test_a_larger_budget_or_other_workers_at_a_resume(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["emptied", "removed", "cut", "another name"])
 def test_trials_that_the_journal_does_not_know_are_not_begun_anew(damage: str, tmp_path: Path) -> None:
     """Oracle: the records as they were; a search that began with an empty journal would write over them."""
-    opened = open_sweep(sweep_file("begun", tmp_path))
+    opened = put_on_record(planned_sweep(sweep_file("begun", tmp_path)))
     study = Study(tmp_path / "begun" / "study.journal", "begun", opened.file.search, ranges(opened.document.tree), seed=0, outside=())
     record = TrialRecord("t0000", 0, "search", SAMPLER, SAMPLER, 0, "RUNNING")
     for number in range(2):
@@ -102,3 +103,17 @@ def test_places_are_refused_as_they_stand_in_the_file(tmp_path: Path) -> None:
     """Oracle: an empty place is empty, and not the working directory."""
     with pytest.raises(UserError, match=r"target\.test: '' is empty"):
         planned_sweep(edited(sweep_file("begun", tmp_path), "target", test=""))
+
+
+def test_a_refused_driver_changes_nothing(tmp_path: Path) -> None:
+    """Oracle: the spec on record, while another driver has the sweep; a lease alone, of a driver that died at once, is no sweep."""
+    from fewshot_ray.cluster.driver import run_sweep
+
+    document = begun(tmp_path)
+    before = (tmp_path / "begun" / "spec.yaml").read_text()
+    with Lease(Folder(tmp_path / "begun")), pytest.raises(UserError, match="runs this sweep"):
+        run_sweep(changed(planned_sweep(document), trials=12))
+    assert (tmp_path / "begun" / "spec.yaml").read_text() == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / LEASE).write_text("{}")
+    assert planned_sweep(sweep_file("other", tmp_path)).file.name == "other"

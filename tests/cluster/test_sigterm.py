@@ -48,3 +48,24 @@ def test_a_checkpoint_before_the_end(tmp_path: Path) -> None:
     resumed._resume()
     assert resumed.trainings[0].step == checkpoint.step
     assert len(resumed.trainings[0].recent_losses) == checkpoint.step
+
+
+def test_one_that_waits_ends_at_once(tmp_path: Path) -> None:
+    """Oracle: a real process between two evaluations: all is saved, and nobody would look at a note that it should end."""
+    waiting = WORKER.replace(
+        "list(run.evaluations())", "results = run.evaluations(); next(results)\n    print('waits', flush=True); input()"
+    )
+    waiting = waiting.replace("**SECTIONS)", "train={'steps': 4}, evaluate={'every': 2, 'samples': 0, 'grid_images': 0})")
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-c", waiting, str(tmp_path)], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["ready\n", "waits\n"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == -signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
+    assert saved_steps(Folder(tmp_path) / "trial" / "checkpoints") == [2]

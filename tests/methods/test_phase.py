@@ -9,12 +9,11 @@ def test_terms_are_collected_under_their_names() -> None:
     a, b = torch.ones(3), torch.zeros(2)
     terms = Weighted()
     terms.add(Objective({"a": a}, {"a": 1.0}))
-    terms.add(Objective({"b": b}, {"b": 0.5, "left_out": 2.0}, {"b": 7}))
+    terms.add(Objective({"b": b}, {"b": 0.5, "left_out": 2.0}))
     objective = terms.objective()
     assert objective.per_sample["a"] is a
     assert objective.per_sample["b"] is b
     assert (objective.weight["a"], objective.weight["b"]) == (1.0, 0.5)
-    assert objective.global_count == {"b": 7}
 
 
 def test_a_name_taken_twice_is_refused() -> None:

@@ -9,18 +9,9 @@ from diffusers.models.embeddings import LabelEmbedding
 from torch import Tensor
 
 from fewshot_ray.models.class_table import for_pipeline, new_tables, with_class_table, without_label_dropping
-from tests.tiny_diffusion import normal
+from tests.tiny_diffusion import TINY_DIT, normal
 
-SOURCE_CLASSES = 10
-TINY_DIT = {
-    "num_layers": 2,
-    "num_attention_heads": 2,
-    "attention_head_dim": 4,
-    "in_channels": 4,
-    "out_channels": 8,
-    "sample_size": 8,
-    "num_embeds_ada_norm": SOURCE_CLASSES,
-}
+SOURCE_CLASSES = TINY_DIT["num_embeds_ada_norm"]
 T = torch.tensor([3, 700])
 
 

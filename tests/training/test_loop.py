@@ -47,24 +47,22 @@ def test_accumulation_gives_the_same_step(micro_batch: int) -> None:
         torch.testing.assert_close(parts.method.trained()[name], parameter, rtol=1e-6, atol=1e-6)
 
 
-def sub_batch(w: Tensor, batch: Batch) -> Objective:
-    """`w x` for all, and `w^2` times each position for the images at the global batch's first three places."""
-    first = batch.positions[batch.positions < 3].float()
-    x = batch.x_0[:, 0, 0, 0]
-    return Objective({"all": w * x, "first": w**2 * first}, {"all": 1.0, "first": 0.5}, {"first": 3})
+def two_terms(w: Tensor, batch: Batch) -> Objective:
+    """`w x`, and `w^2` times the image's place in the global batch."""
+    return Objective({"image": w * batch.x_0[:, 0, 0, 0], "place": w**2 * batch.positions.float()}, {"image": 1.0, "place": 0.5})
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, "auto"])
-def test_a_term_of_a_part_of_the_batch_is_its_own_mean(micro_batch: int | str) -> None:
-    """Oracle: mean x + .5 (0 + 1 + 2) / 3 * 2 w, however the batch is cut up."""
-    run = training(Toy([2.0], sub_batch), FOUR, lr=0.1, micro_batch=micro_batch)
+def test_terms_are_weighted_means_over_the_global_batch(micro_batch: int | str) -> None:
+    """Oracle: mean x + .5 (0 + 1 + 2 + 3) / 4 * 2 w, however the batch is cut up."""
+    run = training(Toy([2.0], two_terms), FOUR, lr=0.1, micro_batch=micro_batch)
     loss = run.advance(1)
-    assert loss == pytest.approx(2 * sum(X) / 4 + 0.5 * 4, rel=1e-5)
-    assert run.method.trained()["w"].item() == pytest.approx(2 - 0.1 * (sum(X) / 4 + 0.5 * 4), rel=1e-5)
+    assert loss == pytest.approx(2 * sum(X) / 4 + 0.5 * 4 * 1.5, rel=1e-5)
+    assert run.method.trained()["w"].item() == pytest.approx(2 - 0.1 * (sum(X) / 4 + 0.5 * 2 * 2 * 1.5), rel=1e-5)
 
 
 def _two_workers(batch_size: int, micro_batch: int | str) -> tuple[float, float]:
-    run = training(Toy([2.0], sub_batch, torch.optim.Adam), FOUR, group=Group(), lr=0.1, batch_size=batch_size, micro_batch=micro_batch)
+    run = training(Toy([2.0], two_terms, torch.optim.Adam), FOUR, group=Group(), lr=0.1, batch_size=batch_size, micro_batch=micro_batch)
     return run.advance(5), run.method.trained()["w"].item()
 
 
