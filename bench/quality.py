@@ -21,8 +21,9 @@ from intervals import paired, verdict
 from machine import write_result
 from rich.console import Console
 
-from fewshot_ray.cluster.driver import ray_session, run_sweep
+from fewshot_ray.cluster.driver import run_sweep
 from fewshot_ray.cluster.opened import planned_sweep
+from fewshot_ray.cluster.session import ray_session
 from fewshot_ray.report.export import trial_spec
 from fewshot_ray.report.winner import exported_trial
 from fewshot_ray.spec.document import Document, read_document

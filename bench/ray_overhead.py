@@ -23,8 +23,9 @@ import torch
 from machine import write_result
 from rich.console import Console
 
-from fewshot_ray.cluster.driver import ray_session, run_sweep
+from fewshot_ray.cluster.driver import run_sweep
 from fewshot_ray.cluster.opened import planned_sweep
+from fewshot_ray.cluster.session import ray_session
 from fewshot_ray.report.sweep_folder import SweepFolder
 from fewshot_ray.spec.document import Document, read_document
 from fewshot_ray.storage import Folder

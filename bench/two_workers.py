@@ -13,8 +13,9 @@ from typing import Any
 from machine import write_result
 from rich.console import Console
 
-from fewshot_ray.cluster.driver import ray_session, run_sweep
+from fewshot_ray.cluster.driver import run_sweep
 from fewshot_ray.cluster.opened import planned_sweep
+from fewshot_ray.cluster.session import ray_session
 from fewshot_ray.report.sweep_folder import EvaluationRow
 from fewshot_ray.spec.document import Document, read_document
 

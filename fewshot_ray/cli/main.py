@@ -86,7 +86,7 @@ def _run(opened: object, address: str | None) -> None:
     from rich.console import Console
 
     from fewshot_ray.cli.show import show_sweep
-    from fewshot_ray.cluster.driver import run_sweep
+    from fewshot_ray.cluster.driver import Interrupted, run_sweep
     from fewshot_ray.cluster.opened import Opened
 
     assert isinstance(opened, Opened)
@@ -94,9 +94,9 @@ def _run(opened: object, address: str | None) -> None:
     console.print(f"sweep {opened.folder.folder.url}", highlight=False, soft_wrap=True)
     try:
         run_sweep(opened, address=address, console=console)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         console.print(f"interrupted; go on with: fewshot-ray resume {opened.folder.folder.url}", highlight=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(interrupt.exit_code if isinstance(interrupt, Interrupted) else 130) from None
     show_sweep(opened.folder, opened.file, console)
     console.print(f"export the winner with: fewshot-ray export {opened.folder.folder.url} OUT", highlight=False, soft_wrap=True)
 

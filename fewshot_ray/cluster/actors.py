@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
-from types import FrameType
 from typing import Any
 
 import ray.train
 import torch
 from ray import tune
-from ray.train import RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.callback import WorkerCallback
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from fewshot_ray.cluster.ending import NOTICE, sigterm_gives_notice
 from fewshot_ray.cluster.jobs import Job
 from fewshot_ray.errors import UserError
 from fewshot_ray.patience import LONG_PATIENCE_SEC, set_patience
@@ -28,15 +28,19 @@ from fewshot_ray.training.group import Group
 from fewshot_ray.training.loop import NonFiniteLossError
 from fewshot_ray.trial.compose import compose
 from fewshot_ray.trial.materials import Materials, pick_device
-from fewshot_ray.trial.trial import Trial
+from fewshot_ray.trial.trial import SavedAndEndedError, Trial
 
 ROW = "row"
 PROBLEM = "problem"
 
 
 def trial_results(config: dict[str, Any], *, group: Group | None = None) -> Iterator[dict[str, Any]]:
-    """What a worker reports: a row an evaluation, the last with `done`; or the problem that no retry would solve."""
+    """What a worker reports: a row an evaluation, the last with `done`; or the problem that no retry would solve.
+
+    Raises SavedAndEndedError where the sweep or the machine is to end.
+    """
     set_patience(LONG_PATIENCE_SEC)
+    NOTICE.listen(config["messenger"])
     with ExitStack() as stack:
         yield from _trial_results(config, group, stack)
 
@@ -53,37 +57,14 @@ def _trial_results(config: dict[str, Any], group: Group | None, stack: ExitStack
         problem = group.first_of(_unreadable(Materials(spec, folder / "cache", device)))
         if problem is not None:
             raise UserError(problem)
-        trial = Trial(spec, folder / "trials" / job.id, folder / "cache", device=device, group=group)
-        stack.enter_context(saved_before_the_end(trial))
+        if (reason := group.first_of(NOTICE())) is not None:
+            raise SavedAndEndedError(reason)
+        trial = Trial(spec, folder / "trials" / job.id, folder / "cache", device=device, group=group, told_to_end=NOTICE)
+        stack.enter_context(sigterm_gives_notice(lambda: trial.busy))
         for evaluation in trial.evaluations():
             yield {ROW: json.dumps(asdict(evaluation)), "done": evaluation.step >= job.last_step}
     except (UserError, NonFiniteLossError) as error:
         yield {PROBLEM: str(error), "done": True}
-
-
-@contextmanager
-def saved_before_the_end(trial: Trial) -> Iterator[None]:
-    """Within the block a SIGTERM (a spot machine's notice, a node that is shut down) waits for a checkpoint."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
-        return
-    before = signal.getsignal(signal.SIGTERM)
-
-    def end() -> None:
-        signal.signal(signal.SIGTERM, before)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    def on_sigterm(number: int, frame: FrameType | None) -> None:
-        if trial.busy:
-            trial.ending = end
-        else:  # all is saved, and nobody would look
-            end()
-
-    signal.signal(signal.SIGTERM, on_sigterm)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _unreadable(materials: Materials) -> str | None:
@@ -115,6 +96,14 @@ class TrialActor(tune.Trainable):
         """The trial keeps its own checkpoints; Tune's are never used."""
 
 
+class SigtermGivesNotice(WorkerCallback):
+    """For Ray Train's workers, which train outside of their main thread, the only one that may set handlers."""
+
+    def after_init_train_context(self) -> None:
+        """Called on a worker's main thread before it trains."""
+        signal.signal(signal.SIGTERM, lambda number, frame: NOTICE.give("SIGTERM"))
+
+
 def _worker(config: dict[str, Any]) -> None:
     for result in trial_results(config, group=Group()):
         # Without `done`: Tune would take the driver function away before Train has ended.
@@ -122,17 +111,32 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 def run_with_workers(config: dict[str, Any]) -> None:
-    """A trial of several workers: Tune's driver function, which starts Ray Train's workers and waits for them."""
+    """A trial of several workers: Tune's driver function, which starts Ray Train's workers and waits for them.
+
+    There are `resources.workers` of them, or as many as the cluster's nodes hold just now and `resources.min_workers` at least: a trial
+    that lost a node goes on with the others, and Ray Train starts its workers anew when more would fit. Whatever else fails is raised:
+    the sweep counts it, and Tune calls this again.
+    """
     job = Job.from_json(config["job"])
     resources = compose(Document(job.tree, job.id), seed=job.seed).file.resources
     per_worker = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker > 0:
         per_worker["GPU"] = resources.gpus_per_worker
+    elastic = (resources.min_workers, resources.workers)
     trainer = TorchTrainer(
         _worker,
         train_loop_config=config,
-        scaling_config=ScalingConfig(num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=per_worker),
-        run_config=RunConfig(name=f"{job.id}-{os.getpid()}", storage_path=config["scratch"], callbacks=[TuneReportCallback()]),
+        scaling_config=ScalingConfig(
+            num_workers=elastic if elastic[0] < elastic[1] else resources.workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=per_worker,
+        ),
+        run_config=RunConfig(
+            name=f"{job.id}-{os.getpid()}",
+            storage_path=config["scratch"],
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
+            callbacks=[TuneReportCallback(), SigtermGivesNotice()],
+        ),
     )
     trainer.fit()
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import shutil
+import signal
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import ray
@@ -17,11 +18,13 @@ from ray.tune.error import TuneError
 from rich.console import Console
 
 from fewshot_ray.cluster.actors import TrialActor, build_stages, run_with_workers
+from fewshot_ray.cluster.ending import start_messenger
 from fewshot_ray.cluster.journal import Journal
 from fewshot_ray.cluster.lease import Lease
 from fewshot_ray.cluster.opened import Opened, put_on_record
+from fewshot_ray.cluster.session import check_resources, ray_session
 from fewshot_ray.cluster.sweep import Sweep
-from fewshot_ray.cluster.tune import SweepScheduler, SweepSearcher
+from fewshot_ray.cluster.tune import RayLost, SweepScheduler, SweepSearcher, Watch
 from fewshot_ray.errors import UserError
 from fewshot_ray.patience import LONG_PATIENCE_SEC, patience
 from fewshot_ray.report.leaderboard import leaderboard, write_csv
@@ -33,71 +36,59 @@ from fewshot_ray.spec.sections import ResourcesSpec
 from fewshot_ray.spec.validate import endpoint_trees
 from fewshot_ray.trial.compose import compose
 
-__all__ = ["check_resources", "ray_session", "run_sweep", "write_results"]
+__all__ = ["Interrupted", "run_sweep", "write_results"]
+
+MOST_RESTARTS = 3
+"""Of a Ray of our own that is lost again and again, with no evaluation in between."""
 
 
-@contextmanager
-def ray_session(address: str | None) -> Iterator[None]:
-    """A Ray to run on: one that is there (`address`), or one of our own that ends with the sweep."""
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.05")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    for name in ("ray.tune", "ray._private.authentication"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    if ray.is_initialized():
-        yield
-        return
-    try:
-        ray.init(
-            address=address or "local",
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
-        )
-    except (ConnectionError, ValueError) as error:
-        raise UserError(
-            f"--address {address}: no Ray answers there ({str(error).splitlines()[0]}); `ray status` shows a cluster's"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+class Interrupted(KeyboardInterrupt):
+    """The sweep was told to end before its time, by a signal; it can be resumed."""
 
-
-def check_resources(resources: ResourcesSpec) -> int:
-    """How many trials fit at a time. Raises UserError where not even one ever will."""
-    have = ray.cluster_resources()
-    worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    for kind, amount in worker.items():
-        if amount * resources.workers > have.get(kind, 0):
-            raise UserError(
-                f"resources: a trial asks for {amount * resources.workers:g} {kind}s ({resources.workers} workers), "
-                f"the cluster has {have.get(kind, 0):g}; at most that would be right"
-            )
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    # A worker is on one node: two nodes of 2 CPUs hold no worker of 3.
-    hold = [min(int(node.get(kind, 0) / amount + 1e-9) for kind, amount in worker.items() if amount > 0) for node in nodes]
-    if sum(hold) < resources.workers:
-        each = " and ".join(f"{amount:g} {kind}s" for kind, amount in worker.items() if amount > 0)
-        raise UserError(
-            f"resources: a trial asks for {resources.workers} workers of {each} each, the cluster's nodes hold {sum(hold)} of them; "
-            f"fewer or smaller workers would be right"
-        )
-    return sum(hold) // resources.workers
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
 
 
 def run_sweep(opened: Opened, *, address: str | None = None, console: Console | None = None) -> None:
-    """Run all that is left of a sweep. Raises UserError, also where another driver runs it; KeyboardInterrupt leaves it resumable."""
+    """Run all that is left of a sweep, on the Ray at `address`, on one that is initialised, or on one of its own.
+
+    Ctrl-C or SIGTERM end it when its trials have saved where they are, a second one at once: Interrupted, or KeyboardInterrupt. A Ray of
+    its own that dies is replaced. Raises UserError, also where another driver runs the sweep. Whatever ends it, it can be resumed.
+    """
     console = console or Console()
-    with patience(LONG_PATIENCE_SEC), Lease(opened.folder.folder) as lease, ray_session(address):
+    with patience(LONG_PATIENCE_SEC), Lease(opened.folder.folder) as lease:
         put_on_record(opened)  # now that nobody else runs it
-        fits = check_resources(opened.file.resources)
-        concurrent = min(fits, opened.file.search.concurrent or fits)
-        _build_stages(opened, console)
-        _run_trials(opened, concurrent, console, lease)
+        restarts, on_record = 0, _evaluations(opened)
+        while not _run_on_ray(opened, address, console, lease):
+            before, on_record = on_record, _evaluations(opened)
+            restarts = 1 if on_record > before else restarts + 1
+            if restarts > MOST_RESTARTS:
+                raise UserError(f"Ray's processes on this machine were lost {restarts} times in a row: is there too little memory?")
+            console.print("Ray's processes on this machine were lost; starting anew", highlight=False)
     write_results(opened)
+
+
+def _evaluations(opened: Opened) -> int:
+    return sum(len(opened.folder.rows(record.id)) for record in opened.folder.trials())
+
+
+def _run_on_ray(opened: Opened, address: str | None, console: Console, lease: Lease) -> bool:
+    """Run all that is left on one Ray; False where that was one of our own, and it was lost."""
+    is_own = False
+    try:
+        with ray_session(address) as is_own:
+            fits = check_resources(opened.file.resources, begun=bool(opened.folder.trials()))
+            concurrent = min(fits, opened.file.search.concurrent or fits)
+            _build_stages(opened, console)
+            _run_trials(opened, concurrent, console, lease)
+    except RayLost:
+        if not is_own:
+            raise UserError(
+                "the Ray node that the sweep was driven from is gone; `ray start` it again, then `fewshot-ray resume` goes on"
+            ) from None
+        return False
+    return True
 
 
 def _build_stages(opened: Opened, console: Console) -> None:
@@ -126,7 +117,8 @@ def _run_trials(opened: Opened, concurrent: int, console: Console, lease: Lease)
     with Progress(file.search.trials, steps, objectives=file.search.objectives, done_trials=done, console=console) as progress:
         journal = Journal(opened.folder.folder)
         sweep = Sweep(opened.document, file, opened.folder, journal, progress, concurrent=concurrent, may_write=lease.check)
-        shared = {"folder": opened.folder.folder.url, "scratch": scratch}
+        messenger = start_messenger()
+        shared = {"folder": opened.folder.folder.url, "scratch": scratch, "messenger": messenger}
         tuner = tune.Tuner(
             _trainable(file.resources),
             tune_config=tune.TuneConfig(
@@ -136,13 +128,13 @@ def _run_trials(opened: Opened, concurrent: int, console: Console, lease: Lease)
                 name=file.name,
                 storage_path=scratch,
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=file.search.retries),
+                failure_config=tune.FailureConfig(max_failures=-1),  # the sweep counts them: `Sweep.lost`
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-                callbacks=[],
+                callbacks=[Watch(ray.get_runtime_context().get_node_id())],
             ),
         )
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _signals_end(sweep, messenger) as received:
                 warnings.simplefilter("ignore")
                 tuner.fit()
         except TuneError as error:
@@ -152,8 +144,42 @@ def _run_trials(opened: Opened, concurrent: int, console: Console, lease: Lease)
             journal.close()
             shutil.rmtree(scratch, ignore_errors=True)
     if not sweep.done:
-        raise KeyboardInterrupt
+        raise Interrupted(next(iter(received), signal.SIGINT))
     sweep.kept.tidy()  # the workers have ended by now
+
+
+@contextmanager
+def _signals_end(sweep: Sweep, messenger: Any) -> Iterator[list[int]]:
+    """Within the block the first SIGINT or SIGTERM lets the trials save and end, the second is a KeyboardInterrupt; yields those received.
+
+    Outside of the main thread, which alone may set handlers, nothing changes.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def close(name: str) -> None:
+        sweep.progress.say(f"{name}: the trials save where they are, then the sweep ends; once more ends it at once")
+        messenger.end.remote(f"the sweep was ended by {name}")
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise Interrupted(number)
+        sweep.closing = True
+        # Not here: what the main thread was in the middle of may hold a lock.
+        threading.Thread(target=close, args=("Ctrl-C" if number == signal.SIGINT else "SIGTERM",), daemon=True).start()
+
+    try:
+        for number in signals:
+            signal.signal(number, on_signal)
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _underlying(error: BaseException) -> BaseException:

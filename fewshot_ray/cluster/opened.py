@@ -74,7 +74,8 @@ def changed(opened: Opened, *, trials: int | None = None, workers: int | None = 
             raise UserError(f"--extend trials={trials}: the sweep has {opened.file.search.trials} already; more would be right")
         tree["search"] = {**(tree.get("search") or {}), "trials": trials}
     if workers is not None:
-        tree["resources"] = {**(tree.get("resources") or {}), "workers": workers}
+        least = min(opened.file.resources.min_workers, workers)
+        tree["resources"] = {**(tree.get("resources") or {}), "workers": workers, "min_workers": least}
     document, file = check_document(replace(opened.document, tree=tree))
     return Opened(document, file, opened.folder)
 

@@ -26,6 +26,9 @@ from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.trial.best import best_index, violations
 from fewshot_ray.trial.compose import PLAIN, preset_values
 
+MOST_MACHINES_LOST = 100
+"""Of one trial, before it is given up: it may be what its machines die of."""
+
 
 class Next(Enum):
     """What to do where there is no job."""
@@ -48,7 +51,9 @@ class Running:
     """Whether successive halving stopped it."""
     problem: str | None = None
     failures: list[str] = field(default_factory=list)
-    """Why its worker was lost, each time."""
+    """Why its worker crashed, each time."""
+    machines_lost: int = 0
+    """Times that its machine went away under it, or was about to."""
 
 
 class Sweep:
@@ -89,6 +94,8 @@ class Sweep:
         self.last_time_sec = 0.0
         """Of the latest evaluation on record, in seconds since 1970."""
         self.done = False
+        self.closing = False
+        """Set where the sweep is to end before its time: nothing more is begun."""
         self.waiting: list[Job] | None = None
         """Of what comes after the search; None where the folder is to be asked."""
         self._reconcile()
@@ -146,6 +153,8 @@ class Sweep:
     def next_job(self) -> Job | Next:
         """The next job to hand to a worker, which counts as running from now on."""
         self.may_write()
+        if self.closing:
+            return Next.WAIT if self.running else Next.DONE
         if len(self.running) >= self.concurrent:
             return Next.WAIT
         job = self.pending.pop(0) if self.pending else self._new_job()
@@ -256,21 +265,41 @@ class Sweep:
         """The trial can't go on (a NaN loss, a spec that doesn't fit): no retry would help."""
         self.running[trial_id].problem = problem
 
-    def lost(self, trial_id: str, reason: str) -> None:
-        """The trial's worker failed; it may be tried again."""
-        self.running[trial_id].failures.append(reason)
+    def lost(self, trial_id: str, reason: str, *, with_machine: bool = False) -> None:
+        """The trial's worker crashed, or went `with_machine`; see `may_go_on`."""
+        running = self.running[trial_id]
+        if with_machine:
+            running.machines_lost += 1
+        else:
+            running.failures.append(reason)
+        if not self.closing:
+            self.progress.lost(trial_id, reason, again=self.may_go_on(trial_id))
 
-    def ended(self, trial_id: str, *, lost: bool = False) -> None:
-        """A running trial has ended; `lost` where its worker failed after the last retry too."""
+    def may_go_on(self, trial_id: str) -> bool:
+        """Whether a trial that was lost is started again: not after its last retry, and not where the sweep ends."""
+        return not self.closing and not self._given_up(self.running[trial_id])
+
+    def _given_up(self, running: Running) -> bool:
+        return len(running.failures) > self.file.search.retries or running.machines_lost > MOST_MACHINES_LOST
+
+    def ended(self, trial_id: str) -> None:
+        """A running trial has ended, by itself or because it may not go on."""
         self.may_write()
         running = self.running.pop(trial_id)
+        lost = self._given_up(running)
+        if self.closing and not (lost or running.problem or running.stopped or self._ended(running.job)):
+            self._left(running)
+            return
         self.waiting = None
         record = self.folder.record(trial_id)
         assert record is not None
         problem = running.problem
         if lost and not problem:
-            last = f" (attempt {len(running.failures)}, the last): {running.failures[-1]}" if running.failures else ""
-            problem = f"its worker failed{last}"
+            problem = (
+                f"its worker failed (attempt {len(running.failures)}, the last): {running.failures[-1]}"
+                if running.failures
+                else f"it lost {running.machines_lost} machines"
+            )
         if not problem and not running.stopped and not self._ended(running.job):
             problem = "its worker ended before the last evaluation"
         state: State = "FAIL" if problem else "PRUNED" if running.stopped else "COMPLETE"
@@ -283,9 +312,12 @@ class Sweep:
     def abandon(self) -> None:
         """The driver stops before its trials ended: they stay on record as running and go on when the sweep is resumed."""
         for running in self.running.values():
-            if running.board is not None:
-                running.board.close(ended=False)
+            self._left(running)
         self.running.clear()
+
+    def _left(self, running: Running) -> None:
+        if running.board is not None:
+            running.board.close(ended=False)
 
     def _settle(self, job: Job, record: TrialRecord, state: State, problem: str | None) -> TrialRecord:
         """Write how a trial ended, and tell the study."""

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from typing import Any
 
+import ray
 from ray import cloudpickle
+from ray.tune import Callback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from fewshot_ray.cluster.actors import PROBLEM, ROW
 from fewshot_ray.cluster.jobs import Job
+from fewshot_ray.cluster.losses import error_line, of_the_machine
 from fewshot_ray.cluster.sweep import Next, Sweep
 from fewshot_ray.report.sweep_folder import EvaluationRow
+
+WATCH_SEC = 2.0
+
+
+class RayLost(BaseException):
+    """Ray's process on the driver's machine is gone. As with KeyboardInterrupt, Tune should not try to go on or to clean up."""
 
 
 class _OfTheDriver:
@@ -46,7 +56,7 @@ class SweepSearcher(_OfTheDriver, Searcher):
         """Called once a trial, after its last retry."""
         own = self.trial_ids.pop(trial_id, None)
         if own is not None:
-            self.sweep.ended(own, lost=error)
+            self.sweep.ended(own)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """The scheduler handles results."""
@@ -74,12 +84,20 @@ class SweepScheduler(_OfTheDriver, FIFOScheduler):
         self._record(trial, result)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Called at each failure, before a retry as well as after the last."""
-        self.sweep.lost(Job.from_json(trial.config["job"]).id, _reason(trial))
+        """A worker was lost. Tune would start the trial again for ever: `on_trial_add`, called next, decides."""
+        error = _error(trial)
+        self.sweep.lost(_job_id(trial), error_line(error), with_machine=of_the_machine(error))
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """A new trial, or one that lost its worker and stands in line again."""
+        super().on_trial_add(tune_controller, trial)
+        job_id = _job_id(trial)
+        if job_id in self.sweep.running and not self.sweep.may_go_on(job_id):
+            tune_controller.stop_trial(trial)
 
     def _record(self, trial: Any, result: dict[str, Any]) -> bool:
         """Pass a result on; whether the trial should stop."""
-        job_id = Job.from_json(trial.config["job"]).id
+        job_id = _job_id(trial)
         if PROBLEM in result:
             self.sweep.failed(job_id, str(result[PROBLEM]))
             return True
@@ -87,14 +105,31 @@ class SweepScheduler(_OfTheDriver, FIFOScheduler):
         return self.sweep.evaluated(job_id, row)
 
 
-def _reason(trial: Any) -> str:
-    """Why a trial's worker failed, on one line. Tune's own reading looks where the error isn't uploaded yet."""
+def _job_id(trial: Any) -> str:
+    return Job.from_json(trial.config["job"]).id
+
+
+def _error(trial: Any) -> BaseException | None:
+    """What a trial's worker was lost to. Tune's own reading looks where the error isn't uploaded yet."""
     path = trial.pickled_error_file
     if path is None or not os.path.exists(path):
-        return "unknown"
+        return None
     with open(path, "rb") as file:
-        error = cloudpickle.load(file)
-    cause = getattr(error, "cause", None) or error
-    # Ray Train wraps what its workers raised.
-    cause = next(iter(getattr(cause, "worker_failures", {}).values()), cause)
-    return f"{type(cause).__name__}: {next(iter(str(cause).strip().splitlines()), '')}"
+        error: BaseException = cloudpickle.load(file)
+    return error
+
+
+class Watch(Callback):
+    """Ends the sweep where Ray's process on this machine is gone: Tune would wait for ever for what its workers say."""
+
+    def __init__(self, node_id: str) -> None:
+        self.node_id = node_id
+        self._next_sec = 0.0
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Called some times a second. Raises RayLost."""
+        if time.monotonic() < self._next_sec:
+            return
+        self._next_sec = time.monotonic() + WATCH_SEC
+        if not any(node["NodeID"] == self.node_id and node["Alive"] for node in ray.nodes()):
+            raise RayLost

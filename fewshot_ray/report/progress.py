@@ -104,6 +104,14 @@ class Progress:
             self._say(f"{id} step {step}/{trial.steps}: {reading}")
         self._refresh()
 
+    def lost(self, id: str, reason: str, *, again: bool) -> None:
+        """A running trial lost its worker; it goes on from its last checkpoint where it is started `again`."""
+        self._say(f"{id} lost its worker ({reason})" + ("; it is started again" if again else ""), style="yellow")
+
+    def say(self, text: str) -> None:
+        """A line about the sweep itself."""
+        self._say(text)
+
     def finished(self, id: str, state: str, value: float | None = None, reason: str | None = None) -> None:
         """A trial ended as COMPLETE, PRUNED or FAIL; `value` is its best of the metric shown, `reason` why it ended early."""
         trial = self._running.pop(id, None)

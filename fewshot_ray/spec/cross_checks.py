@@ -15,6 +15,13 @@ def cross_checks(spec: FileSpec) -> Iterator[tuple[str, str]]:
     yield from _steps(spec)
     yield from _confirm(spec)
     yield from _metrics(spec)
+    yield from _workers(spec)
+
+
+def _workers(spec: FileSpec) -> Iterator[tuple[str, str]]:
+    most = spec.resources.workers
+    if spec.resources.min_workers > most:
+        yield "resources.min_workers", f"{spec.resources.min_workers} is above resources.workers ({most}); at most {most} is right"
 
 
 def _source(spec: FileSpec) -> Iterator[tuple[str, str]]:

@@ -299,7 +299,7 @@ class SearchSpec(Section):
     """Finished trials, the best, that keep a checkpoint; preset, plain fine-tuning, reruns and the refit keep theirs besides."""
 
     retries: int = Field(default=2, ge=0)
-    """Times a trial is started again after its machine failed."""
+    """Times a trial is started again after its worker crashed; a machine that went away (a spot machine, say) is not counted."""
 
     include_preset: bool = True
     """Begin with the preset of the methods, together as they are in the file."""
@@ -313,6 +313,9 @@ class ResourcesSpec(Section):
 
     workers: PositiveInt = 1
     """Processes that share a trial's batches."""
+
+    min_workers: PositiveInt = 1
+    """A trial whose node is lost goes on with as many workers as the others hold, this many at least."""
 
     gpus_per_worker: float = Field(default=0.0, ge=0)
     """GPUs of a worker; a fraction shares one."""

@@ -58,6 +58,10 @@ class Group:
         dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
         return int(tensor.item())
 
+    def wait_for_all(self, device: torch.device) -> None:
+        """Until every worker has come here."""
+        self.smallest(0, device)
+
     def total(self, value: int, device: torch.device) -> int:
         """The sum of the workers' values."""
         if self.size == 1:

@@ -22,6 +22,11 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being written."""
+        return self._pending is None or self._pending.done()
+
     def submit(self, step: int, tensors: Mapping[str, Tensor], info: Mapping[str, Any], keep: Keep) -> None:
         """Copy the state and begin to write it; then of the saved steps those that `keep` doesn't name are removed.
 

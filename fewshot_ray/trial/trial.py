@@ -49,6 +49,10 @@ class Evaluation:
     """Trained parameters over all parameters of the network, in (0, 1]."""
 
 
+class SavedAndEndedError(Exception):
+    """The trial was told to end: all it has done is saved, and it goes on from there, elsewhere or later."""
+
+
 def make_optimizer(parameters: list[torch.nn.Parameter], config: TrainSpec) -> torch.optim.Optimizer:
     """AdamW, fused."""
     beta_1, beta_2 = config.betas
@@ -61,9 +65,20 @@ class Trial:
     Raises UserError where the spec doesn't fit the model, the images or the machine.
     """
 
-    def __init__(self, spec: TrialSpec, folder: Folder, cache: Folder, *, device: torch.device, group: Group | None = None) -> None:
+    def __init__(
+        self,
+        spec: TrialSpec,
+        folder: Folder,
+        cache: Folder,
+        *,
+        device: torch.device,
+        group: Group | None = None,
+        told_to_end: Callable[[], str | None] = lambda: None,
+    ) -> None:
         self.spec = spec
         self.folder = folder
+        self.told_to_end = told_to_end
+        """Asked every `PART_SEC` or so: why the process is to end soon, or None. The workers of a group need not agree."""
         self.device = device
         self.group = group or Group()
         self.materials = Materials(spec, cache, device)
@@ -77,11 +92,10 @@ class Trial:
         self.history: list[Evaluation] = []
         self.writer = CheckpointWriter(self.checkpoints)
         self._saved_at_sec = time.monotonic()
+        self._saved_step = 0
         self._part_steps = 1
         self.busy = False
         """Whether it trains or measures, and does not wait to be asked for its next evaluation."""
-        self.ending: Callable[[], None] | None = None
-        """Set where the process is told to end: called at the next part's end, after all is saved."""
 
     @property
     def checkpoints(self) -> Folder:
@@ -89,7 +103,10 @@ class Trial:
         return self.folder / "checkpoints"
 
     def evaluations(self) -> Iterator[Evaluation]:
-        """Every evaluation of the trial in order, those before an interruption first, from its latest whole checkpoint."""
+        """Every evaluation of the trial in order, those before an interruption first, from its latest whole checkpoint.
+
+        Raises SavedAndEndedError where it is told to end, with everything saved.
+        """
         self._resume()
         yield from list(self.history)
         steps, every = self.spec.refit_steps or self.spec.file.train.steps, self.config.every
@@ -102,19 +119,19 @@ class Trial:
                     self.busy = False
                     yield evaluation
         finally:
+            self.busy = False
             self.writer.close()
 
     def _advance(self, step: int) -> Evaluation:
         """Train the folds in lockstep, with checkpoints underway, and measure them."""
         seconds, first = 0.0, self.trainings[0].step
         while self.trainings[0].step < step:
+            self._end_if_told()
             seconds += self._train_part(step)
-            if self.ending is not None:
+            due = time.monotonic() - self._saved_at_sec >= self.spec.file.train.checkpoint_sec
+            if due and self.trainings[0].step < step and self.writer.idle:  # a storage that is away for minutes holds nothing up
                 self._save()
-                self.writer.wait()
-                self.ending()
-            elif self.trainings[0].step < step and time.monotonic() - self._saved_at_sec >= self.spec.file.train.checkpoint_sec:
-                self._save()
+        self._end_if_told()
         losses = [training.take_loss() for training in self.trainings]
         images = (step - first) * self.spec.file.train.batch_size * len(self.trainings)
         evaluation = Evaluation(
@@ -129,6 +146,17 @@ class Trial:
         self._save()
         return evaluation
 
+    def _end_if_told(self) -> None:
+        """Save and raise SavedAndEndedError where a worker of the group is told to end; all do so at the same step."""
+        reason = self.group.first_of(self.told_to_end())
+        if reason is None:
+            return
+        if self.trainings[0].step != self._saved_step:
+            self._save()
+        self.writer.wait()
+        self.group.wait_for_all(self.device)  # the first to end may take the others with it
+        raise SavedAndEndedError(f"{reason}; saved at step {self.trainings[0].step}")
+
     def _train_part(self, step: int) -> float:
         """Train every fold for as many steps as take about `PART_SEC`, up to `step`; the seconds it took."""
         started, first = time.perf_counter(), self.trainings[0].step
@@ -136,7 +164,8 @@ class Trial:
         for training in self.trainings:
             training.advance(until)
         seconds = time.perf_counter() - started
-        self._part_steps = max(1, int(PART_SEC * (until - first) / max(seconds, 1e-6)))
+        # The same on every worker: they must come to the next fold at the same step.
+        self._part_steps = self.group.smallest(max(1, int(PART_SEC * (until - first) / max(seconds, 1e-6))), self.device)
         return seconds
 
     def _measure(self, step: int) -> dict[str, float]:
@@ -207,10 +236,10 @@ class Trial:
 
     def _save(self) -> None:
         """A checkpoint at the current step; besides it the one before and the best are kept."""
-        self._saved_at_sec = time.monotonic()
+        step = self.trainings[0].step
+        self._saved_at_sec, self._saved_step = time.monotonic(), step
         if self.group.rank != 0:
             return
-        step = self.trainings[0].step
         tensors: dict[str, torch.Tensor] = {}
         training: dict[str, Any] = {}
         for index, one in enumerate(self.trainings):
@@ -237,6 +266,7 @@ class Trial:
         for index, training in enumerate(self.trainings):
             restore_training(training, checkpoint, f"fold{index}/")
         self.history = [Evaluation(**evaluation) for evaluation in checkpoint.info["history"]]
+        self._saved_step = step
 
 
 def _diffusion(training: Training) -> DiffusionMethod:

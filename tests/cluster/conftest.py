@@ -107,7 +107,7 @@ def local_ray(short_folder: Path, s3: str) -> Iterator[None]:
     """Two CPUs. After `s3`, whose settings its workers inherit."""
     import ray
 
-    from fewshot_ray.cluster.driver import ray_session
+    from fewshot_ray.cluster.session import ray_session
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", str(short_folder))

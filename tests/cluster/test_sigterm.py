@@ -16,34 +16,37 @@ SECTIONS = {"train": {"steps": 100_000, "lr": 1e-3}, "evaluate": {"every": 100_0
 WORKER = """
 import sys
 import fewshot_ray.trial.trial as module
-from fewshot_ray.cluster.actors import saved_before_the_end
+from fewshot_ray.cluster.ending import NOTICE, sigterm_gives_notice
 from tests.cluster.test_sigterm import SECTIONS
 from tests.trial.tiny import trial
 module.PART_SEC = 0.2
 run = trial(sys.argv[1], **SECTIONS)
-with saved_before_the_end(run):
+run.told_to_end = NOTICE
+with sigterm_gives_notice(lambda: run.busy):
     print("ready", flush=True)
     list(run.evaluations())
 """
 
 
 def test_a_checkpoint_before_the_end(tmp_path: Path) -> None:
-    """Oracle: a real process and a real signal: it ends by it, within a second of work, and its last step is on the disk."""
+    """Oracle: a real process and a real signal: it says why it ends, within a second of work, and its last step is on the disk."""
     root = Path(__file__).parents[2]
-    process = subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path)], cwd=root, stdout=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path)], cwd=root, text=True, **pipes)
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         time.sleep(2)
         assert saved_steps(Folder(tmp_path) / "trial" / "checkpoints") == []
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == -signal.SIGTERM
+        said = process.communicate(timeout=20)[1].splitlines()[-1]
     finally:
         process.kill()
         process.wait()
     checkpoint = latest_checkpoint(Folder(tmp_path) / "trial" / "checkpoints")
     assert checkpoint is not None
     assert checkpoint.step > 1
+    assert said == f"fewshot_ray.trial.trial.SavedAndEndedError: SIGTERM; saved at step {checkpoint.step}"
     resumed = trial(tmp_path, **SECTIONS)
     resumed._resume()
     assert resumed.trainings[0].step == checkpoint.step

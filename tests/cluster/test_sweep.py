@@ -188,23 +188,61 @@ def test_a_failed_trial(tmp_path: Path) -> None:
 
 
 def test_a_lost_worker(tmp_path: Path) -> None:
-    """Oracle: a failure with a retry after it leaves no trace; after the last it is FAIL with the reason."""
-    sweep = open_sweep(Folder(tmp_path), file(search={"trials": 2}))
+    """Oracle: a crash with a retry after it leaves no trace, as does a machine that goes; after the last it is FAIL with the reason."""
+    sweep = open_sweep(Folder(tmp_path), file(search={"trials": 2, "retries": 1}))
     for retried in (True, False):
         job = sweep.next_job()
         assert isinstance(job, Job)
         sweep.lost(job.id, "MemoryError: first")
-        sweep.lost(job.id, "MemoryError: second")
+        for _ in range(5):
+            sweep.lost(job.id, "ActorDiedError: its node has died", with_machine=True)
+        assert sweep.may_go_on(job.id)
         if retried:
             run_job(sweep, job)
         else:
-            sweep.ended(job.id, lost=True)
+            sweep.lost(job.id, "MemoryError: second")
+            assert not sweep.may_go_on(job.id)
+            sweep.ended(job.id)
     records = sweep.folder.trials()
     assert [(record.state, record.error) for record in records] == [
         ("COMPLETE", None),
         ("FAIL", "its worker failed (attempt 2, the last): MemoryError: second"),
     ]
     assert records[1].values is None
+
+
+def test_a_trial_that_its_machines_die_of(tmp_path: Path) -> None:
+    """Oracle: not for ever."""
+    sweep = open_sweep(Folder(tmp_path), file(search={"trials": 1}))
+    job = sweep.next_job()
+    assert isinstance(job, Job)
+    for number in range(1, 102):
+        sweep.lost(job.id, "ActorDiedError: its node has died", with_machine=True)
+        assert sweep.may_go_on(job.id) == (number <= 100)
+    sweep.ended(job.id)
+    assert [(record.state, record.error) for record in sweep.folder.trials()] == [("FAIL", "it lost 101 machines")]
+
+
+def test_closing(tmp_path: Path) -> None:
+    """Oracle: nothing is begun, what is lost stays one to go on with, what ends meanwhile has ended; resumed, all is as if undisturbed."""
+    undisturbed = open_sweep(Folder(tmp_path / "a"), file())
+    finish(undisturbed)
+    sweep = open_sweep(Folder(tmp_path / "b"), file(), concurrent=2)
+    first, second = sweep.next_job(), sweep.next_job()
+    assert isinstance(first, Job)
+    assert isinstance(second, Job)
+    sweep.closing = True
+    assert sweep.next_job() is Next.WAIT
+    sweep.lost(first.id, "SavedAndEndedError: saved at step 3", with_machine=True)
+    assert not sweep.may_go_on(first.id)
+    sweep.ended(first.id)
+    run_job(sweep, second)
+    assert sweep.next_job() is Next.DONE
+    assert not sweep.done
+    assert [record.state for record in sweep.folder.trials()] == ["RUNNING", "COMPLETE"]
+    resumed = open_sweep(Folder(tmp_path / "b"), file())
+    assert finish(resumed)[0] == first.id
+    assert outcome(resumed) == outcome(undisturbed)
 
 
 @pytest.mark.parametrize("metric", ["holdout_loss", "kid"])

@@ -1,0 +1,95 @@
+"""How the workers of a sweep hear that they are to end: from the driver, or by the signal a machine sends before it goes.
+
+Imports neither torch nor the trial: the driver's messenger is a process of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+
+class Messenger:
+    """Tells every worker that asks when the sweep is to end, and nothing before that."""
+
+    def __init__(self) -> None:
+        self._reason: asyncio.Future[str] = asyncio.get_event_loop().create_future()
+
+    async def end(self, reason: str) -> None:
+        """The sweep is to end."""
+        if not self._reason.done():
+            self._reason.set_result(reason)
+
+    async def wait(self) -> str:
+        """Why the sweep is to end, once it is."""
+        return await asyncio.shield(self._reason)
+
+
+def start_messenger() -> Any:
+    """A messenger on the driver's own machine, which ends with the driver."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Messenger).remote()
+
+
+class Notice:
+    """Why this process is to end soon: calling it gives the reason, or None as long as nobody has told it to."""
+
+    def __init__(self) -> None:
+        self._reason: str | None = None
+        self._listening = False
+
+    def __call__(self) -> str | None:
+        return self._reason
+
+    def give(self, reason: str) -> None:
+        """The process is to end; the first reason counts."""
+        self._reason = self._reason or reason
+
+    def listen(self, messenger: Any) -> None:
+        """Hear of the driver's end, in a thread of its own; once a process."""
+        if self._listening:
+            return
+        self._listening = True
+        threading.Thread(target=self._listen, args=(messenger,), name="ending", daemon=True).start()
+
+    def _listen(self, messenger: Any) -> None:
+        with suppress(Exception):  # the driver is gone, and this process soon
+            self.give(ray.get(messenger.wait.remote()))
+
+
+NOTICE = Notice()
+"""Of this process."""
+
+
+@contextmanager
+def sigterm_gives_notice(busy: Callable[[], bool]) -> Iterator[None]:
+    """Within the block a SIGTERM gives notice while `busy()`, and ends the process at once where nobody would look at it.
+
+    Outside of the main thread, which alone may set handlers, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def on_sigterm(number: int, frame: FrameType | None) -> None:
+        if busy():
+            NOTICE.give("SIGTERM")
+        else:
+            signal.signal(signal.SIGTERM, before)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,85 @@
+"""The Ray that a sweep runs on: one that is there, or one of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from fewshot_ray.errors import UserError
+from fewshot_ray.spec.sections import ResourcesSpec
+
+__all__ = ["check_resources", "ray_session"]
+
+SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.05",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+OWN_SETTINGS = {"RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "1000"}
+"""On one machine a process that doesn't answer is gone; the default takes half a minute to say so."""
+
+
+@contextmanager
+def ray_session(address: str | None) -> Iterator[bool]:
+    """A Ray to run on: one that is there (`address`), or one of our own that ends with the sweep; yields whether it is our own.
+
+    Raises UserError where none answers at `address`.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    for logger in ("ray.tune", "ray._private.authentication"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    if ray.is_initialized():
+        yield False
+        return
+    if address is None:
+        for name, value in OWN_SETTINGS.items():
+            os.environ.setdefault(name, value)
+    try:
+        ray.init(
+            address=address or "local",
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+        )
+    except (ConnectionError, ValueError) as error:
+        raise UserError(
+            f"--address {address}: no Ray answers there ({str(error).splitlines()[0]}); `ray status` shows a cluster's"
+        ) from error
+    try:
+        yield address is None
+    finally:
+        ray.shutdown()
+
+
+def check_resources(resources: ResourcesSpec, *, begun: bool = False) -> int:
+    """How many trials fit at a time. Raises UserError where not even one ever will.
+
+    A sweep that has `begun` goes on where a trial fits with `min_workers`: it may have lost a node.
+    """
+    have = ray.cluster_resources()
+    worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    least = resources.min_workers if begun else resources.workers
+    for kind, amount in worker.items():
+        if amount * least > have.get(kind, 0):
+            raise UserError(
+                f"resources: a trial asks for {amount * least:g} {kind}s ({least} workers), "
+                f"the cluster has {have.get(kind, 0):g}; at most that would be right"
+            )
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    # A worker is on one node: two nodes of 2 CPUs hold no worker of 3.
+    hold = sum(min(int(node.get(kind, 0) / amount + 1e-9) for kind, amount in worker.items() if amount > 0) for node in nodes)
+    if hold < least:
+        each = " and ".join(f"{amount:g} {kind}s" for kind, amount in worker.items() if amount > 0)
+        raise UserError(
+            f"resources: a trial asks for {least} workers of {each} each, the cluster's nodes hold {hold} of them; "
+            f"fewer or smaller workers would be right"
+        )
+    return max(1, hold // resources.workers)
