@@ -24,7 +24,7 @@ from fewshot_ray.cluster.lease import Lease
 from fewshot_ray.cluster.opened import Opened, put_on_record
 from fewshot_ray.cluster.session import check_resources, ray_session
 from fewshot_ray.cluster.sweep import Sweep
-from fewshot_ray.cluster.tune import RayLost, SweepScheduler, SweepSearcher, Watch
+from fewshot_ray.cluster.tune import RayLost, Silent, SweepScheduler, SweepSearcher, Watch
 from fewshot_ray.errors import UserError
 from fewshot_ray.patience import LONG_PATIENCE_SEC, patience
 from fewshot_ray.report.leaderboard import leaderboard, write_csv
@@ -130,7 +130,7 @@ def _run_trials(opened: Opened, concurrent: int, console: Console, lease: Lease)
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=-1),  # the sweep counts them: `Sweep.lost`
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-                callbacks=[Watch(ray.get_runtime_context().get_node_id())],
+                callbacks=[Silent(), Watch(ray.get_runtime_context().get_node_id())],
             ),
         )
         try:

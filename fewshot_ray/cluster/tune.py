@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray import cloudpickle
 from ray.tune import Callback
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -117,6 +118,19 @@ def _error(trial: Any) -> BaseException | None:
     with open(path, "rb") as file:
         error: BaseException = cloudpickle.load(file)
     return error
+
+
+class Silent(TrialProgressCallback):
+    """Stands where Tune would put one that prints."""
+
+    def on_trial_result(self, *args: Any, **info: Any) -> None:
+        """The sweep says it."""
+
+    def on_trial_error(self, *args: Any, **info: Any) -> None:
+        """The sweep says it."""
+
+    def on_trial_complete(self, *args: Any, **info: Any) -> None:
+        """The sweep says it."""
 
 
 class Watch(Callback):
