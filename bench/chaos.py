@@ -14,6 +14,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import time
 from collections import Counter
@@ -279,6 +280,16 @@ def strike(sweep: Sweep, target: str, tally: Tally, draw: random.Random) -> None
 
 
 @contextmanager
+def ended(sweep: Sweep) -> Iterator[None]:
+    """Whatever happens, the sweep's driver doesn't outlive the block."""
+    try:
+        yield
+    finally:
+        if sweep.process is not None and sweep.process.poll() is None:
+            kill_tree([*below(sweep.process), sweep.process])
+
+
+@contextmanager
 def store(home: Path, kind: str) -> Iterator[FaultyProxy | None]:
     """A real S3 server behind the proxy, for the kind that needs one."""
     if kind != "s3":
@@ -293,15 +304,17 @@ def run_kind(kind: str, home: Path, tally: Tally, draw: random.Random, most: int
     home.mkdir(parents=True)
     with store(home, kind) as proxy:
         calm = Sweep(kind, "calm", home, proxy)
-        calm.start()
-        assert calm.process is not None
-        if calm.process.wait() != 0:
-            raise SystemExit((home / "calm.txt").read_text())
+        with ended(calm):
+            calm.start()
+            assert calm.process is not None
+            if calm.process.wait() != 0:
+                raise SystemExit((home / "calm.txt").read_text())
         expected, number = calm.outcome(), 0
         while tally.kills.total() < most and not tally.hangs:
             number += 1
             sweep = Sweep(kind, f"fire{number}", home, proxy)
-            disturb(sweep, tally, draw, most)
+            with ended(sweep):
+                disturb(sweep, tally, draw, most)
             if tally.hangs:
                 return
             got = sweep.outcome()
@@ -317,6 +330,7 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "chaos")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     shutil.rmtree(given.folder, ignore_errors=True)
     tally, draw, began = Tally(), random.Random(given.seed), time.monotonic()
     for number, kind in enumerate(given.kinds, start=1):
