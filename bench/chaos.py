@@ -108,6 +108,10 @@ class Sweep:
             return [self.process]
         return [one for one in below(self.process) if matches(one, NAMES[target])]
 
+    def workers(self) -> set[int]:
+        """The processes that train."""
+        return {one.pid for target in ("actor", "worker") for one in self.members(target)}
+
     def state(self) -> str:
         """Changes whenever something new is on record."""
         return repr(sorted((str(path), path.stat().st_mtime_ns) for path in self.folder.glob("trials/*/*.json*"))) + str(
@@ -258,9 +262,23 @@ def wait_for_news(sweep: Sweep, tally: Tally) -> bool:
     return True
 
 
+def wait_for_another(sweep: Sweep, target: str, before: set[int], tally: Tally) -> bool:
+    """Until a process trains that didn't; what the others still put on record doesn't say that the sweep is back. False for a hang."""
+    assert sweep.process is not None
+    began = time.monotonic()
+    while target != "s3" and sweep.process.poll() is None and sweep.workers() <= before:
+        if time.monotonic() - began > HANG_SEC:
+            tally.hangs.append(f"{sweep.name}: no new worker after {dict(tally.kills)}")
+            kill_tree([*below(sweep.process), sweep.process])
+            return False
+        time.sleep(0.1)
+    return True
+
+
 def strike(sweep: Sweep, target: str, tally: Tally, draw: random.Random) -> None:
     """One kill, and how long it took to be back."""
     assert sweep.process is not None
+    before = sweep.workers()
     if target == "s3":
         assert sweep.proxy is not None
         seconds = draw.uniform(1, 6)
@@ -273,7 +291,7 @@ def strike(sweep: Sweep, target: str, tally: Tally, draw: random.Random) -> None
         note_left_over(sweep, tally)
         sweep.start()
     struck = time.monotonic()
-    if wait_for_news(sweep, tally):
+    if wait_for_another(sweep, target, before, tally) and wait_for_news(sweep, tally):
         tally.back_sec.setdefault(target, []).append(round(time.monotonic() - struck, 1))
     tally.broken += broken_checkpoints(sweep.folder)
     print(dict(tally.kills), f"back after {tally.back_sec.get(target, ['?'])[-1]} s", flush=True)

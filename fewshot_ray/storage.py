@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from uuid import uuid4
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.patience import Result, is_full, is_transient, patiently, place_errors, reason
@@ -21,6 +23,7 @@ CONNECT_SEC = 5.0
 SILENCE_SEC = 30.0
 """A store that says nothing for so long has failed."""
 SLOWEST_BYTES_PER_SEC = 250_000
+READ_BYTES = 2**20
 PART_BYTES = 50 * 2**20
 """From twice as much on, s3fs uploads in parts. Each is then tried several times, so that a bad one does not cost all."""
 
@@ -35,22 +38,62 @@ def is_s3(url: str) -> bool:
     return url.startswith(("s3://", "s3a://"))
 
 
-def open_place(url: str, *, attempts: int = 1) -> tuple[Any, str]:
+def open_place(url: str, *, attempts: int = 1, **client: Any) -> tuple[Any, str]:
     """The fsspec filesystem of `url` and the path in it. Its listings are never cached.
 
     S3's client and s3fs would each try five times on their own, for up to a minute and a half of silence: here `attempts` times a request
-    in all, each within bounds, for `patiently` is to decide. What fsspec's own settings say about the client goes before.
+    in all, each within bounds, for `patiently` is to decide. What fsspec's own settings say about the client goes before; `client` is more
+    of it.
     """
     if not is_s3(url):
         filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
         return filesystem, path
     settings: dict[str, Any] = {"connect_timeout": CONNECT_SEC, "read_timeout": SILENCE_SEC}
-    settings["retries"] = {"mode": "standard", "total_max_attempts": attempts}
+    settings |= {"retries": {"mode": "standard", "total_max_attempts": attempts}, **client}
     for protocol in ("s3", "s3a"):
         settings |= fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
     filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False, config_kwargs=settings)
     filesystem.retries = 1
     return filesystem, path
+
+
+def open_file(url: str) -> IO[bytes]:
+    """A file to read and seek in; what passes by itself is waited out at every read. Raises what `patiently` does."""
+    # Some stores answer a request for a part with the whole object's checksum.
+    filesystem, path = open_place(url, response_checksum_validation="when_required")
+    if isinstance(filesystem, LocalFileSystem):
+        return open(path, "rb")
+    size = patiently(lambda: int(filesystem.info(path)["size"]), path)
+    return io.BufferedReader(_Ranges(filesystem, path, size), READ_BYTES)
+
+
+class _Ranges(io.RawIOBase):
+    """A remote file's bytes, each range asked for by itself: fsspec's own files don't outlast an error."""
+
+    def __init__(self, filesystem: Any, path: str, size: int) -> None:
+        self.filesystem, self.path, self.size, self.position = filesystem, path, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.position = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence])
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        start, end = self.position, min(self.position + len(buffer), self.size)
+        if start >= end:
+            return 0
+        content = patiently(lambda: self.filesystem.cat_file(self.path, start=start, end=end), self.path)
+        buffer[: len(content)] = content
+        self.position += len(content)
+        return len(content)
 
 
 class Folder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import random
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,11 +22,18 @@ from typing import Any
 from uuid import uuid4
 
 import fsspec
+import pyarrow.parquet
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save as save_safetensors
 
 from fewshot_ray import patience as waiting
 from fewshot_ray import storage
+from fewshot_ray.data.places import pictures
 from fewshot_ray.errors import UserError
+from fewshot_ray.models.source import locate_pipeline
+from fewshot_ray.models.weights import read_weights
 from fewshot_ray.patience import is_transient, patience, patiently, set_patience
 from fewshot_ray.storage import Folder
 from tests.faulty_proxy import FORBIDDEN, KEYS, LOST, RESET, SLOW_DOWN, TRUNCATE, Fault, FaultyProxy, s3_server
@@ -488,3 +497,62 @@ def test_a_certificate_does_not_become_right() -> None:
 
     assert not is_transient(SSLError(endpoint_url="https://x", error="[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate"))
     assert is_transient(SSLError(endpoint_url="https://x", error="EOF occurred in violation of protocol"))
+
+
+def encoded(number: int) -> bytes:
+    """A picture that no other number has, too large for one read of a stream."""
+    stream = io.BytesIO()
+    noise = random.Random(number).randbytes(128 * 128 * 3)
+    Image.frombytes("RGB", (128, 128), noise).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def as_folder(folder: Folder, images: list[bytes]) -> str:
+    for number, image in enumerate(images):
+        folder.write_bytes(f"photos/{number}.png", image)
+    return f"{folder.url}/photos"
+
+
+def as_zip(folder: Folder, images: list[bytes]) -> str:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for number, image in enumerate(images):
+            archive.writestr(f"{number}.png", image)
+    folder.write_bytes("photos.zip", stream.getvalue())
+    return f"{folder.url}/photos.zip"
+
+
+def as_parquet(folder: Folder, images: list[bytes]) -> str:
+    stream = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"image": images}), stream, row_group_size=1)
+    folder.write_bytes("photos.parquet", stream.getvalue())
+    return f"{folder.url}/photos.parquet"
+
+
+@pytest.mark.parametrize("kind", [as_folder, as_zip, as_parquet])
+def test_images_come_in_spite_of_it(kind: Callable[[Folder, list[bytes]], str], folder: Folder, proxy: FaultyProxy) -> None:
+    """Oracle: the pictures as written, each once and in order, with every third request failing and an outage after the first picture."""
+    images = [encoded(number) for number in range(6)]
+    place = kind(folder, images)
+    proxy.chances = {SLOW_DOWN: 0.15, RESET: 0.1, TRUNCATE: 0.1}
+    found = pictures(place)
+    got = [next(found)]
+    with proxy.outage(0.5):
+        got += list(found)
+    assert [(picture.content, picture.problem) for picture in got] == [(image, "") for image in images]
+
+
+def test_weights_and_models_come_in_spite_of_it(folder: Folder, proxy: FaultyProxy, tmp_path: Path) -> None:
+    """Oracle: the bytes that were uploaded."""
+    tensors = {"weight": torch.arange(3.0)}
+    folder.write_bytes("w.safetensors", save_safetensors(tensors))
+    for path in (source := locate_pipeline("embedded://digits-ddpm")).rglob("*"):
+        if path.is_file():
+            folder.write_bytes(f"model/{path.relative_to(source)}", path.read_bytes())
+    proxy.faults.extend([SLOW_DOWN, RESET, TRUNCATE, SLOW_DOWN])
+    assert read_weights(f"{folder.url}/w.safetensors").tensors["weight"].tolist() == [0.0, 1.0, 2.0]
+    proxy.faults.extend([SLOW_DOWN, RESET, SLOW_DOWN, RESET])
+    fetched = locate_pipeline(f"{folder.url}/model")
+    for path in source.rglob("*.safetensors"):
+        assert (fetched / path.relative_to(source)).read_bytes() == path.read_bytes()
+    assert not proxy.faults

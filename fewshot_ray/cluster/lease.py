@@ -19,8 +19,12 @@ from fewshot_ray.storage import Folder
 logger = logging.getLogger(__name__)
 
 LEASE = "lease.json"
-RENEW_SEC = 15.0
+RENEW_SEC = 10.0
 STALE_SEC = 60.0
+"""By this machine's clock; as the holder's may be wrong, it is then watched for `WATCH_SEC`, in which a living driver renews it."""
+WATCH_SEC = 2.5 * RENEW_SEC
+MOST_SKEW_SEC = 3600.0
+"""No clock is taken to be more wrong than this."""
 SETTLE_SEC = 1.0
 """An object store can't compare and swap: two drivers that write at once both look again after this long, and the last one has it."""
 
@@ -38,11 +42,14 @@ class Holder:
     """Seconds since 1970."""
 
     @property
-    def gone(self) -> bool:
-        """Whether it ran on this machine and doesn't any more, or hasn't been heard of for long."""
-        if self.host == socket.gethostname() and _started(self.pid) != self.started:
-            return True
-        return time.time() - self.renewed_sec > STALE_SEC
+    def ended(self) -> bool:
+        """Whether it ran on this machine and doesn't any more."""
+        return self.host == socket.gethostname() and _started(self.pid) != self.started
+
+    @property
+    def age_sec(self) -> float:
+        """Since it was last renewed, between two machines' clocks; below 0 where its own goes ahead."""
+        return time.time() - self.renewed_sec
 
 
 class Lease:
@@ -60,8 +67,8 @@ class Lease:
 
     def __enter__(self) -> Lease:
         holder = self.holder()
-        if holder is not None and not holder.gone:
-            ago = max(0.0, time.time() - holder.renewed_sec)
+        if holder is not None and not self._is_gone(holder):
+            ago = max(0.0, holder.age_sec)
             raise UserError(
                 f"{self.folder.url}: process {holder.pid} on {holder.host} runs this sweep (last heard of {ago:.0f} s ago); wait for it or "
                 f"stop it there; if it is gone, the sweep is free {max(1.0, STALE_SEC - ago):.0f} s from now"
@@ -91,6 +98,19 @@ class Lease:
             return Holder(**json.loads(self.folder.read_text(LEASE)))
         except (FileNotFoundError, ValueError, TypeError):
             return None
+
+    def _is_gone(self, holder: Holder) -> bool:
+        if holder.ended or holder.age_sec > MOST_SKEW_SEC:
+            return True
+        if holder.host == socket.gethostname() or 0 <= holder.age_sec <= STALE_SEC:
+            return False
+        logger.warning("%s: waiting %.0f s to see whether %s still runs this sweep", self.folder.url, WATCH_SEC, holder.host)
+        ends_sec = time.monotonic() + WATCH_SEC
+        while time.monotonic() < ends_sec:
+            time.sleep(min(1.0, WATCH_SEC / 10))
+            if self.holder() != holder:
+                return False
+        return True
 
     def _is_own(self) -> bool:
         holder = self.holder()

@@ -18,13 +18,13 @@ from pathlib import PurePosixPath
 from typing import IO, Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
 from fewshot_ray.data.digits import digit_indices, digits
 from fewshot_ray.errors import UserError
-from fewshot_ray.patience import place_errors, reason
+from fewshot_ray.patience import is_transient, patiently, place_errors, reason
+from fewshot_ray.storage import open_file, open_place
 
 READABLE = (".jpeg", ".jpg", ".png", ".webp")
 # Pictures all the same: passing over two of somebody's ten photographs in silence would be worse than refusing them.
@@ -53,29 +53,36 @@ def pictures(place: str) -> Iterator[Picture]:
         yield from _embedded(place)
         return
     with _reported(place):
-        filesystem, path = fsspec.core.url_to_fs(os.path.expanduser(place), use_listings_cache=False)
-        is_folder = filesystem.isdir(path)
-        if not is_folder and not filesystem.exists(path):
-            raise FileNotFoundError(place)
-        if not is_folder and not _is_plain_file(filesystem, path):
-            raise OSError("no ordinary file")
+        filesystem, path = open_place(os.path.expanduser(place))
+        is_folder = patiently(lambda: _is_folder(place, filesystem, path), place)
     kind = PurePosixPath(place.split("?")[0]).suffix.lower()
     if is_folder:
         yield from _in_folder(place, filesystem, path)
     elif kind == ".zip":
-        with _reported(place), filesystem.open(path, "rb") as file:
+        with _reported(place), open_file(os.path.expanduser(place)) as file:
             yield from _in_zip(file)
     elif kind == ".parquet":
-        with _reported(place), filesystem.open(path, "rb") as file:
+        with _reported(place), open_file(os.path.expanduser(place)) as file:
             yield from _in_parquet(place, file)
     else:
         raise UserError(f"images {place}: is a single file; a folder, a .zip or a .parquet file of pictures is right")
 
 
+def _is_folder(place: str, filesystem: Any, path: str) -> bool:
+    """Whether it is one, and not a file. Raises OSError where it is neither."""
+    if filesystem.isdir(path):
+        return True
+    if not filesystem.exists(path):
+        raise FileNotFoundError(place)
+    if not _is_plain_file(filesystem, path):
+        raise OSError("no ordinary file")
+    return False
+
+
 def _in_folder(place: str, filesystem: Any, root: str) -> Iterator[Picture]:
     prefix = filesystem._strip_protocol(root).rstrip("/") + "/"
     with _reported(place):
-        found: dict[str, dict[str, Any]] = filesystem.find(root, detail=True)
+        found: dict[str, dict[str, Any]] = patiently(lambda: filesystem.find(root, detail=True), place)
     sizes = {path.removeprefix(prefix): int(info.get("size") or 0) for path, info in found.items()}
 
     def read(name: str) -> Picture:
@@ -85,7 +92,7 @@ def _in_folder(place: str, filesystem: Any, root: str) -> Iterator[Picture]:
             return Picture(name, b"", "no ordinary file")
         try:
             # One by one: fsspec's `cat` of several takes `[1]` in a name for a pattern.
-            return Picture(name, filesystem.cat_file(prefix + name))
+            return Picture(name, patiently(lambda: filesystem.cat_file(prefix + name), place))
         except place_errors() as error:
             return Picture(name, b"", reason(error))
 
@@ -111,6 +118,8 @@ def _in_zip(file: IO[bytes]) -> Iterator[Picture]:
             try:
                 picture = Picture(name, archive.read(entries[name]))
             except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, NotImplementedError, EOFError) as error:
+                if is_transient(error):  # the place, not the archive
+                    raise
                 picture = Picture(name, b"", f"damaged in the archive: {reason(error)}")
             yield picture
 

@@ -14,7 +14,6 @@ from pickle import UnpicklingError
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-import fsspec
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiTTransformer2DModel, ModelMixin, UNet2DModel, VQModel
 from huggingface_hub import snapshot_download
@@ -47,9 +46,9 @@ from fewshot_ray.models.configuration import (
     quiet,
     try_samplers,
 )
-from fewshot_ray.patience import place_errors, reason
+from fewshot_ray.patience import patiently, place_errors, reason
 from fewshot_ray.spec.wording import show
-from fewshot_ray.storage import is_remote
+from fewshot_ray.storage import is_remote, open_place
 
 
 class Parts(NamedTuple):
@@ -103,8 +102,8 @@ def locate_pipeline(place: str, revision: str | None = None) -> Path:
 def _download(url: str) -> Path:
     """A copy named by the listing (names, sizes, dates or ETags): weights put in the place of others are never taken for them."""
     try:
-        filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
-        listing: dict[str, dict[str, Any]] = filesystem.find(path, detail=True)
+        filesystem, path = open_place(url)
+        listing: dict[str, dict[str, Any]] = patiently(lambda: filesystem.find(path, detail=True), url)
         names = {remote: remote.removeprefix(filesystem._strip_protocol(path)).lstrip("/") for remote in sorted(listing)}
         wanted = [remote for remote in names if any(fnmatch(names[remote], kind) for kind in (*PIPELINE_FILES, *PIPELINE_FILES_FLAT))]
         if "model_index.json" not in [names[remote] for remote in wanted]:
@@ -125,7 +124,7 @@ def _fetch(filesystem: Any, remote: str, local: Path) -> None:
         return
     local.parent.mkdir(parents=True, exist_ok=True)
     part = local.with_name(f"{local.name}.{uuid4().hex[:8]}.part")
-    filesystem.get_file(remote, str(part))
+    patiently(lambda: filesystem.get_file(remote, str(part)), remote)
     part.replace(local)
 
 

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-import fsspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from fewshot_ray.errors import UserError
+from fewshot_ray.patience import patiently, place_errors
+from fewshot_ray.storage import open_place
 
 # What the two readers raise on files with flipped, missing or foreign bytes (found by trying thousands of them).
 DAMAGE = (
@@ -96,9 +97,9 @@ def read_weights(place: str) -> Weights:
     try:
         if os.path.exists(path) and not os.path.isfile(path):
             raise IsADirectoryError  # or a pipe, or a device, of which there is no end
-        with fsspec.open(path, "rb") as file:
-            content: bytes = file.read()
-    except (OSError, ValueError, ImportError) as error:
+        filesystem, path = open_place(path)
+        content: bytes = patiently(lambda: filesystem.cat_file(path), place)
+    except place_errors() as error:
         raise UserError(f"{place}: these weights cannot be read ({type(error).__name__}); a file that exists is right") from error
     try:
         tensors = load_safetensors(content) if place.endswith(".safetensors") else _load_state_dict(content)

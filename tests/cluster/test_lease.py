@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -47,8 +48,9 @@ def test_a_second_driver_is_refused(folder: Folder) -> None:
         pass
 
 
-def test_a_silent_driver_elsewhere_is_waited_for_until_it_is_stale(folder: Folder) -> None:
-    """Oracle: 60 seconds: refused at 5, with the time that is left, and taken over past 60."""
+def test_a_silent_driver_elsewhere_is_waited_for_until_it_is_stale(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: 60 seconds: refused at 5, with the time that is left; past 60 it is watched, and taken over where nothing changes."""
+    monkeypatch.setattr(module, "WATCH_SEC", 0.2)
     held_by(folder)
     with pytest.raises(UserError, match=r"process 17 on elsewhere .* \(last heard of 5 s ago\).* free 5[45] s from now"), Lease(folder):
         pass
@@ -56,6 +58,20 @@ def test_a_silent_driver_elsewhere_is_waited_for_until_it_is_stale(folder: Folde
     with Lease(folder) as lease:
         assert lease.holder() is not None
         assert json.loads(folder.read_text(LEASE))["token"] == lease.token
+
+
+@pytest.mark.parametrize("skew_sec", [-300, 300])
+def test_clocks_that_differ(folder: Folder, skew_sec: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: a driver that renews lives, whatever its clock says; one that doesn't is gone, also where its clock goes ahead."""
+    monkeypatch.setattr(module, "WATCH_SEC", 0.6)
+    held_by(folder, renewed_sec=time.time() + skew_sec)
+    renewal = threading.Timer(0.2, lambda: held_by(folder, renewed_sec=time.time() + skew_sec))
+    renewal.start()
+    with pytest.raises(UserError, match="process 17 on elsewhere runs this sweep"), Lease(folder):
+        pass
+    renewal.join()
+    with Lease(folder) as lease:
+        lease.check()
 
 
 def test_a_killed_driver_on_this_machine_is_not_waited_for(folder: Folder) -> None:
