@@ -11,8 +11,8 @@ from fewshot_ray.cluster.journal import JOURNAL
 from fewshot_ray.cluster.lease import LEASE
 from fewshot_ray.cluster.study import read_journal
 from fewshot_ray.errors import UserError
-from fewshot_ray.report.sweep_folder import SPEC, SweepFolder, read_spec
-from fewshot_ray.spec.document import Document, ranges, to_yaml
+from fewshot_ray.report.sweep_folder import SPEC, SweepFolder, read_spec, sweep_text
+from fewshot_ray.spec.document import Document, ranges
 from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.storage import Folder
 from fewshot_ray.trial.compose import absolute_places, check_document
@@ -82,7 +82,7 @@ def changed(opened: Opened, *, trials: int | None = None, workers: int | None = 
 
 def put_on_record(opened: Opened) -> Opened:
     """Write the spec into the sweep's folder, unless it stands there; returns the sweep. For its one driver."""
-    text = to_yaml(opened.document.tree)
+    text = sweep_text(opened.document)
     if not opened.folder.folder.exists(SPEC) or opened.folder.folder.read_text(SPEC) != text:
         opened.folder.folder.write_text(SPEC, text)
     return opened

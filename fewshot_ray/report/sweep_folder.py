@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from fewshot_ray.errors import UserError
-from fewshot_ray.spec.document import Document, parse_document
+from fewshot_ray.spec.document import Document, parse_document, to_yaml
 from fewshot_ray.spec.wording import show
 from fewshot_ray.storage import Folder
 
@@ -20,6 +20,9 @@ Kind: TypeAlias = Literal["search", "confirm", "control", "refit"]
 State: TypeAlias = Literal["RUNNING", "COMPLETE", "PRUNED", "FAIL"]
 
 SPEC = "spec.yaml"
+FORMAT = 1
+"""Of a sweep's folder: raised by a release whose folders an older one would misread."""
+FORMAT_LINE = "# fewshot-ray sweep, format "
 RECORD = "trial.json"
 ROWS = "metrics.jsonl"
 NOT_A_RECORD = (ValueError, TypeError, KeyError, OverflowError, RecursionError)
@@ -156,10 +159,22 @@ class SweepFolder:
             raise UserError(f"{where}: not an evaluation ({_reason(error)}); remove that trial's folder to run it again") from error
 
 
+def sweep_text(document: Document) -> str:
+    """What a sweep's own `spec.yaml` holds: the folder's format as a comment, and the spec."""
+    return f"{FORMAT_LINE}{FORMAT}\n{to_yaml(document.tree)}"
+
+
 def read_spec(folder: Folder) -> Document:
-    """The spec of a sweep or of one of its trials. Raises UserError where it is missing or no text."""
+    """The spec of a sweep or of one of its trials. Raises UserError where it is missing, no text, or of a newer release."""
     try:
-        return parse_document(folder.read_text(SPEC), f"{folder.url}/{SPEC}")
+        text = folder.read_text(SPEC)
+        number = text.removeprefix(FORMAT_LINE).split("\n", 1)[0].strip() if text.startswith(FORMAT_LINE) else ""
+        if number.isdecimal() and int(number) > FORMAT:
+            raise UserError(
+                f"{folder.url}/{SPEC}: a newer fewshot-ray wrote this sweep (format {number}, this one reads up to {FORMAT}); "
+                "`pip install --upgrade fewshot-ray` is right"
+            )
+        return parse_document(text, f"{folder.url}/{SPEC}")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{folder.url}: {SPEC} is missing; a folder that `fewshot-ray run` made would be right") from error
     except UnicodeDecodeError as error:

@@ -117,3 +117,23 @@ def test_a_refused_driver_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / LEASE).write_text("{}")
     assert planned_sweep(sweep_file("other", tmp_path)).file.name == "other"
+
+
+@pytest.mark.parametrize(("number", "newer"), [("1", False), ("2", True), ("17", True), ("", False)])
+def test_a_folder_of_a_newer_release(number: str, newer: bool, tmp_path: Path) -> None:
+    """Oracle: refused by both who read it, with what would be right, and unchanged; one without a format is of the first."""
+    document = sweep_file("begun", tmp_path)
+    opened = put_on_record(planned_sweep(document))
+    place = tmp_path / "begun" / "spec.yaml"
+    text = place.read_text()
+    assert text.startswith("# fewshot-ray sweep, format 1\n")
+    place.write_text(text.replace("format 1", f"format {number}", 1) + ("\nfrom_the_future: 1\n" if newer else ""))
+    (tmp_path / "begun" / "trials").mkdir()
+    before = place.read_bytes()
+    for read in (lambda: existing_sweep(opened.folder.folder), lambda: planned_sweep(document)):
+        if newer:
+            with pytest.raises(UserError, match=rf"begun/spec\.yaml: a newer fewshot-ray wrote this sweep \(format {number}, "):
+                read()
+        else:
+            assert read().file == opened.file
+    assert place.read_bytes() == before
