@@ -42,7 +42,8 @@ HANG_SEC = 240.0
 WRITE_BACK_SEC = 2.0
 """The S3 server may keep an object for a moment before it is a file."""
 TARGETS = {"disk": ("actor", "raylet", "driver"), "s3": ("actor", "driver", "s3"), "workers": ("worker", "raylet", "driver")}
-NAMES = {"actor": "TrialActor", "worker": "RayTrainWorker", "raylet": "raylet"}
+NAMES = {"actor": ("TrialActor", "ResourceTrainable"), "worker": ("RayTrainWorker",), "raylet": ("raylet",)}
+"""How Ray calls the processes; an actor's changes with what it does."""
 
 
 @dataclass
@@ -106,7 +107,7 @@ class Sweep:
         assert self.process is not None
         if target == "driver":
             return [self.process]
-        return [one for one in below(self.process) if matches(one, NAMES[target])]
+        return [one for one in below(self.process) if is_called(one, NAMES[target])]
 
     def workers(self) -> set[int]:
         """The processes that train."""
@@ -164,9 +165,10 @@ def left_over(process: psutil.Popen) -> list[psutil.Process]:
     return left
 
 
-def matches(process: psutil.Process, name: str) -> bool:
+def is_called(process: psutil.Process, names: tuple[str, ...]) -> bool:
     try:
-        return any(name in part for part in process.cmdline()[:1]) or (name == "raylet" and process.name() == "raylet")
+        title = "".join(process.cmdline()[:1])
+        return process.status() != psutil.STATUS_ZOMBIE and any(name in title.rsplit("/", 1)[-1] for name in names)
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return False
 
@@ -245,7 +247,8 @@ def note_left_over(sweep: Sweep, tally: Tally) -> None:
     left = left_over(sweep.process)
     for one in left:
         with suppress(psutil.Error):
-            tally.leaked.append(f"{sweep.name}: {' '.join(one.cmdline())[:80]}")
+            tally.leaked.append(f"{sweep.name}: {' '.join(one.cmdline())[:120]}")
+            print("left running:", tally.leaked[-1], flush=True)
     kill_tree(left)
 
 
