@@ -152,8 +152,8 @@ def below(process: psutil.Popen) -> list[psutil.Process]:
 
 
 def left_over(process: psutil.Popen) -> list[psutil.Process]:
-    """Living processes of its session (none leaves it), once they have had time to end."""
-    for _ in range(20 * 10):
+    """Living processes of its session (none leaves it) a minute after: Ray's own give up on a raylet that is gone within half of that."""
+    for _ in range(60 * 10):
         left = []
         for one in psutil.process_iter(["status"]):
             with suppress(ProcessLookupError):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,10 @@ from safetensors.torch import load
 from fewshot_ray.errors import UserError
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.checkpoint import Checkpoint, latest_checkpoint, saved_steps
+from fewshot_ray.training.group import Group
 from fewshot_ray.training.loop import NonFiniteLossError
 from fewshot_ray.trial import trial as trial_module
-from fewshot_ray.trial.trial import Evaluation, Trial
+from fewshot_ray.trial.trial import Evaluation, SavedAndEndedError, Trial
 from tests.conftest import Workers
 from tests.trial.tiny import ANT, CPU, UNET, spec, trial
 
@@ -296,3 +299,35 @@ def test_a_lost_folder_is_a_new_start(tmp_path: Path) -> None:
     expected = rows(list(trial(tmp_path).evaluations()))
     shutil.rmtree(tmp_path / "trial")
     assert rows(list(Trial(spec(), Folder(tmp_path / "trial"), Folder(tmp_path / "cache"), device=CPU).evaluations())) == expected
+
+
+def _uneven_pace(place: str, sections: dict[str, Any], ended_at: str) -> tuple[list[float], str]:
+    """A run whose parts would differ between the workers: each thinks that it is as fast as its rank says; rank 1 is told to end."""
+    rank = Group().rank
+    now = itertools.count()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial_module.time, "perf_counter", lambda: next(now) * (1.0 + rank))
+        patch.setattr(trial_module, "PART_SEC", 4.0)
+        patch.setattr(trial_module, "make_optimizer", lambda weights, config: torch.optim.AdamW(weights, lr=config.lr, eps=1e-3))
+        run = trial(place, **sections)
+        asked = itertools.count()
+        run.told_to_end = lambda: "SIGTERM" if ended_at and rank == 1 and next(asked) == int(ended_at) else None
+        try:
+            history = [evaluation.train_loss for evaluation in run.evaluations()]
+        except SavedAndEndedError as ended:
+            return [], str(ended)
+    return history, ""
+
+
+def test_two_workers_keep_in_step(workers: Workers, tmp_path: Path) -> None:
+    """Oracle: one worker. Folds in parts whose length each would choose otherwise, and an end that only one of them hears of."""
+    sections = {"target": {"holdout": {"crossfit": 2}}, "train": {"steps": 12}, "evaluate": {"every": 12}}
+    alone, _ = _uneven_pace(str(tmp_path / "one"), sections, "")
+    place = str(tmp_path / "two")
+    (first, said), (second, also_said) = workers.run(_uneven_pace, place, sections, "2")
+    assert first == second == []
+    assert said == also_said
+    assert re.fullmatch(r"SIGTERM; saved at step [1-9]\d*", said)
+    for history, nothing in workers.run(_uneven_pace, place, sections, ""):
+        assert nothing == ""
+        assert history == pytest.approx(alone, rel=1e-5)
