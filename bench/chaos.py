@@ -41,6 +41,8 @@ HANG_SEC = 240.0
 """Nothing new on record for so long, while nobody kills: a hang."""
 WRITE_BACK_SEC = 2.0
 """The S3 server may keep an object for a moment before it is a file."""
+GRACE_SEC = 60.0
+"""Ray's own processes give up on a raylet that is gone within half of that."""
 TARGETS = {"disk": ("actor", "raylet", "driver"), "s3": ("actor", "driver", "s3"), "workers": ("worker", "raylet", "driver")}
 NAMES = {"actor": ("TrialActor", "ResourceTrainable"), "worker": ("RayTrainWorker",), "raylet": ("raylet",)}
 """How Ray calls the processes; an actor's changes with what it does."""
@@ -151,18 +153,14 @@ def below(process: psutil.Popen) -> list[psutil.Process]:
         return []
 
 
-def left_over(process: psutil.Popen) -> list[psutil.Process]:
-    """Living processes of its session (none leaves it) a minute after: Ray's own give up on a raylet that is gone within half of that."""
-    for _ in range(60 * 10):
-        left = []
-        for one in psutil.process_iter(["status"]):
-            with suppress(ProcessLookupError):
-                if os.getsid(one.pid) == process.pid != one.pid and one.info["status"] != psutil.STATUS_ZOMBIE:
-                    left.append(one)
-        if not left:
-            return []
-        time.sleep(0.1)
-    return left
+def session_of(leader: int) -> list[psutil.Process]:
+    """The living processes of a driver's session, which none of them leaves."""
+    found = []
+    for one in psutil.process_iter(["status"]):
+        with suppress(ProcessLookupError):
+            if os.getsid(one.pid) == leader != one.pid and one.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(one)
+    return found
 
 
 def is_called(process: psutil.Process, names: tuple[str, ...]) -> bool:
@@ -210,6 +208,8 @@ class Tally:
     leaked: list[str] = field(default_factory=list)
     back_sec: dict[str, list[float]] = field(default_factory=dict)
     """From a kill, or of the driver from its resume, to something new on record: an evaluation, or a checkpoint."""
+    ended: list[tuple[str, int, float]] = field(default_factory=list)
+    """Drivers that ended a while ago: the sweep, the process and when; not yet looked at for what they left running."""
     gave_up: list[str] = field(default_factory=list)
     """Drivers that ended by themselves, and were resumed: no loss, but a person would have to come."""
 
@@ -227,7 +227,7 @@ def disturb(sweep: Sweep, tally: Tally, draw: random.Random, most: int) -> None:
             return
         tally.redone += sweep.note_finished()
         if sweep.process.poll() is not None:
-            note_left_over(sweep, tally)
+            tally.ended.append((sweep.name, sweep.process.pid, time.monotonic()))
             if sweep.process.returncode == 0:
                 return
             tally.gave_up.append(f"{sweep.name}: exit code {sweep.process.returncode}, see {sweep.name}.txt")
@@ -241,15 +241,21 @@ def disturb(sweep: Sweep, tally: Tally, draw: random.Random, most: int) -> None:
             strike(sweep, min(targets, key=lambda target: (tally.kills[target], draw.random())), tally, draw)
 
 
-def note_left_over(sweep: Sweep, tally: Tally) -> None:
-    """What a driver that has ended left running, which is then ended."""
-    assert sweep.process is not None
-    left = left_over(sweep.process)
-    for one in left:
-        with suppress(psutil.Error):
-            tally.leaked.append(f"{sweep.name}: {' '.join(one.cmdline())[:120]}")
-            print("left running:", tally.leaked[-1], flush=True)
-    kill_tree(left)
+def note_left_over(tally: Tally, *, wait: bool = False) -> None:
+    """What drivers that have ended left running for longer than `GRACE_SEC`, which is then ended; or wait until that can be said of all."""
+    for name, leader, ended_sec in list(tally.ended):
+        if wait:
+            while session_of(leader) and time.monotonic() - ended_sec < GRACE_SEC:
+                time.sleep(0.5)
+        elif time.monotonic() - ended_sec < GRACE_SEC:
+            continue
+        left = session_of(leader)
+        for one in left:
+            with suppress(psutil.Error):
+                tally.leaked.append(f"{name}: {' '.join(one.cmdline())[:120]}")
+                print("left running:", tally.leaked[-1], flush=True)
+        kill_tree(left)
+        tally.ended.remove((name, leader, ended_sec))
 
 
 def wait_for_news(sweep: Sweep, tally: Tally) -> bool:
@@ -291,8 +297,9 @@ def strike(sweep: Sweep, target: str, tally: Tally, draw: random.Random) -> None
         kill_tree([draw.choice(sweep.members(target))])
     tally.kills[target] += 1
     if target == "driver":
-        note_left_over(sweep, tally)
+        tally.ended.append((sweep.name, sweep.process.pid, time.monotonic()))
         sweep.start()
+    note_left_over(tally)
     struck = time.monotonic()
     if wait_for_another(sweep, target, before, tally) and wait_for_news(sweep, tally):
         tally.back_sec.setdefault(target, []).append(round(time.monotonic() - struck, 1))
@@ -341,6 +348,7 @@ def run_kind(kind: str, home: Path, tally: Tally, draw: random.Random, most: int
             got = sweep.outcome()
             tally.differ += [f"{kind} {sweep.name} {name}" for name in expected.keys() | got.keys() if expected.get(name) != got.get(name)]
             tally.broken += broken_checkpoints(sweep.folder)
+    note_left_over(tally, wait=True)
 
 
 def main() -> int:

@@ -20,6 +20,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from fewshot_ray.cluster.ending import NOTICE, sigterm_gives_notice
 from fewshot_ray.cluster.jobs import Job
+from fewshot_ray.cluster.losses import nodes_watched
 from fewshot_ray.errors import UserError
 from fewshot_ray.patience import LONG_PATIENCE_SEC, set_patience
 from fewshot_ray.spec.document import Document
@@ -138,7 +139,8 @@ def run_with_workers(config: dict[str, Any]) -> None:
             callbacks=[TuneReportCallback(), SigtermGivesNotice()],
         ),
     )
-    trainer.fit()
+    with nodes_watched():
+        trainer.fit()
 
 
 @ray.remote

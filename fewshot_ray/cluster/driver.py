@@ -122,7 +122,11 @@ def _run_trials(opened: Opened, concurrent: int, console: Console, lease: Lease)
         tuner = tune.Tuner(
             _trainable(file.resources),
             tune_config=tune.TuneConfig(
-                search_alg=SweepSearcher(sweep, shared), scheduler=SweepScheduler(sweep), num_samples=-1, reuse_actors=True
+                search_alg=SweepSearcher(sweep, shared),
+                scheduler=SweepScheduler(sweep),
+                num_samples=-1,
+                # A function that is stopped while it waits for its workers can't be used again: Tune would drop the next trial.
+                reuse_actors=file.resources.workers == 1,
             ),
             run_config=tune.RunConfig(
                 name=file.name,

@@ -2,16 +2,59 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
+import ray
 from ray.exceptions import ActorUnavailableError, NodeDiedError, OwnerDiedError, RayActorError
 from ray.train import PreemptionError
 
 from fewshot_ray.trial.trial import SavedAndEndedError
 
-_MACHINE_ERRORS = (NodeDiedError, OwnerDiedError, ActorUnavailableError, PreemptionError, SavedAndEndedError)
+NODE_DEATH_SEC = 35.0
+"""After so long Ray says at its presets that a node is dead."""
+
+
+class NodeLostError(Exception):
+    """A node of the cluster died while a trial's workers failed."""
+
+
+_MACHINE_ERRORS = (NodeDiedError, OwnerDiedError, ActorUnavailableError, PreemptionError, SavedAndEndedError, NodeLostError)
 _MACHINE_WORDS = ("node has died", "node died", "node has crashed", "node was terminated", "node is dead")
 """Ray has no class for an actor that died with its node."""
+_LOST_PEER_WORDS = ("connection reset", "connection closed", "connection refused", "timed out", "broken pipe", "nccl")
+"""What a worker says of another that it can't reach any more."""
+
+
+@contextmanager
+def nodes_watched() -> Iterator[None]:
+    """Around the training of several workers. Where one fails because it can't reach another, it is waited for what Ray says of the nodes.
+
+    The workers that are left fail seconds before Ray knows that the other's node is gone. Raises NodeLostError where one is.
+    """
+    before = _nodes_alive()
+    try:
+        yield
+    except Exception as error:
+        ends_sec = time.monotonic() + (NODE_DEATH_SEC if _lost_a_peer(error) else 0.0)
+        while not (gone := before - _nodes_alive()) and time.monotonic() < ends_sec:
+            time.sleep(0.5)
+        if gone:
+            raise NodeLostError(f"{len(gone)} of the cluster's nodes died") from error
+        raise
+
+
+def _nodes_alive() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def _lost_a_peer(error: BaseException) -> bool:
+    """Whether all that is known is that a worker couldn't reach another: none is known to have died."""
+    found = list(causes(error))
+    if any(isinstance(cause, RayActorError) for cause in found):
+        return False
+    return any(words in str(cause).lower() for cause in found for words in _LOST_PEER_WORDS)
 
 
 def of_the_machine(error: BaseException | None) -> bool:
