@@ -28,7 +28,8 @@ BRISK_SEC = 2.0
 SAMPLED_TOGETHER = 32
 CHECKPOINT_COPIES = 4
 """A trained float32 is saved with its average and Adam's two moments."""
-CHECKPOINTS_KEPT = 3
+CHECKPOINTS_OF_A_RUNNING_TRIAL = 4
+"""The last two, the best, and the one that is being written."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,9 @@ def plan_lines(document: Document, materials: Materials) -> Iterator[tuple[str, 
         f"at most about {duration(whole / at_once)} with {_count(at_once, 'worker')} at a time like this machine's {cost.device} "
         f"({cost.step_sec * 1000:.0f} ms a step, {evaluation:.1f} s an evaluation, at the preset); early stopping makes it less",
     )
-    disk = (file.search.trials + reruns + bool(refit)) * CHECKPOINTS_KEPT * folds * cost.checkpoint_bytes
-    yield "disk", f"at most {disk / 1e6:.0f} MB of checkpoints"
+    kept = min(file.search.trials, file.search.keep_checkpoints + arms) + reruns + bool(refit)
+    disk = (at_once // workers * CHECKPOINTS_OF_A_RUNNING_TRIAL + kept) * folds * cost.checkpoint_bytes
+    yield "disk", f"at most {disk / 1e6:.0f} MB of checkpoints (search.keep_checkpoints: {file.search.keep_checkpoints})"
 
 
 def _count(number: int, noun: str) -> str:

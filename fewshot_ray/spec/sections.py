@@ -299,7 +299,7 @@ class SearchSpec(Section):
     """Finished trials, the best, that keep a checkpoint; preset, plain fine-tuning, reruns and the refit keep theirs besides."""
 
     retries: int = Field(default=2, ge=0)
-    """Times a trial is started again after its worker crashed; a machine that went away (a spot machine, say) is not counted."""
+    """Times a trial is started again after its worker crashed; a machine that went away is not counted."""
 
     include_preset: bool = True
     """Begin with the preset of the methods, together as they are in the file."""

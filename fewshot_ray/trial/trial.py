@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,8 @@ from fewshot_ray.trial.compose import TrialSpec
 from fewshot_ray.trial.evaluation import Evaluator, Instruments, check_evaluation
 from fewshot_ray.trial.grid import grid_png
 from fewshot_ray.trial.materials import FoldIngredients, Materials
+
+logger = logging.getLogger(__name__)
 
 PART_SEC = 5.0
 """About as long a fold trains before the next one does, and before it is seen whether a checkpoint is due."""
@@ -263,6 +266,9 @@ class Trial:
             raise UserError(f"storage {self.folder.url}: the trial's workers see different checkpoints there; a place they share is right")
         if checkpoint is None:
             return
+        before, now = checkpoint.info.get("versions"), versions()
+        if isinstance(before, dict) and (others := [f"{name} {before.get(name)}" for name in now if before.get(name) != now[name]]):
+            logger.warning("%s: written with %s; what follows may differ in the last digits", checkpoint.place, ", ".join(others))
         for index, training in enumerate(self.trainings):
             restore_training(training, checkpoint, f"fold{index}/")
         self.history = [Evaluation(**evaluation) for evaluation in checkpoint.info["history"]]

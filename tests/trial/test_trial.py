@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import itertools
 import logging
@@ -125,6 +126,19 @@ def test_damage_to_the_latest_costs_one_interval(tmp_path: Path, caplog: pytest.
         assert rows(list(again.evaluations())) == rows(expected)
     assert any("step_000004/state.safetensors" in line for line in caplog.messages)
     assert_same(latest(again), before)
+
+
+def test_other_versions_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: a line with what differs; and none where nothing does."""
+    results = trial(tmp_path).evaluations()
+    next(results)
+    results.close()
+    next(trial(tmp_path).evaluations())
+    assert not caplog.records
+    monkeypatch.setattr(trial_module, "versions", lambda: {"torch": "99.0", "diffusers": importlib.metadata.version("diffusers")})
+    next(trial(tmp_path).evaluations())
+    assert len(caplog.records) == 1
+    assert f"written with torch {torch.__version__.split('+')[0]}" in caplog.text
 
 
 def test_the_trial_is_that_of_its_seed(tmp_path: Path) -> None:
