@@ -41,7 +41,6 @@ def trial_results(config: dict[str, Any], *, group: Group | None = None) -> Iter
     Raises SavedAndEndedError where the sweep or the machine is to end.
     """
     set_patience(LONG_PATIENCE_SEC)
-    NOTICE.listen(config["messenger"])
     with ExitStack() as stack:
         yield from _trial_results(config, group, stack)
 
@@ -82,6 +81,7 @@ class TrialActor(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take a trial."""
+        NOTICE.listen(config["messenger"])
         self._results = trial_results(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -106,6 +106,7 @@ class SigtermGivesNotice(WorkerCallback):
 
 
 def _worker(config: dict[str, Any]) -> None:
+    NOTICE.listen(config["messenger"])
     for result in trial_results(config, group=Group()):
         # Without `done`: Tune would take the driver function away before Train has ended.
         ray.train.report({key: value for key, value in result.items() if key != "done"})

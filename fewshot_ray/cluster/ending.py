@@ -45,7 +45,6 @@ class Notice:
 
     def __init__(self) -> None:
         self._reason: str | None = None
-        self._listening = False
 
     def __call__(self) -> str | None:
         return self._reason
@@ -55,10 +54,7 @@ class Notice:
         self._reason = self._reason or reason
 
     def listen(self, messenger: Any) -> None:
-        """Hear of the driver's end, in a thread of its own; once a process."""
-        if self._listening:
-            return
-        self._listening = True
+        """Hear of the sweep's end, in a thread of its own."""
         threading.Thread(target=self._listen, args=(messenger,), name="ending", daemon=True).start()
 
     def _listen(self, messenger: Any) -> None:
