@@ -18,7 +18,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.callback import WorkerCallback
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from fewshot_ray.cluster.ending import NOTICE, sigterm_gives_notice
+from fewshot_ray.cluster.ending import NOTICE, STOPPED, sigterm_gives_notice
 from fewshot_ray.cluster.jobs import Job
 from fewshot_ray.cluster.losses import nodes_watched
 from fewshot_ray.errors import UserError
@@ -106,10 +106,14 @@ class SigtermGivesNotice(WorkerCallback):
 
 
 def _worker(config: dict[str, Any]) -> None:
-    NOTICE.listen(config["messenger"])
-    for result in trial_results(config, group=Group()):
-        # Without `done`: Tune would take the driver function away before Train has ended.
-        ray.train.report({key: value for key, value in result.items() if key != "done"})
+    NOTICE.listen(config["messenger"], Job.from_json(config["job"]).id)
+    try:
+        for result in trial_results(config, group=Group()):
+            # Without `done`: Tune would take the driver function away before Train has ended.
+            ray.train.report({key: value for key, value in result.items() if key != "done"})
+    except SavedAndEndedError as ended:
+        if ended.reason != STOPPED:
+            raise
 
 
 def run_with_workers(config: dict[str, Any]) -> None:
@@ -136,7 +140,7 @@ def run_with_workers(config: dict[str, Any]) -> None:
         run_config=RunConfig(
             name=f"{job.id}-{os.getpid()}",
             storage_path=config["scratch"],
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
+            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
             callbacks=[TuneReportCallback(), SigtermGivesNotice()],
         ),
     )

@@ -18,7 +18,7 @@ from ray.tune.error import TuneError
 from rich.console import Console
 
 from fewshot_ray.cluster.actors import TrialActor, build_stages, run_with_workers
-from fewshot_ray.cluster.ending import start_messenger
+from fewshot_ray.cluster.ending import EVERYBODY, start_messenger
 from fewshot_ray.cluster.journal import Journal
 from fewshot_ray.cluster.lease import Lease
 from fewshot_ray.cluster.opened import Opened, put_on_record
@@ -77,7 +77,7 @@ def _run_on_ray(opened: Opened, address: str | None, console: Console, lease: Le
     """Run all that is left on one Ray; False where that was one of our own, and it was lost."""
     is_own = False
     try:
-        with ray_session(address) as is_own:
+        with ray_session(address, dashboard=opened.file.resources.workers > 1) as is_own:
             fits = check_resources(opened.file.resources, begun=bool(opened.folder.trials()))
             concurrent = min(fits, opened.file.search.concurrent or fits)
             _build_stages(opened, console)
@@ -123,10 +123,9 @@ def _run_trials(opened: Opened, concurrent: int, console: Console, lease: Lease)
             _trainable(file.resources),
             tune_config=tune.TuneConfig(
                 search_alg=SweepSearcher(sweep, shared),
-                scheduler=SweepScheduler(sweep),
+                scheduler=SweepScheduler(sweep, messenger),
                 num_samples=-1,
-                # A function that is stopped while it waits for its workers can't be used again: Tune would drop the next trial.
-                reuse_actors=file.resources.workers == 1,
+                reuse_actors=True,
             ),
             run_config=tune.RunConfig(
                 name=file.name,
@@ -167,7 +166,7 @@ def _signals_end(sweep: Sweep, messenger: Any) -> Iterator[list[int]]:
 
     def close(name: str) -> None:
         sweep.progress.say(f"{name}: the trials save where they are, then the sweep ends; once more ends it at once")
-        messenger.end.remote(f"the sweep was ended by {name}")
+        messenger.say.remote(EVERYBODY, f"the sweep was ended by {name}")
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         received.append(number)

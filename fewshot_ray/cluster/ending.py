@@ -17,21 +17,29 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+EVERYBODY = ""
+"""Whom a message is for that ends the sweep; others are for the workers of one trial, by its id."""
+STOPPED = "stopped by the search"
+
 
 class Messenger:
-    """Tells every worker that asks when the sweep is to end, and nothing before that."""
+    """Tells the workers that wait for it when they are to end, and nothing before that."""
 
     def __init__(self) -> None:
-        self._reason: asyncio.Future[str] = asyncio.get_event_loop().create_future()
+        self._said: dict[str, str] = {}
+        self._news = asyncio.Condition()
 
-    async def end(self, reason: str) -> None:
-        """The sweep is to end."""
-        if not self._reason.done():
-            self._reason.set_result(reason)
+    async def say(self, trial_id: str, reason: str) -> None:
+        """A trial's workers, or EVERYBODY, are to end."""
+        async with self._news:
+            self._said.setdefault(trial_id, reason)
+            self._news.notify_all()
 
-    async def wait(self) -> str:
-        """Why the sweep is to end, once it is."""
-        return await asyncio.shield(self._reason)
+    async def wait(self, trial_id: str) -> str:
+        """Why the workers of a trial are to end, once they are."""
+        async with self._news:
+            await self._news.wait_for(lambda: {trial_id, EVERYBODY} & self._said.keys())
+            return self._said.get(EVERYBODY) or self._said[trial_id]
 
 
 def start_messenger() -> Any:
@@ -53,13 +61,13 @@ class Notice:
         """The process is to end; the first reason counts."""
         self._reason = self._reason or reason
 
-    def listen(self, messenger: Any) -> None:
-        """Hear of the sweep's end, in a thread of its own."""
-        threading.Thread(target=self._listen, args=(messenger,), name="ending", daemon=True).start()
+    def listen(self, messenger: Any, trial_id: str = EVERYBODY) -> None:
+        """Hear of the sweep's end, or of a trial's, in a thread of its own."""
+        threading.Thread(target=self._listen, args=(messenger, trial_id), name="ending", daemon=True).start()
 
-    def _listen(self, messenger: Any) -> None:
+    def _listen(self, messenger: Any, trial_id: str) -> None:
         with suppress(Exception):  # the driver is gone, and this process soon
-            self.give(ray.get(messenger.wait.remote()))
+            self.give(ray.get(messenger.wait.remote(trial_id)))
 
 
 NOTICE = Notice()

@@ -27,9 +27,10 @@ OWN_SETTINGS = {"RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_p
 
 
 @contextmanager
-def ray_session(address: str | None) -> Iterator[bool]:
+def ray_session(address: str | None, *, dashboard: bool = False) -> Iterator[bool]:
     """A Ray to run on: one that is there (`address`), or one of our own that ends with the sweep; yields whether it is our own.
 
+    One of our own has a `dashboard`, on the loopback interface, where asked: Ray Train needs it to clean up after workers that crash.
     Raises UserError where none answers at `address`.
     """
     for name, value in SETTINGS.items():
@@ -45,7 +46,7 @@ def ray_session(address: str | None) -> Iterator[bool]:
     try:
         ray.init(
             address=address or "local",
-            include_dashboard=None if address else False,
+            include_dashboard=None if address else dashboard,
             log_to_driver=False,
             logging_level=logging.ERROR,
             configure_logging=False,

@@ -232,11 +232,14 @@ class Sweep:
     # What a result means
 
     def evaluated(self, trial_id: str, row: EvaluationRow) -> bool:
-        """Put an evaluation on record; whether the trial should stop. One that is on record already (a resumed trial's) is passed over."""
+        """Put an evaluation on record; whether the trial should stop.
+
+        One that is on record already (a resumed trial's) is passed over, as is what a trial does before it hears that it should stop.
+        """
         self.may_write()
         running = self.running[trial_id]
-        if row.step in running.steps:
-            return False
+        if running.stopped or row.step in running.steps:
+            return running.stopped
         # The rungs are rebuilt in the order of these times, which a clock set back must not change.
         self.last_time_sec = max(time.time(), math.nextafter(self.last_time_sec, math.inf))
         row = replace(row, time=self.last_time_sec)
@@ -276,8 +279,9 @@ class Sweep:
             self.progress.lost(trial_id, reason, again=self.may_go_on(trial_id))
 
     def may_go_on(self, trial_id: str) -> bool:
-        """Whether a trial that was lost is started again: not after its last retry, and not where the sweep ends."""
-        return not self.closing and not self._given_up(self.running[trial_id])
+        """Whether a trial that was lost is started again: not after its last retry, nor where it was to stop, or the sweep is."""
+        running = self.running[trial_id]
+        return not (self.closing or running.stopped or running.problem or self._given_up(running))
 
     def _given_up(self, running: Running) -> bool:
         return len(running.failures) > self.file.search.retries or running.machines_lost > MOST_MACHINES_LOST

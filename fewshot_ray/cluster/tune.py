@@ -15,6 +15,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from fewshot_ray.cluster.actors import PROBLEM, ROW
+from fewshot_ray.cluster.ending import STOPPED
 from fewshot_ray.cluster.jobs import Job
 from fewshot_ray.cluster.losses import error_line, of_the_machine
 from fewshot_ray.cluster.sweep import Next, Sweep
@@ -72,13 +73,20 @@ class SweepSearcher(_OfTheDriver, Searcher):
 class SweepScheduler(_OfTheDriver, FIFOScheduler):
     """Passes every result to the sweep and stops what it says."""
 
-    def __init__(self, sweep: Sweep) -> None:
+    def __init__(self, sweep: Sweep, messenger: Any) -> None:
         super().__init__()
         self.sweep = sweep
+        self.messenger = messenger
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """One evaluation, or the problem that ended the trial."""
-        return str(TrialScheduler.STOP if self._record(trial, result) else TrialScheduler.CONTINUE)
+        if not self._record(trial, result):
+            return str(TrialScheduler.CONTINUE)
+        if self.sweep.file.resources.workers == 1:
+            return str(TrialScheduler.STOP)
+        # Ray Train's workers would outlive the function that started them, with what they hold: they are told, and end by themselves.
+        self.messenger.say.remote(_job_id(trial), STOPPED)
+        return str(TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """A trial's last result comes here and not to `on_trial_result`; a stopped one's comes to both."""

@@ -55,6 +55,13 @@ class Evaluation:
 class SavedAndEndedError(Exception):
     """The trial was told to end: all it has done is saved, and it goes on from there, elsewhere or later."""
 
+    def __init__(self, reason: str, step: int | None = None) -> None:
+        super().__init__(reason if step is None else f"{reason}; saved at step {step}")
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[Exception], tuple[str]]:
+        return type(self), (str(self),)
+
 
 def make_optimizer(parameters: list[torch.nn.Parameter], config: TrainSpec) -> torch.optim.Optimizer:
     """AdamW, fused."""
@@ -158,7 +165,7 @@ class Trial:
             self._save()
         self.writer.wait()
         self.group.wait_for_all(self.device)  # the first to end may take the others with it
-        raise SavedAndEndedError(f"{reason}; saved at step {self.trainings[0].step}")
+        raise SavedAndEndedError(reason, self.trainings[0].step)
 
     def _train_part(self, step: int) -> float:
         """Train every fold for as many steps as take about `PART_SEC`, up to `step`; the seconds it took."""
