@@ -1,4 +1,4 @@
-"""What the user can put right."""
+"""What the user can put right, and what is no error at all."""
 
 
 class UserError(Exception):
@@ -6,3 +6,14 @@ class UserError(Exception):
 
     The command line prints the line and exits with code 2; a library user catches it.
     """
+
+
+class SavedAndEndedError(Exception):
+    """A trial was told to end: all it has done is saved, and it goes on from there, elsewhere or later."""
+
+    def __init__(self, reason: str, step: int | None = None) -> None:
+        super().__init__(reason if step is None else f"{reason}; saved at step {step}")
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[Exception], tuple[str]]:
+        return type(self), (str(self),)

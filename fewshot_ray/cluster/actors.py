@@ -1,10 +1,8 @@
-"""A trial inside Ray: one worker in Tune's own reused actor, several through Ray Train. Both run the same trial code."""
+"""A trial inside Ray: one worker in Tune's own reused actor; `workers.py` has several. Both run the same trial code."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -13,15 +11,10 @@ from typing import Any
 import ray.train
 import torch
 from ray import tune
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.execution.callback import WorkerCallback
-from ray.tune.integration.ray_train import TuneReportCallback
 
-from fewshot_ray.cluster.ending import NOTICE, STOPPED, sigterm_gives_notice
+from fewshot_ray.cluster.ending import NOTICE, sigterm_gives_notice
 from fewshot_ray.cluster.jobs import Job
-from fewshot_ray.cluster.losses import nodes_watched
-from fewshot_ray.errors import UserError
+from fewshot_ray.errors import SavedAndEndedError, UserError
 from fewshot_ray.patience import LONG_PATIENCE_SEC, set_patience
 from fewshot_ray.spec.document import Document
 from fewshot_ray.storage import Folder
@@ -29,7 +22,7 @@ from fewshot_ray.training.group import Group
 from fewshot_ray.training.loop import NonFiniteLossError
 from fewshot_ray.trial.compose import compose
 from fewshot_ray.trial.materials import Materials, pick_device
-from fewshot_ray.trial.trial import SavedAndEndedError, Trial
+from fewshot_ray.trial.trial import Trial
 
 ROW = "row"
 PROBLEM = "problem"
@@ -95,57 +88,6 @@ class TrialActor(tune.Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """The trial keeps its own checkpoints; Tune's are never used."""
-
-
-class SigtermGivesNotice(WorkerCallback):
-    """For Ray Train's workers, which train outside of their main thread, the only one that may set handlers."""
-
-    def after_init_train_context(self) -> None:
-        """Called on a worker's main thread before it trains."""
-        signal.signal(signal.SIGTERM, lambda number, frame: NOTICE.give("SIGTERM"))
-
-
-def _worker(config: dict[str, Any]) -> None:
-    NOTICE.listen(config["messenger"], Job.from_json(config["job"]).id)
-    try:
-        for result in trial_results(config, group=Group()):
-            # Without `done`: Tune would take the driver function away before Train has ended.
-            ray.train.report({key: value for key, value in result.items() if key != "done"})
-    except SavedAndEndedError as ended:
-        if ended.reason != STOPPED:
-            raise
-
-
-def run_with_workers(config: dict[str, Any]) -> None:
-    """A trial of several workers: Tune's driver function, which starts Ray Train's workers and waits for them.
-
-    There are `resources.workers` of them, or as many as the cluster's nodes hold just now and `resources.min_workers` at least: a trial
-    that lost a node goes on with the others, and Ray Train starts its workers anew when more would fit. Whatever else fails is raised:
-    the sweep counts it, and Tune calls this again.
-    """
-    job = Job.from_json(config["job"])
-    resources = compose(Document(job.tree, job.id), seed=job.seed).file.resources
-    per_worker = {"CPU": resources.cpus_per_worker}
-    if resources.gpus_per_worker > 0:
-        per_worker["GPU"] = resources.gpus_per_worker
-    elastic = (resources.min_workers, resources.workers)
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config=config,
-        scaling_config=ScalingConfig(
-            num_workers=elastic if elastic[0] < elastic[1] else resources.workers,
-            use_gpu=resources.gpus_per_worker > 0,
-            resources_per_worker=per_worker,
-        ),
-        run_config=RunConfig(
-            name=f"{job.id}-{os.getpid()}",
-            storage_path=config["scratch"],
-            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
-            callbacks=[TuneReportCallback(), SigtermGivesNotice()],
-        ),
-    )
-    with nodes_watched():
-        trainer.fit()
 
 
 @ray.remote

@@ -17,7 +17,7 @@ from ray import tune
 from ray.tune.error import TuneError
 from rich.console import Console
 
-from fewshot_ray.cluster.actors import TrialActor, build_stages, run_with_workers
+from fewshot_ray.cluster.actors import TrialActor, build_stages
 from fewshot_ray.cluster.ending import EVERYBODY, start_messenger
 from fewshot_ray.cluster.journal import Journal
 from fewshot_ray.cluster.lease import Lease
@@ -25,6 +25,7 @@ from fewshot_ray.cluster.opened import Opened, put_on_record
 from fewshot_ray.cluster.session import check_resources, ray_session
 from fewshot_ray.cluster.sweep import Sweep
 from fewshot_ray.cluster.tune import RayLost, Silent, SweepScheduler, SweepSearcher, Watch
+from fewshot_ray.cluster.workers import run_with_workers
 from fewshot_ray.errors import UserError
 from fewshot_ray.patience import LONG_PATIENCE_SEC, patience
 from fewshot_ray.report.leaderboard import leaderboard, write_csv
@@ -118,7 +119,8 @@ def _run_trials(opened: Opened, concurrent: int, console: Console, lease: Lease)
         journal = Journal(opened.folder.folder)
         sweep = Sweep(opened.document, file, opened.folder, journal, progress, concurrent=concurrent, may_write=lease.check)
         messenger = start_messenger()
-        shared = {"folder": opened.folder.folder.url, "scratch": scratch, "messenger": messenger}
+        resources = file.resources.model_dump()
+        shared = {"folder": opened.folder.folder.url, "scratch": scratch, "messenger": messenger, "resources": resources}
         tuner = tune.Tuner(
             _trainable(file.resources),
             tune_config=tune.TuneConfig(

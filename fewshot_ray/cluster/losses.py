@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, NodeDiedError, OwnerDiedError, RayActorError
 from ray.train import PreemptionError
 
-from fewshot_ray.trial.trial import SavedAndEndedError
+from fewshot_ray.errors import SavedAndEndedError
 
 NODE_DEATH_SEC = 35.0
 """After so long Ray says at its presets that a node is dead."""

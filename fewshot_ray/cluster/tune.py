@@ -52,7 +52,7 @@ class SweepSearcher(_OfTheDriver, Searcher):
         if not isinstance(job, Job):
             return None
         self.trial_ids[trial_id] = job.id
-        return {"job": job.to_json(), **self.shared}
+        return {"id": job.id, "job": job.to_json(), **self.shared}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Called once a trial, after its last retry."""
@@ -115,7 +115,7 @@ class SweepScheduler(_OfTheDriver, FIFOScheduler):
 
 
 def _job_id(trial: Any) -> str:
-    return Job.from_json(trial.config["job"]).id
+    return str(trial.config["id"])
 
 
 def _error(trial: Any) -> BaseException | None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fewshot_ray.data.target import Fold
-from fewshot_ray.errors import UserError
+from fewshot_ray.errors import SavedAndEndedError, UserError
 from fewshot_ray.methods import METHODS
 from fewshot_ray.methods.diffusion import DiffusionMethod
 from fewshot_ray.methods.randomness import derived_seed
@@ -50,17 +50,6 @@ class Evaluation:
     images_per_sec: float
     trained_share: float
     """Trained parameters over all parameters of the network, in (0, 1]."""
-
-
-class SavedAndEndedError(Exception):
-    """The trial was told to end: all it has done is saved, and it goes on from there, elsewhere or later."""
-
-    def __init__(self, reason: str, step: int | None = None) -> None:
-        super().__init__(reason if step is None else f"{reason}; saved at step {step}")
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[type[Exception], tuple[str]]:
-        return type(self), (str(self),)
 
 
 def make_optimizer(parameters: list[torch.nn.Parameter], config: TrainSpec) -> torch.optim.Optimizer:

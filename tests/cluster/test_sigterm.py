@@ -46,7 +46,7 @@ def test_a_checkpoint_before_the_end(tmp_path: Path) -> None:
     checkpoint = latest_checkpoint(Folder(tmp_path) / "trial" / "checkpoints")
     assert checkpoint is not None
     assert checkpoint.step > 1
-    assert said == f"fewshot_ray.trial.trial.SavedAndEndedError: SIGTERM; saved at step {checkpoint.step}"
+    assert said == f"fewshot_ray.errors.SavedAndEndedError: SIGTERM; saved at step {checkpoint.step}"
     resumed = trial(tmp_path, **SECTIONS)
     resumed._resume()
     assert resumed.trainings[0].step == checkpoint.step

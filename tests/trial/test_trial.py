@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load
 
-from fewshot_ray.errors import UserError
+from fewshot_ray.errors import SavedAndEndedError, UserError
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.checkpoint import Checkpoint, latest_checkpoint, saved_steps
 from fewshot_ray.training.group import Group
 from fewshot_ray.training.loop import NonFiniteLossError
 from fewshot_ray.trial import trial as trial_module
-from fewshot_ray.trial.trial import Evaluation, SavedAndEndedError, Trial
+from fewshot_ray.trial.trial import Evaluation, Trial
 from tests.conftest import Workers
 from tests.trial.tiny import ANT, CPU, UNET, spec, trial
 

@@ -1,0 +1,74 @@
+"""A trial of several workers, through Ray Train.
+
+Three processes of Ray's own read this module besides each worker, every time a trial starts: what trains is imported by those that do.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.callback import WorkerCallback
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from fewshot_ray.cluster.ending import NOTICE, STOPPED
+from fewshot_ray.cluster.losses import nodes_watched
+from fewshot_ray.errors import SavedAndEndedError
+from fewshot_ray.spec.sections import ResourcesSpec
+
+
+class SigtermGivesNotice(WorkerCallback):
+    """For Ray Train's workers, which train outside of their main thread, the only one that may set handlers."""
+
+    def after_init_train_context(self) -> None:
+        """Called on a worker's main thread before it trains."""
+        signal.signal(signal.SIGTERM, lambda number, frame: NOTICE.give("SIGTERM"))
+
+
+def _worker(config: dict[str, Any]) -> None:
+    from fewshot_ray.cluster.actors import trial_results
+    from fewshot_ray.training.group import Group
+
+    NOTICE.listen(config["messenger"], config["id"])
+    try:
+        for result in trial_results(config, group=Group()):
+            # Without `done`: Tune would take the driver function away before Train has ended.
+            ray.train.report({key: value for key, value in result.items() if key != "done"})
+    except SavedAndEndedError as ended:
+        if ended.reason != STOPPED:
+            raise
+
+
+def run_with_workers(config: dict[str, Any]) -> None:
+    """A trial of several workers: Tune's driver function, which starts Ray Train's workers and waits for them.
+
+    There are `resources.workers` of them, or as many as the cluster's nodes hold just now and `resources.min_workers` at least: a trial
+    that lost a node goes on with the others, and Ray Train starts its workers anew when more would fit. Whatever else fails is raised:
+    the sweep counts it, and Tune calls this again.
+    """
+    resources = ResourcesSpec(**config["resources"])
+    per_worker = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker > 0:
+        per_worker["GPU"] = resources.gpus_per_worker
+    elastic = (resources.min_workers, resources.workers)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(
+            num_workers=elastic if elastic[0] < elastic[1] else resources.workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=per_worker,
+        ),
+        run_config=RunConfig(
+            name=f"{config['id']}-{os.getpid()}",
+            storage_path=config["scratch"],
+            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
+            callbacks=[TuneReportCallback(), SigtermGivesNotice()],
+        ),
+    )
+    with nodes_watched():
+        trainer.fit()
