@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from ray.train import PreemptionError
 
 from fewshot_ray.errors import SavedAndEndedError
 
+ANSWER_SEC = 3.0
 NODE_DEATH_SEC = 35.0
 """After so long Ray says at its presets that a node is dead."""
 
@@ -23,38 +25,37 @@ class NodeLostError(Exception):
 _MACHINE_ERRORS = (NodeDiedError, OwnerDiedError, ActorUnavailableError, PreemptionError, SavedAndEndedError, NodeLostError)
 _MACHINE_WORDS = ("node has died", "node died", "node has crashed", "node was terminated", "node is dead")
 """Ray has no class for an actor that died with its node."""
-_LOST_PEER_WORDS = ("connection reset", "connection closed", "connection refused", "timed out", "broken pipe", "nccl")
-"""What a worker says of another that it can't reach any more."""
 
 
 @contextmanager
 def nodes_watched() -> Iterator[None]:
-    """Around the training of several workers. Where one fails because it can't reach another, it is waited for what Ray says of the nodes.
+    """Around the training of several workers, which can't go on without each other. Raises NodeLostError where one's node is gone.
 
-    The workers that are left fail seconds before Ray knows that the other's node is gone. Raises NodeLostError where one is.
+    The workers that are left fail seconds before Ray knows of it: where a node doesn't answer, it is waited for what Ray says.
     """
     before = _nodes_alive()
     try:
         yield
     except Exception as error:
-        ends_sec = time.monotonic() + (NODE_DEATH_SEC if _lost_a_peer(error) else 0.0)
-        while not (gone := before - _nodes_alive()) and time.monotonic() < ends_sec:
+        ends_sec = time.monotonic() + (0.0 if all(map(_answers, before.values())) else NODE_DEATH_SEC)
+        while not (gone := before.keys() - _nodes_alive().keys()) and time.monotonic() < ends_sec:
             time.sleep(0.5)
         if gone:
             raise NodeLostError(f"{len(gone)} of the cluster's nodes died") from error
         raise
 
 
-def _nodes_alive() -> set[str]:
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+def _nodes_alive() -> dict[str, tuple[str, int]]:
+    """Where the nodes' raylets listen, by id."""
+    return {node["NodeID"]: (node["NodeManagerAddress"], node["NodeManagerPort"]) for node in ray.nodes() if node["Alive"]}
 
 
-def _lost_a_peer(error: BaseException) -> bool:
-    """Whether all that is known is that a worker couldn't reach another: none is known to have died."""
-    found = list(causes(error))
-    if any(isinstance(cause, RayActorError) for cause in found):
+def _answers(place: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(place, timeout=ANSWER_SEC).close()
+    except OSError:
         return False
-    return any(words in str(cause).lower() for cause in found for words in _LOST_PEER_WORDS)
+    return True
 
 
 def of_the_machine(error: BaseException | None) -> bool:
