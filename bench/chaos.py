@@ -350,7 +350,6 @@ def run_kind(kind: str, home: Path, tally: Tally, draw: random.Random, most: int
             got = sweep.outcome()
             tally.differ += [f"{kind} {sweep.name} {name}" for name in expected.keys() | got.keys() if expected.get(name) != got.get(name)]
             tally.broken += broken_checkpoints(sweep.folder)
-    note_left_over(tally, wait=True)
 
 
 def main() -> int:
@@ -368,6 +367,7 @@ def main() -> int:
     for kind in given.kinds:
         share += SHARES[kind] / sum(SHARES[one] for one in given.kinds)
         run_kind(kind, given.folder / kind, tally, draw, round(given.kills * share))
+    note_left_over(tally, wait=True)
     figures = {
         "kills": dict(tally.kills),
         "finished_trials_redone_or_lost": tally.redone,

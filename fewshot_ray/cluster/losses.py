@@ -69,7 +69,7 @@ def error_line(error: BaseException | None) -> str:
         return "unknown"
     found = list(causes(error))
     # What it began with: the innermost, or what the machine did to one of several workers.
-    cause = next((cause for cause in found if _is_of_the_machine(cause)), found[-1])
+    cause = ([cause for cause in found if _is_of_the_machine(cause)] or found)[-1]
     lines = [line.strip() for line in str(cause).strip().splitlines()]
     telling = next((line for line in lines if _has_machine_words(line)), next(iter(lines), ""))
     return f"{type(cause).__name__}: {telling.split('. ')[0]}"

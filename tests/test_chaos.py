@@ -1,0 +1,36 @@
+"""bench/chaos.py for ten kills."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.bench_modules import bench_module
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def short_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Ray's sockets lie below it, and their paths must be short."""
+    path = Path(tempfile.mkdtemp(prefix="fr-", dir="/tmp"))
+    monkeypatch.setenv("RAY_TMPDIR", str(path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def test_ten_kills(short_folder: Path) -> None:
+    """Oracle: the same sweep undisturbed, bit for bit; nothing redone, lost, hung, broken, or left running."""
+    with bench_module("chaos") as chaos:
+        tally = chaos.Tally()
+        chaos.run_kind("disk", short_folder / "disk", tally, random.Random(5), 10)
+        assert sum(tally.kills.values()) == 10
+        assert set(tally.kills) == {"actor", "raylet", "driver"}
+        assert tally.clean, tally
+        assert not tally.gave_up
