@@ -5,6 +5,8 @@ python bench/chaos.py [--kills 200] [--seed 0] [--kinds disk s3 workers]
 Targets: a trial's actor, one of several training workers, the raylet, the driver, and the connections to S3 (an outage of seconds, before
 a real server). Kinds of sweep: on disk, on S3, and with two workers a trial. Of each kind one sweep runs undisturbed; the others are
 run again and again under fire, resumed where their driver ended, and must come out equal: every metric at every step, bit for bit.
+The kinds run side by side, until there are so many kills in all; `--kinds` with one of them gives the times that a machine of its own
+would.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,8 +48,6 @@ WRITE_BACK_SEC = 2.0
 GRACE_SEC = 90.0
 """Ray's own agents give up on a raylet that was killed after a minute."""
 TARGETS = {"disk": ("actor", "raylet", "driver"), "s3": ("actor", "driver", "s3"), "workers": ("worker", "raylet", "driver")}
-SHARES = {"disk": 0.4, "s3": 0.4, "workers": 0.2}
-"""Of the kills; the targets that only one kind has come first there."""
 NAMES = {"actor": ("TrialActor", "ResourceTrainable"), "worker": ("RayTrainWorker",), "raylet": ("raylet",)}
 """How Ray calls the processes; an actor's changes with what it does."""
 
@@ -202,6 +204,7 @@ def broken_checkpoints(folder: Path) -> list[str]:
 class Tally:
     """What the bench found."""
 
+    lock: threading.Lock = field(default_factory=threading.Lock)
     kills: Counter[str] = field(default_factory=Counter)
     redone: list[str] = field(default_factory=list)
     hangs: list[str] = field(default_factory=list)
@@ -214,6 +217,19 @@ class Tally:
     """Drivers that ended a while ago: the sweep, the process and when; not yet looked at for what they left running."""
     gave_up: list[str] = field(default_factory=list)
     """Drivers that ended by themselves, and were resumed: no loss, but a person would have to come."""
+
+    def note_ended(self, sweep: Sweep) -> None:
+        """Its driver has just ended."""
+        assert sweep.process is not None
+        with self.lock:
+            self.ended.append((f"{sweep.kind} {sweep.name}", sweep.process.pid, time.monotonic()))
+
+    def take_ended(self, age_sec: float) -> list[tuple[str, int, float]]:
+        """Those of `ended` that ended so long ago, for one thread to look at."""
+        with self.lock:
+            old = [one for one in self.ended if time.monotonic() - one[2] >= age_sec]
+            self.ended = [one for one in self.ended if one not in old]
+        return old
 
     @property
     def clean(self) -> bool:
@@ -229,7 +245,7 @@ def disturb(sweep: Sweep, tally: Tally, draw: random.Random, most: int) -> None:
             return
         tally.redone += sweep.note_finished()
         if sweep.process.poll() is not None:
-            tally.ended.append((sweep.name, sweep.process.pid, time.monotonic()))
+            tally.note_ended(sweep)
             if sweep.process.returncode == 0:
                 return
             tally.gave_up.append(f"{sweep.name}: exit code {sweep.process.returncode}, see {sweep.name}.txt")
@@ -245,19 +261,15 @@ def disturb(sweep: Sweep, tally: Tally, draw: random.Random, most: int) -> None:
 
 def note_left_over(tally: Tally, *, wait: bool = False) -> None:
     """What drivers that have ended left running for longer than `GRACE_SEC`, which is then ended; or wait until that can be said of all."""
-    for name, leader, ended_sec in list(tally.ended):
-        if wait:
-            while session_of(leader) and time.monotonic() - ended_sec < GRACE_SEC:
-                time.sleep(0.5)
-        elif time.monotonic() - ended_sec < GRACE_SEC:
-            continue
+    for name, leader, ended_sec in tally.take_ended(0.0 if wait else GRACE_SEC):
+        while session_of(leader) and time.monotonic() - ended_sec < GRACE_SEC:
+            time.sleep(0.5)
         left = session_of(leader)
         for one in left:
             with suppress(psutil.Error):
                 tally.leaked.append(f"{name}: {' '.join(one.cmdline())[:120]}")
                 print("left running:", tally.leaked[-1], flush=True)
         kill_tree(left)
-        tally.ended.remove((name, leader, ended_sec))
 
 
 def wait_for_news(sweep: Sweep, tally: Tally) -> bool:
@@ -299,7 +311,7 @@ def strike(sweep: Sweep, target: str, tally: Tally, draw: random.Random) -> None
         kill_tree([draw.choice(sweep.members(target))])
     tally.kills[target] += 1
     if target == "driver":
-        tally.ended.append((sweep.name, sweep.process.pid, time.monotonic()))
+        tally.note_ended(sweep)
         sweep.start()
     note_left_over(tally)
     struck = time.monotonic()
@@ -362,11 +374,14 @@ def main() -> int:
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     shutil.rmtree(given.folder, ignore_errors=True)
-    tally, draw, began = Tally(), random.Random(given.seed), time.monotonic()
-    share = 0.0
-    for kind in given.kinds:
-        share += SHARES[kind] / sum(SHARES[one] for one in given.kinds)
-        run_kind(kind, given.folder / kind, tally, draw, round(given.kills * share))
+    tally, began = Tally(), time.monotonic()
+    with ThreadPoolExecutor(len(given.kinds)) as pool:
+        runs = [
+            pool.submit(run_kind, kind, given.folder / kind, tally, random.Random(f"{given.seed} {kind}"), given.kills)
+            for kind in given.kinds
+        ]
+    for run in runs:
+        run.result()
     note_left_over(tally, wait=True)
     figures = {
         "kills": dict(tally.kills),
@@ -381,7 +396,8 @@ def main() -> int:
     }
     print(json.dumps(figures, indent=2))
     kinds = "" if given.kinds == list(TARGETS) else f" --kinds {' '.join(given.kinds)}"
-    print(write_result("chaos", f"python bench/chaos.py --kills {given.kills} --seed {given.seed}{kinds}", figures))
+    name = "chaos" if not kinds else f"chaos_{'_'.join(given.kinds)}"
+    print(write_result(name, f"python bench/chaos.py --kills {given.kills} --seed {given.seed}{kinds}", figures))
     return 0 if tally.clean else 1
 
 

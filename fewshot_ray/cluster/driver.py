@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune.error import TuneError
 from rich.console import Console
 
@@ -21,10 +22,11 @@ from fewshot_ray.cluster.actors import TrialActor, build_stages
 from fewshot_ray.cluster.ending import EVERYBODY, start_messenger
 from fewshot_ray.cluster.journal import Journal
 from fewshot_ray.cluster.lease import Lease
+from fewshot_ray.cluster.losses import error_line
 from fewshot_ray.cluster.opened import Opened, put_on_record
 from fewshot_ray.cluster.session import check_resources, ray_session
 from fewshot_ray.cluster.sweep import Sweep
-from fewshot_ray.cluster.tune import RayLost, Silent, SweepScheduler, SweepSearcher, Watch
+from fewshot_ray.cluster.tune import WATCH_SEC, RayLost, Silent, SweepScheduler, SweepSearcher, Watch
 from fewshot_ray.cluster.workers import run_with_workers
 from fewshot_ray.errors import UserError
 from fewshot_ray.patience import LONG_PATIENCE_SEC, patience
@@ -60,39 +62,35 @@ def run_sweep(opened: Opened, *, address: str | None = None, console: Console | 
     console = console or Console()
     with patience(LONG_PATIENCE_SEC), Lease(opened.folder.folder) as lease:
         put_on_record(opened)  # now that nobody else runs it
-        restarts, on_record = 0, _evaluations(opened)
-        while not _run_on_ray(opened, address, console, lease):
-            before, on_record = on_record, _evaluations(opened)
-            restarts = 1 if on_record > before else restarts + 1
+        restarts = 0
+        while (lost := _run_on_ray(opened, address, console, lease)) is not None:
+            restarts = 1 if lost.progressed else restarts + 1
             if restarts > MOST_RESTARTS:
                 raise UserError(f"Ray's processes on this machine were lost {restarts} times in a row: is there too little memory?")
             console.print("Ray's processes on this machine were lost; starting anew", highlight=False)
     write_results(opened)
 
 
-def _evaluations(opened: Opened) -> int:
-    return sum(len(opened.folder.rows(record.id)) for record in opened.folder.trials())
-
-
-def _run_on_ray(opened: Opened, address: str | None, console: Console, lease: Lease) -> bool:
-    """Run all that is left on one Ray; False where that was one of our own, and it was lost."""
+def _run_on_ray(opened: Opened, address: str | None, console: Console, lease: Lease) -> RayLost | None:
+    """Run all that is left on one Ray; what is returned is that one of our own was lost underway."""
     is_own = False
     try:
         with ray_session(address, dashboard=opened.file.resources.workers > 1) as is_own:
-            fits = check_resources(opened.file.resources, begun=bool(opened.folder.trials()))
+            watch = Watch(ray.get_runtime_context().get_node_id())
+            fits = check_resources(opened.file.resources, begun=bool((opened.folder.folder / "trials").names()))
             concurrent = min(fits, opened.file.search.concurrent or fits)
-            _build_stages(opened, console)
-            _run_trials(opened, concurrent, console, lease)
-    except RayLost:
+            _build_stages(opened, console, watch)
+            _run_trials(opened, concurrent, console, lease, watch)
+    except RayLost as lost:
         if not is_own:
             raise UserError(
                 "the Ray node that the sweep was driven from is gone; `ray start` it again, then `fewshot-ray resume` goes on"
             ) from None
-        return False
-    return True
+        return lost
+    return None
 
 
-def _build_stages(opened: Opened, console: Console) -> None:
+def _build_stages(opened: Opened, console: Console, watch: Watch) -> None:
     """Where a range decides what is shared (a method that is off at one end), every end's stages are built."""
     resources = opened.file.resources
     trees = {to_yaml(tree): tree for tree in endpoint_trees(opened.document.tree) if _prepares(tree)}
@@ -101,7 +99,14 @@ def _build_stages(opened: Opened, console: Console) -> None:
     task = build_stages.options(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)
     with console.status("preparing what the trials share"):
         for tree in trees.values():
-            problem = ray.get(task.remote({"tree": tree, "folder": opened.folder.folder.url}))
+            result = task.remote({"tree": tree, "folder": opened.folder.folder.url})
+            while not ray.wait([result], timeout=WATCH_SEC)[0]:
+                watch.check()
+            try:
+                problem = ray.get(result)
+            except RayError as error:  # its worker was lost, and again whenever Ray tried anew
+                watch.check()
+                raise UserError(f"what the trials share could not be prepared: {error_line(error)}") from error
             if problem:
                 raise UserError(problem)
 
@@ -110,7 +115,7 @@ def _prepares(tree: dict[str, Any]) -> bool:
     return any(config.prepares for config in compose(Document(tree, "stages")).methods.values())
 
 
-def _run_trials(opened: Opened, concurrent: int, console: Console, lease: Lease) -> None:
+def _run_trials(opened: Opened, concurrent: int, console: Console, lease: Lease, watch: Watch) -> None:
     file = opened.file
     steps = compose(Document(next(iter(endpoint_trees(opened.document.tree))), "spec")).file.train.steps
     scratch = tempfile.mkdtemp(prefix="fewshot-ray-tune-")
@@ -135,7 +140,7 @@ def _run_trials(opened: Opened, concurrent: int, console: Console, lease: Lease)
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=-1),  # the sweep counts them: `Sweep.lost`
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-                callbacks=[Silent(), Watch(ray.get_runtime_context().get_node_id())],
+                callbacks=[Silent(), watch],
             ),
         )
         try:
@@ -143,7 +148,11 @@ def _run_trials(opened: Opened, concurrent: int, console: Console, lease: Lease)
                 warnings.simplefilter("ignore")
                 tuner.fit()
         except TuneError as error:
+            watch.check()
             raise _underlying(error) from error
+        except RayLost as lost:
+            lost.progressed = sweep.progressed
+            raise
         finally:
             sweep.abandon()
             journal.close()

@@ -94,6 +94,8 @@ class Sweep:
         self.last_time_sec = 0.0
         """Of the latest evaluation on record, in seconds since 1970."""
         self.done = False
+        self.progressed = False
+        """Whether an evaluation was put on record."""
         self.closing = False
         """Set where the sweep is to end before its time: nothing more is begun."""
         self.waiting: list[Job] | None = None
@@ -245,6 +247,7 @@ class Sweep:
         row = replace(row, time=self.last_time_sec)
         running.steps.add(row.step)
         self.folder.append_row(trial_id, row)
+        self.progressed = True
         self._show(running, row)
         self.progress.evaluated(trial_id, row.step, row.metrics, row.train_loss)
         running.stopped = self._should_stop(running.job, row)

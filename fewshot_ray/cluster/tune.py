@@ -27,6 +27,9 @@ WATCH_SEC = 2.0
 class RayLost(BaseException):
     """Ray's process on the driver's machine is gone. As with KeyboardInterrupt, Tune should not try to go on or to clean up."""
 
+    progressed = False
+    """Whether an evaluation had been put on record before that."""
+
 
 class _OfTheDriver:
     """Tune pickles its searcher and scheduler into its own state; the sweep stays with the driver: its folder is its state."""
@@ -150,8 +153,11 @@ class Watch(Callback):
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Called some times a second. Raises RayLost."""
-        if time.monotonic() < self._next_sec:
-            return
-        self._next_sec = time.monotonic() + WATCH_SEC
+        if time.monotonic() >= self._next_sec:
+            self._next_sec = time.monotonic() + WATCH_SEC
+            self.check()
+
+    def check(self) -> None:
+        """Raises RayLost."""
         if not any(node["NodeID"] == self.node_id and node["Alive"] for node in ray.nodes()):
             raise RayLost
