@@ -185,8 +185,14 @@ def kill_tree(processes: list[psutil.Process]) -> None:
 
 
 def broken_checkpoints(folder: Path) -> list[str]:
-    """Those that claim to be whole and don't load."""
-    bad = []
+    """Those that claim to be whole and don't load: twice, for one may be removed or written anew underway."""
+    first = dict(unreadable(folder))
+    if first:
+        time.sleep(2)
+    return [reason for place, reason in unreadable(folder) if place in first] if first else []
+
+
+def unreadable(folder: Path) -> Iterator[tuple[str, str]]:
     for trial in (folder / "trials").glob("*"):
         place = Folder(trial / "checkpoints")
         for step in saved_steps(place):
@@ -195,9 +201,8 @@ def broken_checkpoints(folder: Path) -> list[str]:
             try:
                 read_checkpoint(place, step)
             except ValueError as error:
-                if (trial / "checkpoints" / f"step_{step:06d}").exists():  # else it was removed underway
-                    bad.append(str(error))
-    return bad
+                if (trial / "checkpoints" / f"step_{step:06d}" / MANIFEST).exists():
+                    yield f"{trial} {step}", str(error)
 
 
 @dataclass
