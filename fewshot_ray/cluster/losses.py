@@ -22,7 +22,7 @@ class NodeLostError(Exception):
     """A node of the cluster died while a trial's workers failed."""
 
 
-_MACHINE_ERRORS = (NodeDiedError, OwnerDiedError, ActorUnavailableError, PreemptionError, SavedAndEndedError, NodeLostError)
+_MACHINE_ERRORS = (NodeDiedError, OwnerDiedError, PreemptionError, SavedAndEndedError, NodeLostError)
 _MACHINE_WORDS = ("node has died", "node died", "node has crashed", "node was terminated", "node is dead")
 """Ray has no class for an actor that died with its node."""
 
@@ -91,6 +91,8 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 def _is_of_the_machine(error: BaseException) -> bool:
     if isinstance(error, _MACHINE_ERRORS) or (isinstance(error, RayActorError) and error.preempted):
         return True
+    if isinstance(error, ActorUnavailableError):  # raised before Ray knows whether it was the process or its node
+        return not all(map(_answers, _nodes_alive().values()))
     return isinstance(error, RayActorError) and _has_machine_words(str(error))
 
 
