@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -209,6 +209,7 @@ def unreadable(folder: Path) -> Iterator[tuple[str, str]]:
 class Tally:
     """What the bench found."""
 
+    quota: dict[str, int]
     lock: threading.Lock = field(default_factory=threading.Lock)
     kills: Counter[str] = field(default_factory=Counter)
     redone: list[str] = field(default_factory=list)
@@ -222,6 +223,10 @@ class Tally:
     """Drivers that ended a while ago: the sweep, the process and when; not yet looked at for what they left running."""
     gave_up: list[str] = field(default_factory=list)
     """Drivers that ended by themselves, and were resumed: no loss, but a person would have to come."""
+
+    def open(self, kind: str) -> list[str]:
+        """The targets of a kind of sweep that are still to be struck."""
+        return [target for target in TARGETS[kind] if self.kills[target] < self.quota[target]]
 
     def note_ended(self, sweep: Sweep) -> None:
         """Its driver has just ended."""
@@ -241,8 +246,18 @@ class Tally:
         return not (self.redone or self.hangs or self.broken or self.differ or self.leaked)
 
 
-def disturb(sweep: Sweep, tally: Tally, draw: random.Random, most: int) -> None:
-    """Run a sweep to its end under fire; at most `most` kills in all."""
+def quotas(kinds: Iterable[str], kills: int) -> dict[str, int]:
+    """How many kills each target gets: the same of each, but that those on S3, which cost nobody a start, are twice as many."""
+    targets = {target for kind in kinds for target in TARGETS[kind]}
+    each, rest = divmod(kills, len(targets) + ("s3" in targets))
+    return {
+        target: 2 * each + rest if target == "s3" else each + (rest if "s3" not in targets and target == min(targets) else 0)
+        for target in targets
+    }
+
+
+def disturb(sweep: Sweep, tally: Tally, draw: random.Random) -> None:
+    """Run a sweep to its end under fire, as long as its targets' quotas last."""
     sweep.start()
     while True:
         assert sweep.process is not None
@@ -256,10 +271,10 @@ def disturb(sweep: Sweep, tally: Tally, draw: random.Random, most: int) -> None:
             tally.gave_up.append(f"{sweep.name}: exit code {sweep.process.returncode}, see {sweep.name}.txt")
             sweep.start()
             continue
-        if tally.kills.total() >= most:
+        if not tally.open(sweep.kind):
             continue
         time.sleep(draw.uniform(0, 4))
-        targets = [target for target in TARGETS[sweep.kind] if target == "s3" or sweep.members(target)]
+        targets = [target for target in tally.open(sweep.kind) if target == "s3" or sweep.members(target)]
         if sweep.process.poll() is None and targets:
             strike(sweep, min(targets, key=lambda target: (tally.kills[target], draw.random())), tally, draw)
 
@@ -346,7 +361,7 @@ def store(home: Path, kind: str) -> Iterator[FaultyProxy | None]:
         yield proxy
 
 
-def run_kind(kind: str, home: Path, tally: Tally, draw: random.Random, most: int) -> None:
+def run_kind(kind: str, home: Path, tally: Tally, draw: random.Random) -> None:
     """Undisturbed once, then under fire until the kills of this kind are spent."""
     home.mkdir(parents=True)
     with store(home, kind) as proxy:
@@ -357,11 +372,11 @@ def run_kind(kind: str, home: Path, tally: Tally, draw: random.Random, most: int
             if calm.process.wait() != 0:
                 raise SystemExit((home / "calm.txt").read_text())
         expected, number = calm.outcome(), 0
-        while tally.kills.total() < most and not tally.hangs:
+        while tally.open(kind) and not tally.hangs:
             number += 1
             sweep = Sweep(kind, f"fire{number}", home, proxy)
             with ended(sweep):
-                disturb(sweep, tally, draw, most)
+                disturb(sweep, tally, draw)
             if tally.hangs:
                 return
             got = sweep.outcome()
@@ -379,12 +394,9 @@ def main() -> int:
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     shutil.rmtree(given.folder, ignore_errors=True)
-    tally, began = Tally(), time.monotonic()
+    tally, began = Tally(quotas(given.kinds, given.kills)), time.monotonic()
     with ThreadPoolExecutor(len(given.kinds)) as pool:
-        runs = [
-            pool.submit(run_kind, kind, given.folder / kind, tally, random.Random(f"{given.seed} {kind}"), given.kills)
-            for kind in given.kinds
-        ]
+        runs = [pool.submit(run_kind, kind, given.folder / kind, tally, random.Random(f"{given.seed} {kind}")) for kind in given.kinds]
     for run in runs:
         run.result()
     note_left_over(tally, wait=True)

@@ -28,8 +28,8 @@ def short_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_ten_kills(short_folder: Path) -> None:
     """Oracle: the same sweep undisturbed, bit for bit; nothing redone, lost, hung, broken, or left running."""
     with bench_module("chaos") as chaos:
-        tally = chaos.Tally()
-        chaos.run_kind("disk", short_folder / "disk", tally, random.Random(5), 10)
+        tally = chaos.Tally(chaos.quotas(["disk"], 10))
+        chaos.run_kind("disk", short_folder / "disk", tally, random.Random(5))
         assert sum(tally.kills.values()) == 10
         assert set(tally.kills) == {"actor", "raylet", "driver"}
         assert tally.clean, tally
