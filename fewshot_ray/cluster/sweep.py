@@ -90,6 +90,8 @@ class Sweep:
         self.kept = KeptCheckpoints(folder, file.search)
         self.running: dict[str, Running] = {}
         self.pending: list[Job] = []
+        self.interrupted: dict[str, Running] = {}
+        """Those among `pending` that had begun here, with what was lost."""
         self.announced: set[str] = set()
         self.last_time_sec = 0.0
         """Of the latest evaluation on record, in seconds since 1970."""
@@ -226,7 +228,9 @@ class Sweep:
         local = self.folder.trial(job.id).local
         # Written anew from the rows on record: a kill may have come between a row and its point in the curve.
         board = TrialBoard(local, {**_flat(job.tree), "seed": job.seed}) if local else None
-        self.running[job.id] = running = Running(job, {row.step for row in rows}, board)
+        before_that = self.interrupted.pop(job.id, Running(job))
+        running = Running(job, {row.step for row in rows}, board, failures=before_that.failures, machines_lost=before_that.machines_lost)
+        self.running[job.id] = running
         for row in rows:
             self._show(running, row)
         self.progress.started(job.id, job.label, steps=job.last_step, step=last_step or 0)
@@ -293,10 +297,9 @@ class Sweep:
         """A running trial has ended, by itself or because it may not go on."""
         self.may_write()
         running = self.running.pop(trial_id)
-        lost = self._given_up(running)
-        if self.closing and not (lost or running.problem or running.stopped or self._ended(running.job)):
-            self._left(running)
+        if not (running.problem or running.stopped or self._given_up(running) or self._ended(running.job)) and self._goes_on(running):
             return
+        lost = self._given_up(running)
         self.waiting = None
         record = self.folder.record(trial_id)
         assert record is not None
@@ -307,14 +310,24 @@ class Sweep:
                 if running.failures
                 else f"it lost {running.machines_lost} machines"
             )
-        if not problem and not running.stopped and not self._ended(running.job):
-            problem = "its worker ended before the last evaluation"
         state: State = "FAIL" if problem else "PRUNED" if running.stopped else "COMPLETE"
         record = self._settle(running.job, record, state, problem)
         if running.board is not None:
             running.board.close()
         value = (record.values or {}).get(next(iter(self.file.search.objectives)))
         self.progress.finished(trial_id, record.state, value, record.error)
+
+    def _goes_on(self, running: Running) -> bool:
+        """A trial ended before its last evaluation, for no reason of its own: whether it is begun again, here or when resumed."""
+        if not self.closing:
+            # Tune drops a trial whose worker was lost before it began.
+            running.failures.append("its worker ended before the last evaluation")
+            if self._given_up(running):
+                return False
+            self.interrupted[running.job.id] = running
+            self.pending.insert(0, running.job)
+        self._left(running)
+        return True
 
     def abandon(self) -> None:
         """The driver stops before its trials ended: they stay on record as running and go on when the sweep is resumed."""

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray import cloudpickle
 from ray.tune import Callback
+from ray.tune.experiment import Trial
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -97,6 +98,8 @@ class SweepScheduler(_OfTheDriver, FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """A worker was lost. Tune would start the trial again for ever: `on_trial_add`, called next, decides."""
+        if trial.status == Trial.PENDING:  # it stands in line already: another report of the same loss
+            return
         error = _error(trial)
         self.sweep.lost(_job_id(trial), error_line(error), with_machine=of_the_machine(error))
 

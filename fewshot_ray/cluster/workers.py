@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import Any
 
 import ray.train
@@ -54,6 +55,7 @@ def run_with_workers(config: dict[str, Any]) -> None:
     per_worker = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker > 0:
         per_worker["GPU"] = resources.gpus_per_worker
+    reports = TuneReportCallback()
     elastic = (resources.min_workers, resources.workers)
     trainer = TorchTrainer(
         _worker,
@@ -67,8 +69,11 @@ def run_with_workers(config: dict[str, Any]) -> None:
             name=f"{config['id']}-{os.getpid()}",
             storage_path=config["scratch"],
             failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
-            callbacks=[TuneReportCallback(), SigtermGivesNotice()],
+            callbacks=[reports, SigtermGivesNotice()],
         ),
     )
     with nodes_watched():
         trainer.fit()
+    # What has been reported is on its way to Tune, which looks for it only as long as this function runs.
+    while not reports._training_actor_item_queue.empty():
+        time.sleep(0.05)

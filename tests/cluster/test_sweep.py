@@ -223,6 +223,34 @@ def test_a_trial_that_its_machines_die_of(tmp_path: Path) -> None:
     assert [(record.state, record.error) for record in sweep.folder.trials()] == [("FAIL", "it lost 101 machines")]
 
 
+def test_a_trial_that_tune_drops(tmp_path: Path) -> None:
+    """Oracle: the undisturbed sweep. A trial that has ended before its last evaluation, for no reason of its own, is begun again."""
+    undisturbed = open_sweep(Folder(tmp_path / "a"), file())
+    finish(undisturbed)
+    sweep = open_sweep(Folder(tmp_path / "b"), file())
+    first = sweep.next_job()
+    assert isinstance(first, Job)
+    sweep.evaluated(first.id, next(evaluations(first)))
+    sweep.ended(first.id)
+    assert [record.state for record in sweep.folder.trials()] == ["RUNNING"]
+    assert finish(sweep)[0] == first.id
+    assert outcome(sweep) == outcome(undisturbed)
+
+
+def test_a_trial_that_is_dropped_every_time(tmp_path: Path) -> None:
+    """Oracle: as many tries as for one that crashes."""
+    sweep = open_sweep(Folder(tmp_path), file(search={"trials": 1, "retries": 2}))
+    tries = 0
+    while isinstance(job := sweep.next_job(), Job):
+        tries += 1
+        assert tries < 10
+        sweep.ended(job.id)
+    assert tries == 3
+    assert [(record.state, record.error) for record in sweep.folder.trials()] == [
+        ("FAIL", "its worker failed (attempt 3, the last): its worker ended before the last evaluation")
+    ]
+
+
 def test_closing(tmp_path: Path) -> None:
     """Oracle: nothing is begun, what is lost stays one to go on with, what ends meanwhile has ended; resumed, all is as if undisturbed."""
     undisturbed = open_sweep(Folder(tmp_path / "a"), file())
