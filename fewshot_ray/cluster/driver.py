@@ -8,7 +8,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -154,6 +154,8 @@ def _run_trials(opened: Opened, concurrent: int, console: Console, lease: Lease,
             lost.progressed = sweep.progressed
             raise
         finally:
+            with suppress(RayError):  # where Ray itself is gone
+                ray.kill(messenger)
             sweep.abandon()
             journal.close()
             shutil.rmtree(scratch, ignore_errors=True)
