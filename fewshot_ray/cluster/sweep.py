@@ -54,6 +54,8 @@ class Running:
     """Why its worker crashed, each time."""
     machines_lost: int = 0
     """Times that its machine went away under it, or was about to."""
+    just_lost: bool = False
+    """Whether its worker was lost, and nothing has been heard of it since."""
 
 
 class Sweep:
@@ -250,6 +252,7 @@ class Sweep:
         self.last_time_sec = max(time.time(), math.nextafter(self.last_time_sec, math.inf))
         row = replace(row, time=self.last_time_sec)
         running.steps.add(row.step)
+        running.just_lost = False
         self.folder.append_row(trial_id, row)
         self.progressed = True
         self._show(running, row)
@@ -278,6 +281,7 @@ class Sweep:
     def lost(self, trial_id: str, reason: str, *, with_machine: bool = False) -> None:
         """The trial's worker crashed, or went `with_machine`; see `may_go_on`."""
         running = self.running[trial_id]
+        running.just_lost = True
         if with_machine:
             running.machines_lost += 1
         else:
@@ -297,9 +301,10 @@ class Sweep:
         """A running trial has ended, by itself or because it may not go on."""
         self.may_write()
         running = self.running.pop(trial_id)
-        if not (running.problem or running.stopped or self._given_up(running) or self._ended(running.job)) and self._goes_on(running):
+        at_its_end = running.stopped or self._ended(running.job)
+        if not (running.problem or at_its_end or self._given_up(running)) and self._goes_on(running):
             return
-        lost = self._given_up(running)
+        lost = self._given_up(running) and not at_its_end
         self.waiting = None
         record = self.folder.record(trial_id)
         assert record is not None
@@ -320,8 +325,9 @@ class Sweep:
     def _goes_on(self, running: Running) -> bool:
         """A trial ended before its last evaluation, for no reason of its own: whether it is begun again, here or when resumed."""
         if not self.closing:
-            # Tune drops a trial whose worker was lost before it began.
-            running.failures.append("its worker ended before the last evaluation")
+            # Tune drops a trial whose worker was lost before it began, and has said so.
+            if not running.just_lost:
+                running.failures.append("its worker ended before the last evaluation")
             if self._given_up(running):
                 return False
             self.interrupted[running.job.id] = running

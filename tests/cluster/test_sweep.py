@@ -237,6 +237,29 @@ def test_a_trial_that_tune_drops(tmp_path: Path) -> None:
     assert outcome(sweep) == outcome(undisturbed)
 
 
+def test_a_trial_that_is_lost_and_dropped(tmp_path: Path) -> None:
+    """Oracle: one loss, of which Tune says two things, is one: a single retry is enough."""
+    sweep = open_sweep(Folder(tmp_path), file(search={"trials": 1, "retries": 1}))
+    first = sweep.next_job()
+    assert isinstance(first, Job)
+    sweep.lost(first.id, "ActorDiedError: it waited between two trials")
+    sweep.ended(first.id)
+    assert finish(sweep) == [first.id]
+    assert [record.state for record in sweep.folder.trials()] == ["COMPLETE"]
+
+
+def test_a_crash_at_the_very_end(tmp_path: Path) -> None:
+    """Oracle: all its evaluations are on record; a worker that fails after the last takes nothing from them."""
+    sweep = open_sweep(Folder(tmp_path), file(search={"trials": 1, "retries": 0}))
+    job = sweep.next_job()
+    assert isinstance(job, Job)
+    for row in evaluations(job):
+        sweep.evaluated(job.id, row)
+    sweep.lost(job.id, "MemoryError: after the last")
+    sweep.ended(job.id)
+    assert [(record.state, record.error) for record in sweep.folder.trials()] == [("COMPLETE", None)]
+
+
 def test_a_trial_that_is_dropped_every_time(tmp_path: Path) -> None:
     """Oracle: as many tries as for one that crashes."""
     sweep = open_sweep(Folder(tmp_path), file(search={"trials": 1, "retries": 2}))
