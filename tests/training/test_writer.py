@@ -54,3 +54,17 @@ def test_what_went_wrong_is_said_by_the_next(tmp_path: Path) -> None:
         writer.submit(2, {"w": torch.ones(1)}, {}, last_two)
     writer.close()
     assert (tmp_path / "file").read_text() == "here first"
+
+
+def test_the_copies_are_made_in_the_memory_of_the_one_before(tmp_path: Path) -> None:
+    """Oracle: addresses, and what was written: a tensor of another shape gets memory of its own, and nothing of the one before stays."""
+    writer = CheckpointWriter(Folder(tmp_path))
+    places = []
+    for step, size in ((1, 4), (2, 4), (3, 6)):
+        writer.submit(step, {"w": torch.full((size,), float(step))}, {}, set)
+        writer.wait()
+        places.append(writer._copies["w"].data_ptr())
+    writer.close()
+    assert places[0] == places[1]
+    assert read_checkpoint(Folder(tmp_path), 2).tensors["w"].tolist() == [2.0] * 4
+    assert read_checkpoint(Folder(tmp_path), 3).tensors["w"].tolist() == [3.0] * 6
