@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -81,6 +81,25 @@ class DiffusionMethod:
             for key, parameter in adversary.network.named_parameters()
             if parameter.requires_grad
         }
+
+    def buffers(self) -> Mapping[str, Tensor]:
+        """None: the networks have no running statistics, and an adversary's stay as they were."""
+        return {}
+
+    @property
+    def averaged_buffers(self) -> Collection[str]:
+        """None."""
+        return ()
+
+    @property
+    def trained_share(self) -> float:
+        """Of the network's parameters."""
+        return self.tuned.share
+
+    @property
+    def whole_batch(self) -> bool:
+        """No: what compares images is a relation."""
+        return False
 
     def modules(self) -> Mapping[str, nn.Module]:
         """The network, and the adversaries'."""

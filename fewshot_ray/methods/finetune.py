@@ -9,7 +9,7 @@ class FinetuneConfig(MethodConfig):
     """No settings: everything is under `train`."""
 
 
-@register("finetune", FinetuneConfig)
+@register("finetune", FinetuneConfig, families=("diffusion", "gan"))
 def make_finetune(config: FinetuneConfig, ingredients: Ingredients) -> Part:
-    """Adds nothing to the denoising loss."""
+    """Adds nothing to a loss."""
     return Part()

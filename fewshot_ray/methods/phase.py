@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -101,6 +101,25 @@ class Method(Protocol):
 
     def auxiliary(self) -> Mapping[str, nn.Parameter]:
         """What is trained for the training's sake (an adversary), under other stable names: in checkpoints, not in the result."""
+        ...
+
+    def buffers(self) -> Mapping[str, Tensor]:
+        """What training changes in place besides parameters (running statistics), under stable names: in checkpoints."""
+        ...
+
+    @property
+    def averaged_buffers(self) -> Collection[str]:
+        """Those of the result, which the EMA averages with the parameters."""
+        ...
+
+    @property
+    def trained_share(self) -> float:
+        """Parameters trained of the result over all it has, in (0, 1]."""
+        ...
+
+    @property
+    def whole_batch(self) -> bool:
+        """Whether a worker's images must pass together: networks that compare the images of a batch."""
         ...
 
     def modules(self) -> Mapping[str, nn.Module]:

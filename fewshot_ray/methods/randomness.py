@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,6 +42,18 @@ class Randomness:
     def uniform(self, step: int, purpose: str, count: int) -> Tensor:
         """`count` numbers in [0, 1), one an image of the global batch."""
         return self._once(step, purpose, lambda g: torch.rand(count, generator=g, device=self.device))
+
+    def dirichlet(self, step: int, purpose: str, alpha: float, entries: int, count: int) -> Tensor:
+        """`[count, entries]`: rows of Dir(alpha, ..., alpha), one an image of the global batch; float32, drawn in float64 on the CPU.
+
+        NumPy's: with small alpha, gammas in float32 can all be 0.
+        """
+
+        def rows(_: torch.Generator) -> Tensor:
+            drawn = np.random.default_rng(derived_seed(self.seed, step, purpose)).dirichlet([alpha] * entries, size=count)
+            return torch.from_numpy(drawn).to(self.device, torch.float32)
+
+        return self._once(step, purpose, rows)
 
     def reseed_layers(self, step: int, rank: int, part: int) -> None:
         """Seed the layers' own noise (dropout), the declared exception to independence from the worker count."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -15,6 +15,10 @@ from fewshot_ray.methods.phase import Phase, Relation
 from fewshot_ray.methods.stage import Stage
 from fewshot_ray.models.backbone import Backbone
 from fewshot_ray.spec.ranges import Range
+
+if TYPE_CHECKING:
+    from fewshot_ray.methods.gan import GanPart
+    from fewshot_ray.models.gan import Gan
 
 
 class MethodConfig(BaseModel):
@@ -31,6 +35,9 @@ class MethodConfig(BaseModel):
     least_batch: ClassVar[int] = 1
     """Images that a global batch needs."""
 
+    needs_source: ClassVar[bool] = False
+    """Whether it keeps something of a trained source model."""
+
     @classmethod
     def misfit(cls, given: Mapping[str, Any]) -> tuple[str, str] | None:
         """A field among the settings as the file gives them (ranges unexpanded) that the others make pointless, and what is right."""
@@ -38,6 +45,11 @@ class MethodConfig(BaseModel):
 
     def check(self, backbone: Backbone) -> None:
         """Raise UserError where the method can't work on the backbone with these settings, or something it needs can't be had."""
+
+    @property
+    def group_size(self) -> int:
+        """Images of a batch that are compared with each other, on one worker; batches are whole groups."""
+        return 1
 
     @property
     def prepares(self) -> bool:
@@ -103,32 +115,81 @@ class Part:
     """All images of a global batch get one t."""
 
 
+class GanIngredients(Protocol):
+    """What a GAN's method may ask for when it is made."""
+
+    @property
+    def gan(self) -> Gan:
+        """The student."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """For stages; the same in all trials of a sweep."""
+        ...
+
+    @property
+    def source_hash(self) -> str:
+        """Of the source's weights."""
+        ...
+
+    def source_gan(self) -> Gan:
+        """A frozen copy of the source, in eval mode, on the student's device."""
+        ...
+
+    def read(self, stage: Stage) -> dict[str, Tensor]:
+        """A stage's tensors, from the cache or computed now."""
+        ...
+
+
+Family = Literal["diffusion", "gan"]
+
+
 @dataclass(frozen=True)
 class Registered:
     """A method's configuration type and its maker."""
 
     config: type[MethodConfig]
-    make: Callable[[Any, Ingredients], Part]
-    stages: Callable[[Any, Ingredients], Sequence[Stage]]
+    make: Callable[[Any, Any], Any]
+    """From settings and the family's ingredients to its part."""
+    stages: Callable[[Any, Any], Sequence[Stage]]
+    families: frozenset[Family]
 
 
 METHODS: dict[str, Registered] = {}
 C = TypeVar("C", bound=MethodConfig)
 Maker = Callable[[C, Ingredients], Part]
+GanMaker = Callable[[C, GanIngredients], "GanPart"]
 
 
-def no_stages(config: MethodConfig, ingredients: Ingredients) -> Sequence[Stage]:
+def no_stages(config: MethodConfig, ingredients: Any) -> Sequence[Stage]:
     """A method that prepares nothing."""
     return ()
 
 
 def register(
-    name: str, config: type[C], *, stages: Callable[[C, Ingredients], Sequence[Stage]] = no_stages
+    name: str,
+    config: type[C],
+    *,
+    stages: Callable[[C, Ingredients], Sequence[Stage]] = no_stages,
+    families: Iterable[Family] = ("diffusion",),
 ) -> Callable[[Maker[C]], Maker[C]]:
-    """Enter a method under the name it has in a sweep file; `stages` are built before any trial starts."""
+    """Enter a method of diffusion models under the name it has in a sweep file; `stages` are built before any trial starts."""
 
     def enter(make: Maker[C]) -> Maker[C]:
-        METHODS[name] = Registered(config, make, stages)
+        METHODS[name] = Registered(config, make, stages, frozenset(families))
+        return make
+
+    return enter
+
+
+def register_gan(
+    name: str, config: type[C], *, stages: Callable[[C, GanIngredients], Sequence[Stage]] = no_stages
+) -> Callable[[GanMaker[C]], GanMaker[C]]:
+    """Enter a method of GANs under the name it has in a sweep file; `stages` are built before any trial starts."""
+
+    def enter(make: GanMaker[C]) -> GanMaker[C]:
+        METHODS[name] = Registered(config, make, stages, frozenset({"gan"}))
         return make
 
     return enter

@@ -138,6 +138,7 @@ def training_state(training: Training, prefix: str) -> tuple[dict[str, Tensor], 
     names = {id(parameter): name for name, parameter in saved.items()}
     tensors: dict[str, Tensor] = {f"{prefix}trained/{name}": parameter for name, parameter in saved.items()}
     tensors |= {f"{prefix}ema/{name}": tensor for name, tensor in training.ema.state().items()}
+    tensors |= {f"{prefix}buffer/{name}": buffer for name, buffer in training.method.buffers().items()}
     for optimizer_name, optimizer in training.method.optimizers().items():
         for parameter, state in optimizer.state.items():
             tensors |= {f"{prefix}optimizer/{optimizer_name}/{names[id(parameter)]}/{key}": value for key, value in state.items()}
@@ -171,7 +172,9 @@ def _restore(training: Training, checkpoint: Checkpoint, prefix: str) -> None:
     names = {id(parameter): name for name, parameter in saved.items()}
     for name, parameter in saved.items():
         parameter.data.copy_(tensors[f"{prefix}trained/{name}"])
-    training.ema.load({name: tensors[f"{prefix}ema/{name}"] for name in training.method.trained()}, info["ema_updates"])
+    for name, buffer in training.method.buffers().items():
+        buffer.copy_(tensors[f"{prefix}buffer/{name}"])
+    training.ema.load({name: tensors[f"{prefix}ema/{name}"] for name in training.ema.state()}, info["ema_updates"])
     for optimizer_name, optimizer in training.method.optimizers().items():
         parameters = [parameter for settings in optimizer.param_groups for parameter in settings["params"]]
         start = f"{prefix}optimizer/{optimizer_name}/"
@@ -188,6 +191,12 @@ def _restore(training: Training, checkpoint: Checkpoint, prefix: str) -> None:
     training.micro_batch = info["micro_batch"]
     training.recent_losses = list(info["recent_losses"])
     training.last_finite = dict(info["last_finite"])
+
+
+def saved_buffers(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
+    """What training changed in place besides parameters, by name."""
+    start = f"{prefix}buffer/"
+    return {name.removeprefix(start): tensor for name, tensor in checkpoint.tensors.items() if name.startswith(start)}
 
 
 def trained_weights(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:

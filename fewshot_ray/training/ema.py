@@ -16,8 +16,13 @@ class Ema:
     update, without it d = decay: 97 % of the source would be left in it after 300 steps at decay .9999.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], *, decay: float, warmup: bool) -> None:
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], *, decay: float, warmup: bool, buffers: Mapping[str, Tensor] | None = None
+    ) -> None:
         self.parameters = parameters
+        self.buffers = buffers or {}
+        """Running statistics, averaged as the parameters are: a network of averaged weights computes with them."""
+        self._averages = {name: buffer.clone() for name, buffer in self.buffers.items()}
         # By default diffusers starts from the parameters *after* the first step, whatever the decay; -1 counts that step as any other.
         self._model = EMAModel(parameters.values(), decay=decay, min_decay=0.0 if warmup else decay, update_after_step=-1, foreach=True)
 
@@ -29,20 +34,27 @@ class Ema:
     def update(self) -> None:
         """Take in the parameters as they are now."""
         self._model.step(self.parameters.values())
+        for name, buffer in self.buffers.items():
+            self._averages[name].lerp_(buffer, 1 - self._model.cur_decay_value)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within the block the network computes with the averages."""
         self._model.store(self.parameters.values())
         self._model.copy_to(self.parameters.values())
+        now = {name: buffer.clone() for name, buffer in self.buffers.items()}
+        for name, buffer in self.buffers.items():
+            buffer.copy_(self._averages[name])
         try:
             yield
         finally:
             self._model.restore(self.parameters.values())
+            for name, buffer in self.buffers.items():
+                buffer.copy_(now[name])
 
     def state(self) -> dict[str, Tensor]:
-        """The averages by parameter name."""
-        return dict(zip(self.parameters, self._model.shadow_params, strict=True))
+        """The averages by the parameters' and buffers' names."""
+        return {**dict(zip(self.parameters, self._model.shadow_params, strict=True)), **self._averages}
 
     def load(self, state: Mapping[str, Tensor], updates: int) -> None:
         """Go on from a saved state."""

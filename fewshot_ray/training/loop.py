@@ -48,7 +48,8 @@ class Training:
         self.device = device
         self.group = group
         self.randomness = Randomness(seed, device)
-        self.ema = Ema(method.trained(), decay=config.ema.decay, warmup=config.ema.warmup)
+        averaged = {name: method.buffers()[name] for name in method.averaged_buffers}
+        self.ema = Ema(method.trained(), decay=config.ema.decay, warmup=config.ema.warmup, buffers=averaged)
         self.step = 0
         self.micro_batch = self._micro_batch()
         self.recent_losses: list[float] = []
@@ -192,6 +193,8 @@ class Training:
     def _micro_batch(self) -> int:
         """What `micro_batch: auto` comes to: everything on a CPU, what fits on a GPU."""
         own = math.ceil(self.config.batch_size / self.group.size)
+        if self.method.whole_batch:
+            return max(own, 1)
         if self.config.micro_batch != "auto":
             return min(own, self.config.micro_batch)
         fits = own

@@ -18,7 +18,7 @@ from fewshot_ray.training.group import Group
 from fewshot_ray.training.loop import NonFiniteLossError, Training
 from tests.conftest import Workers
 from tests.tiny_diffusion import tiny_backbone
-from tests.training.toys import Toy, Worker, grey, squares, training
+from tests.training.toys import Bare, Toy, Worker, grey, squares, training
 
 FOUR = grey(0, 60, 200, 255)
 X = [value / 127.5 - 1 for value in (0, 60, 200, 255)]
@@ -75,7 +75,7 @@ def test_two_workers_take_one_workers_steps(workers: Workers, batch_size: int, m
         assert other_w == pytest.approx(w, rel=1e-5)
 
 
-class Adversaries:
+class Adversaries(Bare):
     """A generator `g z` against a critic `d x` with a lazy R1 penalty; all four phases share the fakes, pairs of them an optimiser."""
 
     def __init__(self) -> None:

@@ -25,7 +25,18 @@ class Worker(Group):
         self.rank, self.size = rank, size
 
 
-class Toy:
+class Bare:
+    """What a method of parameters alone says of the rest."""
+
+    averaged_buffers: Sequence[str] = ()
+    trained_share = 1.0
+    whole_batch = False
+
+    def buffers(self) -> Mapping[str, Tensor]:
+        return {}
+
+
+class Toy(Bare):
     """One phase; its parameter is `w` and its loss is given."""
 
     def __init__(self, start: Sequence[float], loss: Callable[[Tensor, Batch], Objective], optimizer: Callable[..., Any] = torch.optim.SGD):

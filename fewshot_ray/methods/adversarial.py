@@ -1,0 +1,84 @@
+"""The adversarial losses and their regularisers, an image at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class AdversarialLoss(Protocol):
+    """From logits `[b, P]` (one an image, or one a patch) to losses `[b]`, the mean over the patches."""
+
+    def real(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """The discriminator's, of real images."""
+        ...
+
+    def fake(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """The discriminator's, of generated images."""
+        ...
+
+    def generator(self, logits: Tensor) -> Tensor:
+        """The generator's."""
+        ...
+
+
+class NonSaturating:
+    """`softplus(-D(x)) + softplus(D(G(z)))` and `softplus(-D(G(z)))` (Goodfellow et al. 2014; StyleGAN2's)."""
+
+    def real(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """See `AdversarialLoss`; draws nothing."""
+        return F.softplus(-logits).flatten(1).mean(dim=1)
+
+    def fake(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """See `AdversarialLoss`; draws nothing."""
+        return F.softplus(logits).flatten(1).mean(dim=1)
+
+    def generator(self, logits: Tensor) -> Tensor:
+        """See `AdversarialLoss`."""
+        return F.softplus(-logits).flatten(1).mean(dim=1)
+
+
+class Hinge:
+    """`relu(m - D(x)) + relu(m + D(G(z)))` and `-D(G(z))`, the margin m drawn from U(.8, 1), an image its own (FastGAN's)."""
+
+    def real(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """See `AdversarialLoss`; `uniform` `[b]` in [0, 1)."""
+        return F.relu(margin(uniform) - logits.flatten(1)).mean(dim=1)
+
+    def fake(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """See `AdversarialLoss`; `uniform` `[b]` in [0, 1)."""
+        return F.relu(margin(uniform) + logits.flatten(1)).mean(dim=1)
+
+    def generator(self, logits: Tensor) -> Tensor:
+        """See `AdversarialLoss`."""
+        return -logits.flatten(1).mean(dim=1)
+
+
+def margin(uniform: Tensor) -> Tensor:
+    """`[b, 1]` in [.8, 1)."""
+    return (0.8 + 0.2 * uniform)[:, None]
+
+
+def gradient_penalty(images: Tensor, judge: Callable[[Tensor], Tensor]) -> Tensor:
+    """R1 (Mescheder et al. 2018): `||grad_x D(x)||^2` `[b]` of real images `[b, C, H, W]`, the sum over C, H, W.
+
+    Of several logits an image their mean is differentiated. The penalty can be differentiated in D's weights.
+    """
+    x = images.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(judge(x).flatten(1).mean(dim=1).sum(), x, create_graph=True)
+    return gradient.float().square().sum(dim=(1, 2, 3))
+
+
+def path_lengths(image: Tensor, styles: Tensor, y: Tensor) -> Tensor:
+    """`||J_w^T y||_2` `[b]` (Karras et al. 2020, Eq. 4): J the Jacobian of `image` `[b, C, H, W]` in `styles` `[b, L, D]`.
+
+    `y` is standard normal, as the image. Over the layers' styles the squares' mean is taken, as in the authors' code.
+    """
+    height, width = image.shape[-2:]
+    (gradient,) = torch.autograd.grad((image * y).sum() / math.sqrt(height * width), styles, create_graph=True)
+    return gradient.float().square().sum(dim=2).mean(dim=1).sqrt()

@@ -1,0 +1,282 @@
+"""Augmentations of what a discriminator sees, reals and fakes alike: DiffAugment and ADA, differentiable in the images, twice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from fewshot_ray.spec.ranges import FloatRange
+
+Uniform = Callable[[str], Tensor]
+"""Numbers in [0, 1) `[b]`, one an image, by what they are for; other numbers for another purpose."""
+
+
+class Augmentation(Protocol):
+    """Images `[b, C, H, W]` in about [-1, 1] to the same shape."""
+
+    def __call__(self, images: Tensor, uniform: Uniform) -> Tensor:
+        """Every image by numbers of its own."""
+        ...
+
+
+class AugmentConfig(BaseModel):
+    """What is done to the images before the discriminator sees them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+Policy = Literal["color", "translation", "cutout"]
+
+
+def _distinct(names: list[Policy]) -> list[Policy]:
+    if len(set(names)) != len(names):
+        raise ValueError("a name stands twice; once is right")
+    return names
+
+
+class DiffAugmentConfig(AugmentConfig):
+    """DiffAugment (Zhao et al. 2020): every image is changed, a little."""
+
+    policy: Annotated[list[Policy], AfterValidator(_distinct)] = Field(default=["color", "translation"], min_length=1)
+    """Of color, translation and cutout, in the order they are applied."""
+    translation: float = Field(default=0.125, ge=0, le=1)
+    """Largest shift, over the image's side."""
+    cutout: float = Field(default=0.5, gt=0, le=1)
+    """Side of the square that is cut out, over the image's."""
+
+
+class AdaConfig(AugmentConfig):
+    """ADA (Karras et al. 2020): every transformation with a probability that follows how sure the discriminator is of the reals."""
+
+    target: Annotated[float, Field(gt=-1, lt=1), FloatRange(0.4, 0.8)] = 0.6
+    """`E[sign(D(real))]` that the probability is steered to."""
+    length_images: int = Field(default=500_000, ge=1)
+    """Images in which the probability can go from 0 to 1."""
+    every_steps: int = Field(default=4, ge=1)
+    """Steps between its changes."""
+    initial_probability: float = Field(default=0.0, ge=0, le=1)
+    """At the first step."""
+
+
+@dataclass(frozen=True)
+class DiffAugment:
+    """The policy's transformations, one after the other."""
+
+    config: DiffAugmentConfig
+
+    def __call__(self, images: Tensor, uniform: Uniform) -> Tensor:
+        """See `Augmentation`."""
+        for name in self.config.policy:
+            images = getattr(self, f"_{name}")(images, uniform)
+        return images
+
+    def _color(self, x: Tensor, uniform: Uniform) -> Tensor:
+        """Brightness by U(-.5, .5), saturation by U(0, 2), contrast by U(.5, 1.5)."""
+        x = x + (column(uniform("brightness")) - 0.5)
+        grey = x.mean(dim=1, keepdim=True)
+        x = (x - grey) * (2 * column(uniform("saturation"))) + grey
+        mean = x.mean(dim=(1, 2, 3), keepdim=True)
+        return (x - mean) * (column(uniform("contrast")) + 0.5) + mean
+
+    def _translation(self, x: Tensor, uniform: Uniform) -> Tensor:
+        """By whole pixels; zeros come in."""
+        height, width = x.shape[-2:]
+        down = whole(uniform("shift-y"), round(height * self.config.translation))
+        right = whole(uniform("shift-x"), round(width * self.config.translation))
+        return shifted(shifted(x, down, 2), right, 3)
+
+    def _cutout(self, x: Tensor, uniform: Uniform) -> Tensor:
+        """A square around a pixel of the image is zero."""
+        keep = ~(self._cut(x, uniform("cut-y"), 2)[:, :, None] & self._cut(x, uniform("cut-x"), 3)[:, None, :])
+        return x * keep[:, None]
+
+    def _cut(self, x: Tensor, uniform: Tensor, dim: int) -> Tensor:
+        side = x.shape[dim]
+        length = max(1, round(side * self.config.cutout))
+        first = (uniform * (side + 1 - length % 2)).long()[:, None] - length // 2
+        place = torch.arange(side, device=x.device)[None]
+        return (place >= first) & (place < first + length)
+
+
+def column(numbers: Tensor) -> Tensor:
+    """`[b]` as `[b, 1, 1, 1]`."""
+    return numbers[:, None, None, None]
+
+
+def whole(uniform: Tensor, most: int) -> Tensor:
+    """Whole numbers in [-most, most] from numbers in [0, 1)."""
+    return (uniform * (2 * most + 1)).long() - most
+
+
+def shifted(x: Tensor, by: Tensor, dim: int) -> Tensor:
+    """Every image `[C, H, W]` of `x` by its number of pixels along one dimension; zeros come in."""
+    side = x.shape[dim]
+    source = torch.arange(side, device=x.device)[None] - by[:, None]
+    shape = [len(x), 1, 1, 1]
+    shape[dim] = side
+    there = ((source >= 0) & (source < side)).view(shape)
+    return x.gather(dim, source.clamp(0, side - 1).view(shape).expand(x.shape)) * there
+
+
+class Ada:
+    """The published pipeline of blits, geometric and colour transformations, each with probability p.
+
+    The geometric ones are one affine map, sampled bilinearly with reflection at the borders (the paper filters with wavelets first).
+    `state` is what a checkpoint holds: p, and the sum of signs and the count since it was last changed.
+    """
+
+    def __init__(self, config: AdaConfig, *, device: torch.device | str = "cpu") -> None:
+        self.config = config
+        self.state = {
+            "probability": torch.tensor(config.initial_probability, device=device),
+            "sign_sum": torch.zeros((), device=device),
+            "count": torch.zeros((), device=device),
+        }
+
+    @property
+    def probability(self) -> float:
+        """Of each transformation."""
+        return float(self.state["probability"])
+
+    def observe(self, sign_sum: float, count: int) -> None:
+        """Take in what D said of `count` real images, over all workers: the sum of their signs, of several logits an image their mean.
+
+        So the statistic is a mean of numbers in [-1, 1], whatever the discriminator judges by.
+        """
+        self.state["sign_sum"] += sign_sum
+        self.state["count"] += count
+
+    def adjust(self, step: int, batch_images: int) -> None:
+        """After a step counted from 0: every `every_steps`, p goes towards the target by those steps' images over `length_images`."""
+        if (step + 1) % self.config.every_steps or self.state["count"] == 0:
+            return
+        mean_sign = self.state["sign_sum"] / self.state["count"]
+        change = torch.sign(mean_sign - self.config.target) * batch_images * self.config.every_steps / self.config.length_images
+        self.state["probability"].add_(change).clamp_(0.0, 1.0)
+        self.state["sign_sum"].zero_()
+        self.state["count"].zero_()
+
+    def __call__(self, images: Tensor, uniform: Uniform) -> Tensor:
+        """See `Augmentation`."""
+        if self.probability == 0:
+            return images
+        return self._colored(warped(images, self._geometry(images, uniform)), uniform)
+
+    def _where(self, uniform: Uniform, name: str, value: Tensor, *, probability: float | None = None) -> Tensor:
+        """`value` for the images that the transformation happens to, 0 for the others."""
+        happens = uniform(f"{name}?") < (self.probability if probability is None else probability)
+        return torch.where(happens, value, torch.zeros_like(value))
+
+    def _geometry(self, images: Tensor, uniform: Uniform) -> Tensor:
+        """`[b, 2, 3]`: where each pixel comes from, in coordinates from -1 to 1."""
+        height, width = images.shape[-2:]
+        # Of two rotations, before and after the stretching, each happens so often that either does with p.
+        either = 1 - math.sqrt(1 - self.probability)
+        flip = 1 - 2 * self._where(uniform, "flip", (uniform("flip") < 0.5).to(uniform("flip").dtype))
+        quarters = self._where(uniform, "quarter", (uniform("quarter") * 4).floor())
+        right = self._where(uniform, "blit", 2 * whole(uniform("blit-x"), round(width * 0.125)) / width)
+        down = self._where(uniform, "blit", 2 * whole(uniform("blit-y"), round(height * 0.125)) / height)
+        scale = torch.exp2(0.2 * self._where(uniform, "scale", normal(uniform("scale"))))
+        before, after = (self._where(uniform, name, angle(uniform(name)), probability=either) for name in ("turn-before", "turn-after"))
+        stretch = torch.exp2(0.2 * self._where(uniform, "stretch", normal(uniform("stretch"))))
+        across, along = (self._where(uniform, "fraction", 0.25 * normal(uniform(f"fraction-{axis}"))) for axis in "xy")
+        total = scaling(flip, torch.ones_like(flip))
+        for transformation in (
+            rotation(quarters * math.pi / 2),
+            shift(right, down),
+            scaling(scale, scale),
+            rotation(before),
+            scaling(stretch, 1 / stretch),
+            rotation(after),
+            shift(across, along),
+        ):
+            total = transformation.to(images.dtype) @ total.to(images.dtype)
+        source: Tensor = torch.linalg.inv(total)[:, :2]
+        return source
+
+    def _colored(self, x: Tensor, uniform: Uniform) -> Tensor:
+        """Brightness, contrast, inversion of the luma, and for colour images a turn of the hue and saturation."""
+        x = x + column(0.2 * self._where(uniform, "ada-brightness", normal(uniform("ada-brightness"))))
+        x = x * column(torch.exp2(0.5 * self._where(uniform, "ada-contrast", normal(uniform("ada-contrast")))))
+        inverted = self._where(uniform, "luma", (uniform("luma") < 0.5).to(x.dtype))
+        luma = x.mean(dim=1, keepdim=True)
+        x = x - 2 * luma * column(inverted)
+        if x.shape[1] != 3:
+            return x
+        x = torch.einsum("bij,bjhw->bihw", hue_turn(self._where(uniform, "hue", angle(uniform("hue")))).to(x.dtype), x)
+        luma = x.mean(dim=1, keepdim=True)
+        return luma + (x - luma) * column(torch.exp2(self._where(uniform, "ada-saturation", normal(uniform("ada-saturation")))))
+
+
+def normal(uniform: Tensor) -> Tensor:
+    """Standard normal numbers from numbers in [0, 1)."""
+    return torch.erfinv((2 * uniform - 1).clamp(-0.999999, 0.999999)) * math.sqrt(2)
+
+
+def angle(uniform: Tensor) -> Tensor:
+    """In [-pi, pi) from numbers in [0, 1)."""
+    return (2 * uniform - 1) * math.pi
+
+
+def matrix(rows: Sequence[Sequence[Tensor]]) -> Tensor:
+    """`[b, n, n]` of entries `[b]`."""
+    return torch.stack([torch.stack(list(row), dim=-1) for row in rows], dim=-2)
+
+
+def scaling(x: Tensor, y: Tensor) -> Tensor:
+    """Homogeneous `[b, 3, 3]`."""
+    zero, one = torch.zeros_like(x), torch.ones_like(x)
+    return matrix([[x, zero, zero], [zero, y, zero], [zero, zero, one]])
+
+
+def rotation(turn: Tensor) -> Tensor:
+    """Homogeneous `[b, 3, 3]`."""
+    zero, one, cos, sin = torch.zeros_like(turn), torch.ones_like(turn), turn.cos(), turn.sin()
+    return matrix([[cos, -sin, zero], [sin, cos, zero], [zero, zero, one]])
+
+
+def shift(x: Tensor, y: Tensor) -> Tensor:
+    """Homogeneous `[b, 3, 3]`."""
+    zero, one = torch.zeros_like(x), torch.ones_like(x)
+    return matrix([[one, zero, x], [zero, one, y], [zero, zero, one]])
+
+
+def hue_turn(turn: Tensor) -> Tensor:
+    """`[b, 3, 3]`: a rotation about the grey axis (1, 1, 1)."""
+    cos, sin = turn.cos()[:, None, None], turn.sin()[:, None, None]
+    grey = torch.full((3, 3), 1 / 3, device=turn.device)
+    cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=turn.device) / math.sqrt(3)
+    return cos * torch.eye(3, device=turn.device) + (1 - cos) * grey + sin * cross
+
+
+def warped(images: Tensor, source: Tensor) -> Tensor:
+    """Images `[b, C, H, W]` sampled at `source` `[b, 2, 3]` (from -1 to 1), bilinearly, reflected at the borders.
+
+    By gathers, since PyTorch's `grid_sample` can't be differentiated twice, as R1 does.
+    """
+    height, width = images.shape[-2:]
+    grid = F.affine_grid(source, [len(images), 1, height, width], align_corners=False)
+    x = reflected((grid[..., 0] + 1) * width / 2 - 0.5, width)
+    y = reflected((grid[..., 1] + 1) * height / 2 - 0.5, height)
+    left, top = x.floor(), y.floor()
+    flat = images.flatten(2)
+    result = torch.zeros_like(images)
+    for across, weight_x in ((left, left + 1 - x), (left + 1, x - left)):
+        for along, weight_y in ((top, top + 1 - y), (top + 1, y - top)):
+            index = along.clamp(0, height - 1) * width + across.clamp(0, width - 1)
+            corner = flat.gather(2, index.long().flatten(1)[:, None].expand(-1, images.shape[1], -1))
+            result = result + corner.view_as(images) * (weight_x * weight_y)[:, None]
+    return result
+
+
+def reflected(place: Tensor, side: int) -> Tensor:
+    """Pixel coordinates folded back into [-.5, side - .5], and held within the centres of the border's pixels."""
+    folded = (place + 0.5) % (2 * side)
+    return (torch.minimum(folded, 2 * side - folded) - 0.5).clamp(0, side - 1)

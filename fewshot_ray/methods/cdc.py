@@ -1,0 +1,70 @@
+"""CDC: cross-domain correspondence (Ojha et al., CVPR 2021), its distance consistency."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from fewshot_ray.methods.gan import GanPart, Play
+from fewshot_ray.methods.grouped import others, similarities, ungroup
+from fewshot_ray.methods.phase import Objective
+from fewshot_ray.methods.registry import GanIngredients, MethodConfig, register_gan
+from fewshot_ray.models.gan import Gan
+from fewshot_ray.spec.ranges import FloatRange
+
+
+class CdcConfig(MethodConfig):
+    """How alike the images of different latents are stays as it is in the source generator."""
+
+    needs_source = True
+    least_batch = 3
+
+    weight: Annotated[float, Field(ge=0), FloatRange(100.0, 10_000.0, log=True)] = 1000.0
+    """Of the loss."""
+    latents: int = Field(default=4, ge=3)
+    """Latents that are compared with each other; the batch consists of groups of so many."""
+
+    @property
+    def group_size(self) -> int:
+        """See `MethodConfig`."""
+        return self.latents
+
+
+class Cdc:
+    """`KL(q^l || p^l)`, p and q the softmax of `sim(G^l(z_0), G^l(z_i))` of the frozen source generator and of the adapted one (Eq. 1)."""
+
+    def __init__(self, config: CdcConfig, gan: Gan, source: Gan) -> None:
+        self.config = config
+        self.source = source
+        self.layers = list(gan.distance_layers)
+
+    def generator(self, play: Play) -> Objective:
+        """Every latent of a group is the anchor of its others; its layer l is drawn; both generators get the same latents and noise."""
+        with torch.no_grad():
+            source = self.source.make(self.source.codes(play.z), play.draw.noise("G/fakes"))
+        drawn, loss = play.draw.integers("G/cdc-layer", len(self.layers)), torch.zeros((), device=play.z.device)
+        for index in drawn.unique().tolist():
+            log_p, log_q = (self.log_softmax(made.features[self.layers[index]]) for made in (source, play.fakes))
+            loss = torch.where(drawn == index, (log_q.exp() * (log_q - log_p)).sum(dim=1), loss)
+        return play.term("cdc", loss, self.config.weight)
+
+    def log_softmax(self, features: Tensor) -> Tensor:
+        """Of each image's similarities with the others of its group, `[b, N - 1]`."""
+        count = self.config.latents
+        similarity = similarities(features, features, count).unflatten(0, (count, -1)).transpose(0, 1)
+        return F.log_softmax(ungroup(others(similarity)), dim=1)
+
+
+def cdc_part(config: CdcConfig, gan: Gan, source: Gan) -> GanPart:
+    """A term for the generator."""
+    return GanPart(generator=Cdc(config, gan, source).generator, compares_latents=True)
+
+
+@register_gan("cdc", CdcConfig)
+def make_cdc(config: CdcConfig, ingredients: GanIngredients) -> GanPart:
+    """See `cdc_part`."""
+    return cdc_part(config, ingredients.gan, ingredients.source_gan())

@@ -1,0 +1,53 @@
+"""DistanceGAN: pairwise distances are kept (Benaim & Wolf, NeurIPS 2017), from latents to images."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from fewshot_ray.methods.gan import GanPart, Play
+from fewshot_ray.methods.grouped import distances, others, ungroup
+from fewshot_ray.methods.phase import Objective
+from fewshot_ray.methods.registry import GanIngredients, MethodConfig, register_gan
+from fewshot_ray.spec.ranges import FloatRange
+
+
+class DistanceGanConfig(MethodConfig):
+    """Which images are far apart, and which near, is as with their latents."""
+
+    least_batch = 3
+
+    weight: Annotated[float, Field(ge=0), FloatRange(0.1, 100.0, log=True)] = 1.0
+    """Of the loss."""
+    latents: int = Field(default=4, ge=3)
+    """Latents that are compared with each other; the batch consists of groups of so many."""
+
+    @property
+    def group_size(self) -> int:
+        """See `MethodConfig`."""
+        return self.latents
+
+
+def standardised(distance: Tensor) -> Tensor:
+    """To mean 0 and standard deviation 1 over a group's pairs, `[groups, N, N - 1]`."""
+    mean = distance.mean(dim=(1, 2), keepdim=True)
+    return (distance - mean) / distance.std(dim=(1, 2), keepdim=True, unbiased=False).clamp(min=1e-8)
+
+
+def distance_gan(config: DistanceGanConfig, play: Play) -> Objective:
+    """`1 / (N - 1) sum_j |d_z(i, j) - d_x(i, j)|` of each image i, the distances standardised."""
+    d_z, d_x = (standardised(others(distances(points, config.latents))) for points in (play.z, play.fakes.image))
+    return play.term("distance_gan", ungroup((d_z - d_x).abs().mean(dim=2)), config.weight)
+
+
+def distance_gan_part(config: DistanceGanConfig) -> GanPart:
+    """A term for the generator."""
+    return GanPart(generator=lambda play: distance_gan(config, play), compares_latents=True)
+
+
+@register_gan("distance_gan", DistanceGanConfig)
+def make_distance_gan(config: DistanceGanConfig, ingredients: GanIngredients) -> GanPart:
+    """See `distance_gan_part`."""
+    return distance_gan_part(config)

@@ -1,0 +1,306 @@
+"""What training a GAN has in common, whichever architecture: players, parts that methods add, and the discriminator's view."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fewshot_ray.methods.adversarial import AdversarialLoss
+from fewshot_ray.methods.augment import Ada, Augmentation
+from fewshot_ray.methods.phase import Batch, Objective, Phase, Weighted
+from fewshot_ray.methods.randomness import Randomness
+from fewshot_ray.models.gan import Gan, Made, View
+
+Player = Literal["D", "G"]
+RUNNING = ("running_mean", "running_var")
+"""BatchNorm's buffers."""
+
+
+class Mixup(Protocol):
+    """Chooses mixtures of latents whose images are judged, on its steps, in place of the latents' own."""
+
+    def active(self, step: int) -> bool:
+        """Whether a step, counted from 0, is one of mixtures."""
+        ...
+
+    def mix(self, codes: Tensor, draw: GanDraw, player: Player) -> Tensor:
+        """Codes `[b, D]` of mixtures, one a latent, from codes `[b, D]`."""
+        ...
+
+    def logits(self, view: View, draw: GanDraw) -> Tensor:
+        """`[b, P]`: how images are judged on these steps."""
+        ...
+
+
+@dataclass(frozen=True)
+class GanPart:
+    """What a method adds to a GAN's training."""
+
+    discriminator: Callable[[Play], Objective] | None = None
+    """Terms for the discriminator, an image's each."""
+    generator: Callable[[Play], Objective] | None = None
+    """Terms for the generator, an image's each."""
+    mixup: Mixup | None = None
+    heads: Mapping[str, nn.Module] = field(default_factory=dict)
+    """Networks trained with the discriminator, by names of their own."""
+    compares_latents: bool = False
+    """Whether the generator's terms compare images as their latents are: then each is of one latent, its styles aren't mixed."""
+    held: Sequence[nn.Parameter] = ()
+    """The discriminator's parameters that aren't trained."""
+
+
+class GanDraw:
+    """What is drawn for one step: numbers for the global batch, of which a worker takes its images'."""
+
+    def __init__(self, gan: Gan, batch: Batch, randomness: Randomness) -> None:
+        self.gan = gan
+        self.batch = batch
+        self.step = batch.step
+        self.randomness = randomness
+        self.signs: tuple[float, int] | None = None
+        """The sum of the real images' signs, of several logits an image their mean, and the images; once the discriminator has judged."""
+
+    def normal(self, purpose: str, *shape: int) -> Tensor:
+        """`[b, *shape]`, standard normal."""
+        return self.randomness.normal(self.step, purpose, (self.batch.global_size, *shape))[self.batch.positions]
+
+    def uniform(self, purpose: str) -> Tensor:
+        """`[b]` in [0, 1)."""
+        return self.randomness.uniform(self.step, purpose, self.batch.global_size)[self.batch.positions]
+
+    def integers(self, purpose: str, high: int) -> Tensor:
+        """`[b]` in [0, high)."""
+        return self.randomness.integers(self.step, purpose, high, self.batch.global_size)[self.batch.positions]
+
+    def one_uniform(self, purpose: str) -> float:
+        """A number in [0, 1) for the whole step."""
+        return float(self.randomness.uniform(self.step, purpose, 1))
+
+    def dirichlet(self, purpose: str, alpha: float, count: int) -> Tensor:
+        """`[b, count]`: rows of Dir(alpha, ..., alpha)."""
+        return self.randomness.dirichlet(self.step, purpose, alpha, count, self.batch.global_size)[self.batch.positions]
+
+    def noise(self, purpose: str) -> list[Tensor]:
+        """A noise image `[b, 1, H, W]` for each of the generator's layers that take one."""
+        return [self.normal(f"{purpose}/noise{index}", *shape) for index, shape in enumerate(self.gan.noise_shapes)]
+
+
+class Play:
+    """One player's turn in a step: its latents, the images made of them, and how the discriminator sees them.
+
+    For the discriminator the images have no graph. Everything is computed when first asked for, and gone with the turn.
+    """
+
+    def __init__(self, method: GanMethod, draw: GanDraw, player: Player) -> None:
+        self.method = method
+        self.gan = method.gan
+        self.draw = draw
+        self.player = player
+        self.mixup = method.mixup if method.mixup is not None and method.mixup.active(draw.step) else None
+
+    @cached_property
+    def z(self) -> Tensor:
+        """`[b, latent_dim]`, standard normal."""
+        return self.draw.normal(f"{self.player}/z", self.gan.latent_dim)
+
+    @cached_property
+    def codes(self) -> Tensor:
+        """Of `z`."""
+        with torch.set_grad_enabled(self.player == "G"):
+            return self.gan.codes(self.z)
+
+    @cached_property
+    def fakes(self) -> Made:
+        """The images of `z`."""
+        with torch.set_grad_enabled(self.player == "G"):
+            return self.method.make_fakes(self)
+
+    @cached_property
+    def anchors(self) -> Made:
+        """The mixtures' images; on the mixup's steps."""
+        assert self.mixup is not None
+        with torch.set_grad_enabled(self.player == "G"):
+            return self.gan.make(self.mixup.mix(self.codes, self.draw, self.player), self.draw.noise(f"{self.player}/anchors"))
+
+    @cached_property
+    def fakes_view(self) -> View:
+        """The discriminator's look at the latents' own images."""
+        return self.seen("fakes", self.fakes)
+
+    @cached_property
+    def judged_view(self) -> View:
+        """Its look at what is judged in this step: mixtures on the mixup's steps."""
+        return self.fakes_view if self.mixup is None else self.seen("anchors", self.anchors)
+
+    @cached_property
+    def real_view(self) -> View:
+        """Its look at the real images."""
+        return self.gan.view(self.method.augmented(self.draw, f"{self.player}/real", self.draw.batch.x_0))
+
+    def seen(self, name: str, made: Made) -> View:
+        """The discriminator's look at generated images, augmented by numbers of their own."""
+        purpose = f"{self.player}/{name}"
+        small = None if made.small is None else self.method.augmented(self.draw, f"{purpose}/small", made.small)
+        return self.gan.view(self.method.augmented(self.draw, purpose, made.image), small)
+
+    def logits(self, view: View) -> Tensor:
+        """`[b, P]`: by images, or on the mixup's steps as it says."""
+        return view.logits if self.mixup is None else self.mixup.logits(view, self.draw)
+
+    def term(self, name: str, per_sample: Tensor, weight: float) -> Objective:
+        """One term of an objective."""
+        return Objective({name: per_sample}, {name: weight})
+
+
+class Workers(Protocol):
+    """Those that share a training."""
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+        ...
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Sum each tensor over the workers, in place."""
+        ...
+
+
+class Alone:
+    """One worker."""
+
+    size = 1
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """As they are."""
+
+
+class GanMethod(ABC):
+    """`L^D = L_adv^D + sum_k lambda_k R_k^D`, `L^G = L_adv^G + sum_k lambda_k R_k^G`; the architectures' recipes add phases and terms."""
+
+    adversarial: AdversarialLoss
+
+    def __init__(self, gan: Gan, parts: Sequence[GanPart], augmentation: Augmentation | None) -> None:
+        self.gan = gan
+        self.parts = parts
+        self.augmentation = augmentation
+        self.mixup = next((part.mixup for part in parts if part.mixup is not None), None)
+        self.heads = {name: head for part in parts for name, head in part.heads.items()}
+        self._optimizers: Mapping[str, Optimizer] = {}
+        self.workers: Workers = Alone()
+
+    @abstractmethod
+    def phases(self) -> Sequence[Phase]:
+        """See `Method`."""
+
+    def make_fakes(self, play: Play) -> Made:
+        """The images of a player's latents, with noise drawn for them."""
+        return self.gan.make(play.codes, play.draw.noise(f"{play.player}/fakes"))
+
+    def extra_terms(self, play: Play) -> Objective:
+        """What the architecture's own discriminator loss has besides the adversarial one."""
+        return Objective({}, {})
+
+    def augmented(self, draw: GanDraw, purpose: str, images: Tensor) -> Tensor:
+        """As the discriminator gets them."""
+        if self.augmentation is None:
+            return images
+        return self.augmentation(images, lambda name: draw.uniform(f"{purpose}/{name}"))
+
+    def context(self, batch: Batch, randomness: Randomness) -> GanDraw:
+        """See `Method`."""
+        return GanDraw(self.gan, batch, randomness)
+
+    def discriminator_loss(self, draw: GanDraw) -> Objective:
+        """The reals', the fakes', and what the parts add."""
+        play, terms = Play(self, draw, "D"), Weighted()
+        real, fake = play.logits(play.real_view), play.logits(play.judged_view)
+        draw.signs = (float(real.detach().sign().flatten(1).mean(dim=1).sum()), len(real))
+        terms.add(play.term("real", self.adversarial.real(real, draw.uniform("D/real/margin")), 1.0))
+        terms.add(play.term("fake", self.adversarial.fake(fake, draw.uniform("D/fake/margin")), 1.0))
+        terms.add(self.extra_terms(play))
+        for part in self.parts:
+            if part.discriminator is not None:
+                terms.add(part.discriminator(play))
+        return terms.objective()
+
+    def generator_loss(self, draw: GanDraw) -> Objective:
+        """The adversarial term, and what the parts add."""
+        play, terms = Play(self, draw, "G"), Weighted()
+        terms.add(play.term("generator", self.adversarial.generator(play.logits(play.judged_view)), 1.0))
+        for part in self.parts:
+            if part.generator is not None:
+                terms.add(part.generator(play))
+        return terms.objective()
+
+    def use(self, optimizers: Mapping[str, Optimizer]) -> None:
+        """Train the players by these, "D" over `discriminator_parameters()` and "G" over the generator's."""
+        self._optimizers = optimizers
+
+    def optimizers(self) -> Mapping[str, Optimizer]:
+        """ "D", the heads' as well, and "G"."""
+        return self._optimizers
+
+    def trained(self) -> Mapping[str, nn.Parameter]:
+        """The generator's parameters."""
+        return dict(self.gan.generator.named_parameters())
+
+    def discriminator_parameters(self) -> list[nn.Parameter]:
+        """The discriminator's that are trained, and the heads'."""
+        held = {id(parameter) for part in self.parts for parameter in part.held}
+        modules = [self.gan.discriminator, *self.heads.values()]
+        return [parameter for module in modules for parameter in module.parameters() if id(parameter) not in held]
+
+    def auxiliary(self) -> Mapping[str, nn.Parameter]:
+        """The discriminator's parameters and the heads'."""
+        modules = {"discriminator": self.gan.discriminator} | self.heads
+        return {f"{name}.{key}": parameter for name, module in modules.items() for key, parameter in module.named_parameters()}
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """See `Method`."""
+        return {"generator": self.gan.generator, "discriminator": self.gan.discriminator} | self.heads
+
+    def buffers(self) -> Mapping[str, Tensor]:
+        """The networks' running statistics and the augmentation's."""
+        found = {f"{name}.{key}": buffer for name, module in self.modules().items() for key, buffer in module.named_buffers()}
+        if isinstance(self.augmentation, Ada):
+            found |= {f"ada.{name}": tensor for name, tensor in self.augmentation.state.items()}
+        return found
+
+    @property
+    def averaged_buffers(self) -> Collection[str]:
+        """The generator's running statistics."""
+        return [name for name in self.buffers() if name.startswith("generator.") and name.endswith(RUNNING)]
+
+    @property
+    def trained_share(self) -> float:
+        """All of the generator."""
+        return 1.0
+
+    @property
+    def whole_batch(self) -> bool:
+        """Yes: minibatch statistics, and groups of latents."""
+        return True
+
+    def forget(self, context: GanDraw) -> None:
+        """A draw keeps no graph, and nothing to let go of."""
+        return
+
+    def after_step(self, context: GanDraw) -> None:
+        """ADA's statistic over all workers; and BatchNorm's running ones, of batches of their own, become the workers' mean."""
+        if isinstance(self.augmentation, Ada) and context.signs is not None:
+            seen = torch.tensor(context.signs, device=context.batch.x_0.device)
+            self.workers.sum_([seen])
+            self.augmentation.observe(float(seen[0]), int(seen[1]))
+            self.augmentation.adjust(context.step, context.batch.global_size)
+        if self.workers.size > 1:
+            running = [buffer for name, buffer in self.buffers().items() if name.endswith(RUNNING)]
+            self.workers.sum_(running)
+            for statistic in running:
+                statistic /= self.workers.size

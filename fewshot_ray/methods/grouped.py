@@ -1,0 +1,47 @@
+"""Groups of a batch's latents that are compared with each other, whole on whichever worker holds them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def by_group(x: Tensor, latents: int) -> Tensor:
+    """`[groups, N, ...]` of `[b, ...]`: image i belongs to group `i mod (b / N)`.
+
+    So a worker's `rank::workers` slice of a batch holds whole groups, the same for any number of workers that divides theirs.
+    """
+    groups: Tensor = x.unflatten(0, (latents, -1)).transpose(0, 1)
+    return groups
+
+
+def ungroup(x: Tensor) -> Tensor:
+    """The inverse: `[groups, N, ...]` to `[b, ...]`."""
+    return x.transpose(0, 1).flatten(0, 1)
+
+
+def of_group(x: Tensor, latents: int) -> Tensor:
+    """For each of `[b, ...]` its group's members `[b, N, ...]`, in order."""
+    groups = by_group(x, latents)
+    return groups[torch.arange(len(x), device=x.device) % len(groups)]
+
+
+def similarities(anchors: Tensor, others: Tensor, latents: int) -> Tensor:
+    """Cosine similarities `[b, N]` of each anchor's activations `[b, ...]`, flattened, with those of its group's members."""
+    a, o = (by_group(x.flatten(1).float(), latents) for x in (anchors, others))
+    norms = a.norm(dim=2)[:, :, None] * o.norm(dim=2)[:, None, :]
+    return ungroup((a @ o.transpose(1, 2)) / norms.clamp(min=1e-8))
+
+
+def distances(x: Tensor, latents: int) -> Tensor:
+    """Euclidean distances `[groups, N, N]` within the groups of `[b, ...]`, flattened; differentiable where they are 0 too."""
+    flat = by_group(x.flatten(1).float(), latents)
+    difference = flat[:, :, None] - flat[:, None, :]
+    return difference.square().sum(dim=3).clamp(min=1e-12).sqrt()
+
+
+def others(matrix: Tensor) -> Tensor:
+    """`[groups, N, N - 1]`: each row of `[groups, N, N]` without its entry on the diagonal."""
+    groups, count, _ = matrix.shape
+    off = ~torch.eye(count, dtype=torch.bool, device=matrix.device)
+    return matrix[:, off].view(groups, count, count - 1)
