@@ -102,6 +102,11 @@ class PerceptualDistance:
         pairs = zip(torch.split(a, self.batch_images), torch.split(b, self.batch_images), strict=True)
         return torch.cat([self.network(self._prepared(x), self._prepared(y)).flatten(1).mean(1).cpu() for x, y in pairs])
 
+    def differentiable(self, x: Tensor, y: Tensor) -> Tensor:
+        """LPIPS of each pair, [N], of images [N, C, H, W] in [-1, 1] at their own size; with a gradient in both."""
+        distances: Tensor = self.network(x.expand(-1, 3, -1, -1), y.expand(-1, 3, -1, -1)).flatten(1).mean(1)
+        return distances
+
     @torch.no_grad()
     def matrix(self, a: Tensor, b: Tensor) -> Tensor:
         """LPIPS of all pairs, [N, M] float32 on the CPU, from uint8 a [N, C, H, W] and b [M, C, H, W].

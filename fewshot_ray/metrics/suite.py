@@ -13,8 +13,12 @@ from fewshot_ray.errors import UserError
 from fewshot_ray.metrics.diversity import euclidean_distances, intra_cluster_diversity, mean_pairwise_distance, unit_features
 from fewshot_ray.metrics.extractors import Extractor, PerceptualDistance
 from fewshot_ray.metrics.fidelity import frechet_distance, kernel_distance
+from fewshot_ray.metrics.latent_space import modes
+from fewshot_ray.metrics.manifold import manifold
 from fewshot_ray.metrics.memorisation import memorised_share
 
+NEIGHBOURS = 3
+"""k of precision and recall, density and coverage."""
 PAIRWISE_LPIPS_SAMPLES = 200
 """Pairwise LPIPS takes the first so many samples: 19,900 pairs."""
 
@@ -27,10 +31,14 @@ class Metric:
     needs: Literal["loss", "features", "perceptual"]
     real_images: int = 0
     """The least number of held-out images it is defined for."""
+    family: Literal["diffusion", "gan"] | None = None
+    """The models it is measured of; None for all."""
+    of_samples: bool = True
+    """Whether it is computed from samples alone; else the model's family measures it."""
 
 
 METRICS: Mapping[str, Metric] = {
-    "holdout_loss": Metric("min", "loss"),
+    "holdout_loss": Metric("min", "loss", family="diffusion", of_samples=False),
     "fd": Metric("min", "features", real_images=2),
     "kid": Metric("min", "features", real_images=2),
     "pairwise_distance": Metric("max", "features"),
@@ -38,6 +46,14 @@ METRICS: Mapping[str, Metric] = {
     "pairwise_lpips": Metric("max", "perceptual"),
     "intra_lpips": Metric("max", "perceptual"),
     "memorisation": Metric("min", "features", real_images=1),
+    "precision": Metric("max", "features", real_images=NEIGHBOURS + 1),
+    "recall": Metric("max", "features", real_images=NEIGHBOURS + 1),
+    "density": Metric("max", "features", real_images=NEIGHBOURS + 1),
+    "coverage": Metric("max", "features", real_images=NEIGHBOURS + 1),
+    "modes": Metric("max", "features"),
+    "modes_lpips": Metric("max", "perceptual"),
+    "path_uniformity": Metric("min", "features", family="gan", of_samples=False),
+    "ppl_uniformity": Metric("min", "perceptual", family="gan", of_samples=False),
 }
 
 
@@ -106,9 +122,10 @@ class Suite:
         """
         values: dict[str, float] = {}
         self._check_samples(len(samples))
-        if self.extractor is not None and "features" in needed(self.metrics):
+        of_samples = needed(name for name in self.metrics if METRICS[name].of_samples)
+        if self.extractor is not None and "features" in of_samples:
             values |= self._feature_values(self.extractor.features(samples))
-        if self.perceptual is not None and "perceptual" in needed(self.metrics):
+        if self.perceptual is not None and "perceptual" in of_samples:
             values |= self._perceptual_values(samples, self.perceptual)
         return values
 
@@ -141,6 +158,12 @@ class Suite:
             to_train = euclidean_distances(unit, unit_features(self.training_features))
             intra = intra_cluster_diversity(to_train, lambda members: euclidean_distances(unit[members], unit[members]))
             values |= {"intra_distance": intra.value, "occupancy": intra.occupancy}
+        neighbours = {"precision", "recall", "density", "coverage"} & set(self.metrics)
+        if neighbours:
+            found = manifold(generated, self.reference_features, k=NEIGHBOURS)
+            values |= {name: getattr(found, name) for name in self.metrics if name in neighbours}
+        if "modes" in self.metrics:
+            values["modes"] = modes(euclidean_distances(unit, unit_features(self.training_features)))
         if "memorisation" in self.metrics:
             values["memorisation"] = memorised_share(generated, self.training_features, self.reference_features).share
         return values
@@ -151,6 +174,8 @@ class Suite:
             first = samples[:PAIRWISE_LPIPS_SAMPLES]
             distances = perceptual.matrix(first, first).double()
             values["pairwise_lpips"] = float(distances.sum() - distances.diagonal().sum()) / (len(first) * (len(first) - 1))
+        if "modes_lpips" in self.metrics:
+            values["modes_lpips"] = modes(perceptual.matrix(samples, self.training))
         if "intra_lpips" in self.metrics:
             to_train = perceptual.matrix(samples, self.training)
             intra = intra_cluster_diversity(to_train, lambda members: perceptual.matrix(samples[members], samples[members]))
@@ -168,6 +193,7 @@ class Suite:
     def _check_samples(self, samples: int) -> None:
         # One more than there are training images puts two samples into some cluster.
         intra = {"intra_distance", "intra_lpips"} & set(self.metrics)
-        least = max(2, len(self.training) + 1 if intra else 0)
+        neighbours = {"precision", "recall", "density", "coverage"} & set(self.metrics)
+        least = max(2, len(self.training) + 1 if intra else 0, NEIGHBOURS + 1 if neighbours else 0)
         if samples < least:
             raise UserError(f"evaluate.samples: {samples} are too few for {', '.join(self.metrics)}; {least} or more are right")
