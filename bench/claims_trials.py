@@ -11,13 +11,15 @@ from typing import Any, Literal
 
 import torch
 from claims_arms import PLAIN, Benchmark, criteria, criterion, trial_spec
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewshot_ray.metrics.suite import Suite
 from fewshot_ray.models.backbone import Backbone
 from fewshot_ray.models.parameters import TunedNetwork
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.group import Group
+from fewshot_ray.trial.candidate import Candidate
+from fewshot_ray.trial.denoising import DiffusionCandidate
 from fewshot_ray.trial.evaluation import Evaluator, Instruments
 from fewshot_ray.trial.finished import TestSplit
 from fewshot_ray.trial.trial import Trial
@@ -56,12 +58,12 @@ class Ran:
     averages: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     """The moving average of the weights at each evaluation."""
 
-    def at(self, step: int) -> TunedNetwork:
-        """Its network with the averages of that step."""
+    def at(self, step: int) -> Candidate:
+        """Itself with the averages of that step."""
         for name, parameter in self.tuned.trained.items():
             parameter.data.copy_(self.averages[step][name])
         self.tuned.network.eval()
-        return self.tuned
+        return DiffusionCandidate(self.backbone, self.tuned.network, self.tuned)
 
     def record(self) -> dict[str, Any]:
         """What goes into the result."""
@@ -78,9 +80,9 @@ class Judge:
         fold = evaluator.fold
         self.pixels = Suite(PIXEL_METRICS, training=fold.train.images, reference=fold.holdout.images, extractor=PixelExtractor())
 
-    def measure(self, backbone: Backbone, network: nn.Module) -> dict[str, float]:
+    def measure(self, candidate: Candidate) -> dict[str, float]:
         """Every measure of one model, those in pixels under `<name>_pixels`."""
-        measured = self.evaluator.measure(backbone, network, samples=self.samples)
+        measured = self.evaluator.measure(candidate, samples=self.samples)
         assert measured.samples is not None
         in_pixels = self.pixels.compute(measured.samples.cpu())
         return measured.metrics | {f"{name}_pixels": in_pixels[name] for name in PIXEL_METRICS}
@@ -114,10 +116,9 @@ def run_arm(benchmark: Benchmark, arm: str, seed: int, cache: str) -> dict[str, 
         for lr, setting in product(benchmark.learning_rates, range(len(benchmark.arms[arm])))
     ]
     judge = Judge(test.evaluator, benchmark.evaluate["final_samples"])
-    measured = {name(index, step): judge.measure(ran[index].backbone, ran[index].at(step).network) for index, step in to_measure(arm, ran)}
+    measured = {name(index, step): judge.measure(ran[index].at(step)) for index, step in to_measure(arm, ran)}
     if arm == PLAIN:
-        untouched = test.materials.student_backbone()
-        measured["source"] = judge.measure(untouched, untouched.network)
+        measured["source"] = judge.measure(test.materials.source_candidate())
     trials = [trial.record() for trial in ran]
     held_out = {"validation": len(validation.evaluator.fold.holdout), "test": len(test.fold.holdout)}
     return {
@@ -146,8 +147,10 @@ def to_measure(arm: str, ran: list[Ran]) -> set[tuple[int, int]]:
 def validation_judge(test: TestSplit, cache: Folder, device: torch.device) -> Judge:
     """As a trial's own evaluation, with every measure."""
     config, materials = test.spec.file.evaluate, test.materials
-    instruments = Instruments(config, materials.source_backbone, device, cache)
-    evaluator = Evaluator(config, materials.folds[0], instruments, seed=test.spec.file.seed, device=device, group=Group())
+    fold, group = materials.folds[0], Group()
+    instruments = Instruments(config, channels=materials.channels, size=materials.size, device=device, cache=cache)
+    own = materials.own_metrics(config, fold, instruments, group)
+    evaluator = Evaluator(config, fold, instruments, own, seed=test.spec.file.seed, device=device, group=group)
     return Judge(evaluator, config.samples)
 
 
@@ -168,5 +171,5 @@ def train(benchmark: Benchmark, arm: str, seed: int, setting: int, lr: float, va
     ran = Ran(lr, setting, training_seed, evaluations, method_of_training.backbone, method_of_training.tuned, cpu_sec, averages)
     for evaluation in evaluations:
         if "kid" in criteria(arm) or evaluation is evaluations[-1]:
-            evaluation.update(validation.measure(ran.backbone, ran.at(int(evaluation["step"])).network))
+            evaluation.update(validation.measure(ran.at(int(evaluation["step"]))))
     return ran

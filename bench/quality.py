@@ -64,7 +64,7 @@ def measure(seed: int, arm: str, storage: Path, console: Console) -> dict[str, d
     split = TestSplit(spec, cache, CPU)
     assert record.best_step is not None
     finished = load_finished(spec, opened.folder.trial(record.id), record.best_step, cache=cache, device=CPU)
-    return {"source": split.measure_source(), arm: split.measure(finished.backbone, finished.tuned.network)}
+    return {"source": split.measure_source(), arm: split.measure(finished.candidate)}
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ from fewshot_ray.spec.sections import TrainSpec
 from fewshot_ray.training.batches import Batches
 from fewshot_ray.training.group import Group
 from fewshot_ray.training.loop import Training
-from fewshot_ray.trial.trial import make_optimizer
+from fewshot_ray.trial.diffusion import make_optimizer
 
 MOST_OVER_BOUND = {"cpu": 1.15, "cuda": 1.10}
 MOST_ANT_MEMORY = 1.2

@@ -8,7 +8,6 @@ from fewshot_ray.cli.cost import plan_lines
 from fewshot_ray.cluster.opened import planned_sweep
 from fewshot_ray.data.inspection import inspect_images
 from fewshot_ray.spec.document import Document
-from fewshot_ray.trial.materials import Materials, warnings
 from fewshot_ray.trial.preflight import check_materials, preset_materials
 
 
@@ -22,27 +21,16 @@ def check_file(document: Document, console: Console) -> None:
     opened = planned_sweep(document)
     document, file = opened.document, opened.file
     materials = preset_materials(document, file)
-    say("model", f"{file.source.model or 'from scratch'}: {_describe(materials)}")
-    for finding in inspect_images(file.target.images, materials.source_backbone.size):
+    say("model", f"{file.source.model or 'from scratch'}: {materials.describe()}")
+    for finding in inspect_images(file.target.images, materials.size):
         say("image", finding.message, "yellow")
     check_materials(document, materials)
     held_out = ", ".join(f"{len(fold.holdout)} ({fold.name})" for fold in materials.folds)
     say("images", f"{len(materials.shots)} different ones; held out: {held_out}")
-    for line in warnings(materials.spec, materials.source_backbone):
+    for line in materials.warnings():
         say("warning", line, "yellow")
     opened.folder.folder.check_writable()
     state = "exists, `run` goes on with it" if opened.folder.trials() else "can be written"
     say("storage", f"{opened.folder.folder.url} {state}")
     for topic, text in plan_lines(document, materials):
         say(topic, text)
-
-
-def _describe(materials: Materials) -> str:
-    backbone = materials.source_backbone
-    latents = f" as {' x '.join(map(str, backbone.shape))} latents" if backbone.autoencoder else ""
-    parameters = sum(parameter.numel() for parameter in backbone.network.parameters())
-    variance = ", learned variance" if backbone.learned_variance else ""
-    return (
-        f"{type(backbone.network).__name__}, {backbone.channels} x {backbone.size[0]} x {backbone.size[1]}{latents}, "
-        f"{parameters / 1e6:.2f} M parameters, {backbone.prediction_type} prediction{variance}, T = {backbone.schedule.timesteps}"
-    )

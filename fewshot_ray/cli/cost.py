@@ -12,14 +12,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from fewshot_ray.errors import UserError
-from fewshot_ray.methods.diffusion import DiffusionMethod
 from fewshot_ray.metrics.suite import needed
 from fewshot_ray.spec.document import Document, ranges
 from fewshot_ray.spec.sections import CrossFit, FileSpec
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.loop import NonFiniteLossError
 from fewshot_ray.trial.compose import PLAIN, TrialSpec
-from fewshot_ray.trial.evaluation import labels_in_turn
 from fewshot_ray.trial.materials import Materials, pick_device
 from fewshot_ray.trial.trial import Trial
 
@@ -108,22 +106,22 @@ def measure(spec: TrialSpec) -> Cost:
     batch = spec.file.train.batch_size
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            least = max(config.least_batch for config in spec.methods.values())
+            groups = math.lcm(*(config.group_size for config in spec.methods.values()))
+            least = max(groups, *(config.least_batch for config in spec.methods.values()))
             trial = _small_trial(spec, least, Folder(scratch), device)
-            _check_finite(trial)
+            trial.materials.candidate(trial.trainings[0]).check_finite()
             step_sec = batch / least * _quickest(lambda: _step(trial), 2, device)
             if step_sec < BRISK_SEC and batch > least:
                 whole = _small_trial(spec, batch, Folder(scratch), device)
                 step_sec = _quickest(lambda: _step(whole), 3, device)
             forward_sec = _forward_sec(trial, device)
             method = trial.trainings[0].method
-            assert isinstance(method, DiffusionMethod)
             trained = sum(parameter.numel() for parameter in method.trained().values())
     except NonFiniteLossError as error:
         raise UserError(f"train: already the first steps fail ({error}); whole weights, or a smaller train.lr, would be right") from error
     finally:
         torch.set_num_threads(threads)
-    return Cost(step_sec, method.tuned.share, forward_sec, trained * 4 * CHECKPOINT_COPIES, "GPU" if device.type == "cuda" else "CPU")
+    return Cost(step_sec, method.trained_share, forward_sec, trained * 4 * CHECKPOINT_COPIES, "GPU" if device.type == "cuda" else "CPU")
 
 
 def _small_trial(spec: TrialSpec, batch_size: int, scratch: Folder, device: torch.device) -> Trial:
@@ -141,38 +139,17 @@ def _small_trial(spec: TrialSpec, batch_size: int, scratch: Folder, device: torc
     return Trial(small, scratch / f"trial-{batch_size}", scratch / "cache", device=device)
 
 
-@torch.no_grad()
-def _check_finite(trial: Trial) -> None:
-    """Raise UserError where the source network makes no numbers of noise: damaged weights may be finite, and far too large."""
-    method = trial.trainings[0].method
-    assert isinstance(method, DiffusionMethod)
-    backbone = method.backbone
-    x_t = torch.randn((1, *backbone.shape), generator=torch.Generator().manual_seed(0)).to(backbone.device)
-    t = torch.full((1,), backbone.schedule.timesteps - 1, device=backbone.device)
-    output = backbone.output(method.tuned.network, x_t, t, labels_in_turn(backbone, range(1)))
-    if not all(part.isfinite().all() for part in output if part is not None):
-        raise UserError("source.model: of noise the network makes what are no finite numbers; whole weights would be right")
-
-
 def _step(trial: Trial) -> None:
     training = trial.trainings[0]
     training.advance(training.step + 1)
 
 
 def _forward_sec(trial: Trial, device: torch.device) -> float:
-    method = trial.trainings[0].method
-    assert isinstance(method, DiffusionMethod)
-    backbone, network = method.backbone, method.tuned.network
-
-    @torch.no_grad()
-    def forward(images: int) -> None:
-        x_t = torch.zeros((images, *backbone.shape), device=device)
-        backbone.predict(network, x_t, torch.zeros(images, dtype=torch.long, device=device), labels_in_turn(backbone, range(images)))
-
-    alone = _quickest(lambda: forward(1), 2, device)
+    candidate = trial.materials.candidate(trial.trainings[0])
+    alone = _quickest(lambda: candidate.forward(1), 2, device)
     if alone * SAMPLED_TOGETHER > BRISK_SEC:
         return alone
-    return _quickest(lambda: forward(SAMPLED_TOGETHER), 2, device) / SAMPLED_TOGETHER
+    return _quickest(lambda: candidate.forward(SAMPLED_TOGETHER), 2, device) / SAMPLED_TOGETHER
 
 
 def _quickest(work: Callable[[], None], times: int, device: torch.device) -> float:

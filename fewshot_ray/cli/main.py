@@ -70,15 +70,14 @@ def _preflight(opened: object) -> None:
     """Before Ray starts, and before the sweep's folder is made."""
     from fewshot_ray.cluster.opened import Opened
     from fewshot_ray.data.inspection import inspect_images
-    from fewshot_ray.trial.materials import warnings
     from fewshot_ray.trial.preflight import check_materials, preset_materials
 
     assert isinstance(opened, Opened)
     materials = preset_materials(opened.document, opened.file)
     check_materials(opened.document, materials)
-    for finding in inspect_images(opened.file.target.images, materials.source_backbone.size):
+    for finding in inspect_images(opened.file.target.images, materials.size):
         typer.echo(f"image: {finding.name}: {finding.message}", err=True)
-    for line in warnings(materials.spec, materials.source_backbone):
+    for line in materials.warnings():
         typer.echo(f"warning: {line}", err=True)
 
 

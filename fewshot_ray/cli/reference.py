@@ -8,12 +8,15 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from fewshot_ray.methods import METHODS
+from fewshot_ray.methods.augment import AdaConfig, DiffAugmentConfig
 from fewshot_ray.methods.registry import declared_ranges
 from fewshot_ray.metrics.extractors import EXTRACTORS
 from fewshot_ray.metrics.suite import METRICS
+from fewshot_ray.models.gan_source import GANS
 from fewshot_ray.models.parameters import PARAMS
 from fewshot_ray.spec.expected import Expected, describe
 from fewshot_ray.spec.sections import FileSpec
+from fewshot_ray.trial.gan_settings import RECIPES, TRAIN
 
 INTRODUCTION = """\
 # The run file
@@ -97,8 +100,21 @@ def _sections() -> Iterator[str]:
             yield from (_one_of("method", method, entry.config) for method, entry in METHODS.items())
         elif model := _section(field):
             yield from _section_parts(name, model, level=2)
+        if name == "source":
+            yield from (_one_of("source.gan", gan, config) for gan, config in GANS.items())
         if name == "train":
             yield from (_one_of("train.params", params, config) for params, (config, _) in PARAMS.items())
+            yield from _recipes()
+
+
+def _recipes() -> Iterator[str]:
+    """What `train.gan` may hold, architecture by architecture, and the augmentations of both."""
+    for architecture, recipe in RECIPES.items():
+        defaults = _as_yaml(dict(TRAIN[architecture]))
+        note = f"Besides, where the file gives none, `train` begins as `{defaults}`, and `evaluate.metrics` is `[kid]`."
+        yield f"### `train.gan` of `{architecture}`\n\n{_summary(recipe)} {note}\n\n{_table(recipe, declared=True)}"
+    for name, config in (("diffaugment", DiffAugmentConfig), ("ada", AdaConfig)):
+        yield f"### `train.gan.{name}`\n\n{_summary(config)}\n\n{_table(config, declared=True)}"
 
 
 def _section_parts(path: str, model: type[BaseModel], level: int) -> Iterator[str]:
@@ -165,11 +181,12 @@ def _as_yaml(value: object) -> str:
 
 
 def _metrics() -> str:
-    rows = ["| metric | better | made from | least number of held-out images |", "|---|---|---|---|"]
+    rows = ["| metric | better | made from | least number of held-out images | of |", "|---|---|---|---|---|"]
     sources = {"loss": "held-out images, no samples", "features": "the extractor's features", "perceptual": "LPIPS"}
     for name, metric in METRICS.items():
         better = "lower" if metric.direction == "min" else "higher"
-        rows.append(f"| `{name}` | {better} | {sources[metric.needs]} | {max(1, metric.real_images)} |")
+        of = {None: "all models", "diffusion": "diffusion models", "gan": "GANs"}[metric.family]
+        rows.append(f"| `{name}` | {better} | {sources[metric.needs]} | {max(1, metric.real_images)} | {of} |")
     extractors = " and ".join(f"`{name}`" for name in EXTRACTORS)
     auto = f"Extractors are {extractors}; `auto` is `digits` for grey 8x8 models and `inception` for all others."
     return "\n".join(["## Metrics\n", *rows, "", auto + " What each metric computes is in [metrics.md](metrics.md)."])

@@ -14,15 +14,14 @@ from rich.table import Table
 from fewshot_ray.cli.show import read_sweep
 from fewshot_ray.errors import UserError
 from fewshot_ray.methods.randomness import derived_seed
-from fewshot_ray.models.backbone import Backbone
-from fewshot_ray.models.sampling import sample
-from fewshot_ray.models.source import load_backbone
 from fewshot_ray.report.export import trial_spec
 from fewshot_ray.report.leaderboard import format_metric
 from fewshot_ray.report.sweep_folder import SweepFolder, TrialRecord
 from fewshot_ray.report.winner import exported_trial, ranked_trials
-from fewshot_ray.spec.sections import CrossFit, FileSpec
-from fewshot_ray.trial.evaluation import labels_in_turn
+from fewshot_ray.spec.sections import CrossFit, EvaluateSpec, FileSpec
+from fewshot_ray.trial.candidate import Candidate
+from fewshot_ray.trial.denoising import DiffusionCandidate
+from fewshot_ray.trial.families import pipeline_candidate
 from fewshot_ray.trial.finished import TestSplit, load_folds
 from fewshot_ray.trial.grid import grid_png
 from fewshot_ray.trial.materials import pick_device
@@ -84,7 +83,7 @@ def _measure(split: TestSplit, folder: SweepFolder, trial: TrialRecord, device: 
     """Means over the trial's models, one a fold."""
     assert trial.best_step is not None
     models = load_folds(trial_spec(folder, trial), folder.trial(trial.id), trial.best_step, cache=folder.folder / "cache", device=device)
-    measured = [split.measure(model.backbone, model.tuned.network) for model in models]
+    measured = [split.measure(model.candidate) for model in models]
     return {name: math.fsum(one[name] for one in measured) / len(measured) for name in measured[0] if all(name in one for one in measured)}
 
 
@@ -94,20 +93,14 @@ def sample_images(model: str, out: Path, *, number: int, seed: int, sampler: str
         raise UserError(f"--sampler {sampler}: not known; ddim or dpm++ would be right")
     names = [f"{index:05d}.png" for index in range(number)]
     _check_samples_place(out, names)
-    backbone = _loaded(model)
-    if steps > backbone.schedule.timesteps:
-        raise UserError(f"--steps {steps}: the model has {backbone.schedule.timesteps} timesteps; no more would be right")
-    noise = [torch.randn(backbone.shape, generator=torch.Generator().manual_seed(derived_seed(seed, "samples", i))) for i in range(number)]
-    stacked = torch.stack(noise).to(backbone.device)
-    images = sample(
-        backbone,
-        backbone.network,
-        stacked,
-        sampler="ddim" if sampler == "ddim" else "dpm++",
-        steps=steps,
-        labels=labels_in_turn(backbone, range(number)),
-        guidance_scale=guidance_scale,
-    ).cpu()
+    candidate = _loaded(model)
+    if isinstance(candidate, DiffusionCandidate) and steps > candidate.backbone.schedule.timesteps:
+        raise UserError(f"--steps {steps}: the model has {candidate.backbone.schedule.timesteps} timesteps; no more would be right")
+    noise = [
+        torch.randn(candidate.noise_shape, generator=torch.Generator().manual_seed(derived_seed(seed, "samples", i))) for i in range(number)
+    ]
+    config = EvaluateSpec(sampler="ddim" if sampler == "ddim" else "dpm++", sampler_steps=steps, guidance_scale=guidance_scale)
+    images = candidate.images(torch.stack(noise).to(candidate.device), range(number), config).cpu()
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, image in zip(names, images, strict=True):
@@ -127,12 +120,15 @@ def _check_samples_place(out: Path, names: list[str]) -> None:
         raise UserError(f"{out}: holds a {taken} that is no earlier sample (there is no {GRID}); another folder would be right")
 
 
-def _loaded(model: str) -> Backbone:
+def _loaded(model: str) -> Candidate:
     """The pipeline on the GPU where there is one; what is wrong is said of MODEL, for there is no file with a `source` here."""
     try:
-        backbone = load_backbone(model)
+        candidate = pipeline_candidate(model, pick_device(1 if torch.cuda.is_available() else 0))
     except UserError as error:
-        raise UserError(f"MODEL: {str(error).removeprefix('source.model: ')}") from error
-    if backbone.channels not in (1, 3):
-        raise UserError(f"MODEL: {model} has {backbone.channels} channels; 1 (grey) or 3 (RGB) would be right")
-    return backbone.to(pick_device(1 if torch.cuda.is_available() else 0))
+        said = str(error)
+        for field in ("source.model: ", "source.gan: "):
+            said = said.removeprefix(field)
+        raise UserError(f"MODEL: {said}") from error
+    if candidate.channels not in (1, 3):
+        raise UserError(f"MODEL: {model} has {candidate.channels} channels; 1 (grey) or 3 (RGB) would be right")
+    return candidate

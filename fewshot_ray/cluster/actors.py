@@ -21,6 +21,7 @@ from fewshot_ray.storage import Folder
 from fewshot_ray.training.group import Group
 from fewshot_ray.training.loop import NonFiniteLossError
 from fewshot_ray.trial.compose import compose
+from fewshot_ray.trial.families import materials_of
 from fewshot_ray.trial.materials import Materials, pick_device
 from fewshot_ray.trial.trial import Trial
 
@@ -47,7 +48,7 @@ def _trial_results(config: dict[str, Any], group: Group | None, stack: ExitStack
         device = pick_device(resources.gpus_per_worker)
         folder = Folder(config["folder"])
         group = group or Group()
-        problem = group.first_of(_unreadable(Materials(spec, folder / "cache", device)))
+        problem = group.first_of(_unreadable(materials_of(spec, folder / "cache", device)))
         if problem is not None:
             raise UserError(problem)
         if (reason := group.first_of(NOTICE())) is not None:
@@ -63,7 +64,7 @@ def _trial_results(config: dict[str, Any], group: Group | None, stack: ExitStack
 def _unreadable(materials: Materials) -> str | None:
     """Why this worker can't read the model or the images; another node may not have them."""
     try:
-        _ = materials.source_backbone, materials.folds
+        _ = materials.source_hash, materials.folds
     except UserError as error:
         return str(error)
     return None
@@ -97,7 +98,7 @@ def build_stages(config: dict[str, Any]) -> str | None:
     try:
         spec = compose(Document(config["tree"], "stages"))
         torch.set_num_threads(max(1, int(spec.file.resources.cpus_per_worker)))
-        Materials(spec, Folder(config["folder"]) / "cache", pick_device(spec.file.resources.gpus_per_worker)).build_stages()
+        materials_of(spec, Folder(config["folder"]) / "cache", pick_device(spec.file.resources.gpus_per_worker)).build_stages()
     except UserError as error:
         return str(error)
     return None

@@ -273,6 +273,9 @@ class Sweep:
         running.board.add(row)
         if row.step in self.folder.grid_steps(running.job.id):
             running.board.add_grid(row.step, self.folder.grid(running.job.id, row.step))
+            strip = self.folder.strip(running.job.id, row.step)
+            if strip is not None:
+                running.board.add_grid(row.step, strip, name="paths")
 
     def failed(self, trial_id: str, problem: str) -> None:
         """The trial can't go on (a NaN loss, a spec that doesn't fit): no retry would help."""

@@ -46,6 +46,8 @@ from fewshot_ray.models.configuration import (
     quiet,
     try_samplers,
 )
+from fewshot_ray.models.fastgan import FastGanDiscriminator, FastGanGenerator
+from fewshot_ray.models.stylegan2 import StyleGan2Discriminator, StyleGan2Generator
 from fewshot_ray.patience import patiently, place_errors, reason
 from fewshot_ray.spec.wording import show
 from fewshot_ray.storage import is_remote, open_place
@@ -65,7 +67,7 @@ PIPELINES = {
     "DiTPipeline": Parts("transformer", "vae"),
 }
 # The second row: early pipelines (google/ddpm-*) keep network and scheduler beside model_index.json, not in folders of their own.
-PIPELINE_FILES = ("model_index.json", "unet/*", "transformer/*", "vae/*", "vqvae/*", "scheduler/*")
+PIPELINE_FILES = ("model_index.json", "unet/*", "transformer/*", "vae/*", "vqvae/*", "scheduler/*", "generator/*", "discriminator/*")
 PIPELINE_FILES_FLAT = ("config.json", "diffusion_pytorch_model*", "scheduler_config.json")
 NETWORKS: dict[str, type[ModelMixin]] = {
     "UNet2DModel": UNet2DModel,
@@ -75,6 +77,10 @@ NETWORKS: dict[str, type[ModelMixin]] = {
     "Transformer2DModel": DiTTransformer2DModel,  # as the published DiT checkpoints call it
     "AutoencoderKL": AutoencoderKL,
     "VQModel": VQModel,
+    "StyleGan2Generator": StyleGan2Generator,
+    "StyleGan2Discriminator": StyleGan2Discriminator,
+    "FastGanGenerator": FastGanGenerator,
+    "FastGanDiscriminator": FastGanDiscriminator,
 }
 EMBEDDED_MODELS = {"embedded://digits-ddpm": "digits-ddpm"}
 
@@ -149,7 +155,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
+def read_json(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     if not path.is_file():
         raise UserError(f"source.model: {folder} has no {name}; give the folder of a diffusers pipeline (save_pretrained writes one)")
@@ -165,15 +171,15 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
 def load_backbone(place: str, revision: str | None = None) -> Backbone:
     """The pipeline's network, autoencoder and schedule, on the CPU in float32, in eval mode. Raises UserError."""
     folder = locate_pipeline(place, revision)
-    index = _read_json(folder, "model_index.json")
+    index = read_json(folder, "model_index.json")
     parts = PIPELINES.get(str(index.get("_class_name")))
     if parts is None:
         raise UserError(f"source.model: {place} is a {index.get('_class_name')}, which isn't supported; one of {', '.join(PIPELINES)} is")
-    network = _load_component(_component(folder, parts.network), place)
+    network = load_component(_component(folder, parts.network), place)
     autoencoder = None
     if parts.autoencoder:
         coder = _component(folder, parts.autoencoder)
-        model = _load_component(coder, place)
+        model = load_component(coder, place)
         check_scale(model.config, coder)
         autoencoder = Autoencoder(model)
     scheduler = _load_scheduler(_component(folder, "scheduler"))
@@ -196,7 +202,7 @@ def _class_names(network: ModelMixin, id2label: Any) -> tuple[str, ...]:
 
 
 def _load_scheduler(folder: Path) -> DDPMScheduler:
-    config = _read_json(folder, "scheduler_config.json")
+    config = read_json(folder, "scheduler_config.json")
     try:
         check_sizes(config)
         with quiet():
@@ -212,9 +218,9 @@ def _component(folder: Path, name: str) -> Path:
     return folder / name if (folder / name).is_dir() else folder
 
 
-def _load_component(folder: Path, place: str) -> ModelMixin:
+def load_component(folder: Path, place: str) -> ModelMixin:
     """A network by the class its configuration names. Raises UserError."""
-    config = _read_json(folder, "config.json")
+    config = read_json(folder, "config.json")
     kind = NETWORKS.get(str(config.get("_class_name")))
     if kind is None:
         raise UserError(f"source.model: {place} has a {config.get('_class_name')}, which isn't supported; {', '.join(NETWORKS)} are")
@@ -303,5 +309,5 @@ def weights_hash(unet: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(unet.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

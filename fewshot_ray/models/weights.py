@@ -1,5 +1,6 @@
 """Weight files: where they come from, read without running anything in them, known by their hash."""
 
+import argparse
 import hashlib
 import os
 import pickle
@@ -93,6 +94,16 @@ def read_weights(place: str) -> Weights:
 
     Raises UserError where there is no such file, or it is something else.
     """
+    content = read_content(place)
+    try:
+        tensors = load_safetensors(content) if place.endswith(".safetensors") else _load_state_dict(content)
+    except DAMAGE as error:
+        raise UserError(f"{place}: not a file of weights; .safetensors, or a state dict saved by torch, is right") from error
+    return Weights(tensors, hashlib.sha256(content).hexdigest()[:12], place)
+
+
+def read_content(place: str) -> bytes:
+    """A file's bytes, local or at any fsspec URL. Raises UserError where there is no such file."""
     path = place if "://" in place else os.path.expanduser(place)
     try:
         if os.path.exists(path) and not os.path.isfile(path):
@@ -101,11 +112,29 @@ def read_weights(place: str) -> Weights:
         content: bytes = patiently(lambda: filesystem.cat_file(path), place)
     except place_errors() as error:
         raise UserError(f"{place}: these weights cannot be read ({type(error).__name__}); a file that exists is right") from error
+    return content
+
+
+def read_state_dicts(place: str) -> dict[str, dict[str, Tensor]]:
+    """The state dicts of a training checkpoint that torch saved, by name; what else it holds (settings, optimisers) is left.
+
+    Raises UserError where there is no such file, or it is something else.
+    """
+    content = read_content(place)
     try:
-        tensors = load_safetensors(content) if place.endswith(".safetensors") else _load_state_dict(content)
+        # Checkpoints of training scripts keep their command line: names and values, and no code.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore", UserWarning)
+            loaded = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
+        if not isinstance(loaded, dict):
+            raise ValueError("not a mapping")
     except DAMAGE as error:
-        raise UserError(f"{place}: not a file of weights; .safetensors, or a state dict saved by torch, is right") from error
-    return Weights(tensors, hashlib.sha256(content).hexdigest()[:12], place)
+        raise UserError(f"{place}: not a checkpoint; a file saved by torch, with state dicts in it, is right") from error
+    return {
+        str(name): dict(value)
+        for name, value in loaded.items()
+        if isinstance(value, dict) and value and all(isinstance(item, Tensor) and _is_plain(item) for item in value.values())
+    }
 
 
 def serialised(weights: Weights) -> BytesIO:

@@ -13,7 +13,6 @@ import fewshot_ray
 from fewshot_ray.data.target import Fold
 from fewshot_ray.errors import UserError
 from fewshot_ray.metrics.suite import METRICS
-from fewshot_ray.models.pipeline import save_pipeline, shipped_code
 from fewshot_ray.report.leaderboard import compare_with_control, leaderboard
 from fewshot_ray.report.model_card import ModelCard, model_card
 from fewshot_ray.report.sweep_folder import SweepFolder, TrialRecord
@@ -24,8 +23,8 @@ from fewshot_ray.storage import is_remote
 from fewshot_ray.training.group import Group
 from fewshot_ray.trial.compose import PLAIN, TrialSpec, compose, effective_tree
 from fewshot_ray.trial.evaluation import Evaluator, Instruments
+from fewshot_ray.trial.families import materials_of
 from fewshot_ray.trial.finished import load_finished
-from fewshot_ray.trial.materials import Materials
 
 CARD = "README.md"
 CARD_MARK = "fewshot-ray"
@@ -52,16 +51,13 @@ def export_trial(folder: SweepFolder, file: FileSpec, record: TrialRecord, out: 
     spec = trial_spec(folder, record)
     assert record.best_step is not None
     finished = load_finished(spec, folder.trial(record.id), record.best_step, cache=folder.folder / "cache", device=CPU)
-    merged = finished.tuned.merge()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
             staged = Path(temporary) / "pipeline"
             staged.mkdir()  # here, since save_pretrained only logs that it can't
-            save_pipeline(finished.backbone, merged, staged)
-            _write_card(
-                folder, file, record, finished.fold, staged, out.name, code=shipped_code(merged), class_names=finished.backbone.class_names
-            )
+            code = finished.candidate.save(staged)
+            _write_card(folder, file, record, finished.fold, staged, out.name, code=code, class_names=finished.candidate.class_names)
             if out.exists():
                 out.rename(Path(temporary) / "before")
             staged.rename(out)
@@ -105,7 +101,7 @@ def _write_card(
         picture = "samples.png"
         (staged / picture).write_bytes(folder.grid(record.id, record.best_step if record.best_step in steps else steps[-1]))
     model = spec.file.source.model
-    source = model or (spec.adm.weights if spec.adm else None)
+    source = model or next((part.weights for part in (spec.adm, spec.gan) if part is not None), None)
     rows = leaderboard(folder, file.search.objectives, bounds(file))
     card = ModelCard(
         name=name,
@@ -123,6 +119,7 @@ def _write_card(
         source_is_on_hub=model is not None and not is_remote(model) and not Path(model).exists(),
         source_revision=spec.file.source.revision,
         own_code=code,
+        count_argument="batch_size" if spec.gan is None else "num_images",
         class_names=class_names,
         comparisons=compare_with_control(rows, file.search.objectives),
         version=fewshot_ray.__version__,
@@ -141,8 +138,9 @@ def _metrics_from(record: TrialRecord, selected: TrialRecord, spec: TrialSpec) -
 
 
 def _protocol(spec: TrialSpec, folder: SweepFolder) -> dict[str, Any]:
-    materials = Materials(spec, folder.folder / "cache", CPU)
-    config = spec.file.evaluate
-    instruments = Instruments(config, materials.source_backbone, CPU)
-    evaluator = Evaluator(config, materials.folds[0], instruments, seed=spec.file.seed, device=CPU, group=Group())
+    materials = materials_of(spec, folder.folder / "cache", CPU)
+    config, fold, group = spec.file.evaluate, materials.folds[0], Group()
+    instruments = Instruments(config, channels=materials.channels, size=materials.size, device=CPU)
+    own = materials.own_metrics(config, fold, instruments, group)
+    evaluator = Evaluator(config, fold, instruments, own, seed=spec.file.seed, device=CPU, group=group)
     return dict(evaluator.protocol(config.samples))

@@ -46,6 +46,8 @@ class ModelCard:
     source_revision: str | None = None
     own_code: str | None = None
     """The file that loads a network diffusers doesn't have, within the pipeline."""
+    count_argument: str = "batch_size"
+    """The pipeline's argument for the number of images."""
     class_names: Sequence[str] = ()
     """Of a class-conditional model, by number."""
     comparisons: Sequence[PairedComparison] = ()
@@ -94,7 +96,7 @@ def _summary(card: ModelCard) -> str:
 
 def _loading(card: ModelCard) -> str:
     trust = ", trust_remote_code=True" if card.own_code else ""
-    arguments = "batch_size=16"
+    arguments = f"{card.count_argument}=16"
     if card.class_names:
         arguments = f"class_labels={list(range(len(card.class_names)))}"
     return f"""## Use

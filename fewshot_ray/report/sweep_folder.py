@@ -139,6 +139,13 @@ class SweepFolder:
         """The PNG of the samples at `step`. Raises FileNotFoundError."""
         return (self.trial(trial_id) / "samples").read_bytes(grid_name(step))
 
+    def strip(self, trial_id: str, step: int) -> bytes | None:
+        """The PNG of images along lines through the latent space at `step`; None for a model without one."""
+        try:
+            return (self.trial(trial_id) / "samples").read_bytes(strip_name(step))
+        except FileNotFoundError:
+            return None
+
     def write_grid(self, trial_id: str, step: int, png: bytes) -> None:
         """Keep the PNG of the samples at `step`."""
         (self.trial(trial_id) / "samples").write_bytes(grid_name(step), png)
@@ -184,6 +191,11 @@ def read_spec(folder: Folder) -> Document:
 def grid_name(step: int) -> str:
     """The file name of the sample grid at `step`: `step_000080.png`."""
     return f"step_{step:06d}.png"
+
+
+def strip_name(step: int) -> str:
+    """The file name of the pictures along lines through the latent space at `step`: `path_000080.png`."""
+    return f"path_{step:06d}.png"
 
 
 def _record_from(tree: Any, trial_id: str) -> TrialRecord:

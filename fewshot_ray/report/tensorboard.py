@@ -52,14 +52,14 @@ class TrialBoard:
             self._writer.add_scalar(name, value, global_step=row.step, walltime=row.time)
         self._writer.flush()
 
-    def add_grid(self, step: int, png: bytes) -> None:
-        """The sample grid at `step`, from a PNG's content."""
+    def add_grid(self, step: int, png: bytes, *, name: str = "samples") -> None:
+        """The sample grid, or another picture, at `step`, from a PNG's content."""
         import numpy
         from PIL import Image
 
         with Image.open(io.BytesIO(png)) as picture:
             pixels = numpy.asarray(picture.convert("RGB"))
-        self._writer.add_image("samples", pixels, global_step=step, dataformats="HWC")
+        self._writer.add_image(name, pixels, global_step=step, dataformats="HWC")
         self._writer.flush()
 
     def close(self, *, ended: bool = True) -> None:

@@ -83,6 +83,9 @@ class SourceSpec(Section):
     adm: dict[str, Any] | None = None
     """Original ADM, guided-diffusion or P2 checkpoint: `weights` (a .pt file) and the flags it was trained with, by their names."""
 
+    gan: dict[str, Any] | None = None
+    """A GAN, from scratch or from its `weights`: {stylegan2: {resolution: 64}} or {fastgan: {resolution: 256}}."""
+
     images: Place | None = None
     """Images the source model was trained on: a folder, zip, Parquet file or URL, or 'generated'."""
 
@@ -94,16 +97,18 @@ class SourceSpec(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> SourceSpec:
-        given = [name for name in ("model", "build", "adm") if getattr(self, name) is not None]
+        given = [name for name in ("model", "build", "adm", "gan") if getattr(self, name) is not None]
         if len(given) != 1:
-            said = f"{' and '.join(given)} are given" if given else "neither model nor build nor adm is given"
-            right = "model (a pre-trained pipeline), build (a model from scratch) or adm (an original checkpoint) is right, one of them"
+            said = f"{' and '.join(given)} are given" if given else "neither model nor build, adm or gan is given"
+            right = "model (a pre-trained pipeline), build (one from scratch), adm (an original checkpoint) or gan is right, one of them"
             raise ValueError(f"{said}; {right}")
         return self
 
     @property
     def pretrained(self) -> bool:
         """Whether training starts from somebody's weights."""
+        if self.gan is not None:
+            return any(isinstance(settings, dict) and settings.get("weights") is not None for settings in self.gan.values())
         return self.build is None
 
 
@@ -185,6 +190,9 @@ class TrainSpec(Section):
     checkpoint_sec: float = Field(default=60.0, ge=0)
     """Seconds after which a checkpoint is due between evaluations."""
 
+    gan: dict[str, Any] = {}
+    """What the training of a GAN has besides: the settings of its architecture's recipe, e.g. {r1: 10, ada: {target: 0.6}}."""
+
     compile: bool = False
     """Compile the network with torch.compile: a slow first step, faster ones after it."""
 
@@ -230,6 +238,12 @@ class EvaluateSpec(Section):
 
     guidance_scale: float = Field(default=1.0, ge=1)
     """Classifier-free guidance of the generated images, 1 for none; class-conditional models only."""
+
+    paths: PositiveInt = 64
+    """Straight lines through a GAN's latent space that path_uniformity and ppl_uniformity are measured on in an evaluation."""
+
+    final_paths: PositiveInt = 1000
+    """As many in the evaluation of the winners."""
 
     loss_draws: PositiveInt = 256
     """Least number of fixed (t, eps) pairs that holdout_loss averages over; every held-out image has at least one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +13,12 @@ from pydantic import BaseModel
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.methods import METHODS
+from fewshot_ray.methods.recipe import RecipeConfig
 from fewshot_ray.methods.registry import MethodConfig, declared_ranges
 from fewshot_ray.metrics.extractors import EXTRACTORS
 from fewshot_ray.metrics.suite import METRICS, check_metrics, needed
 from fewshot_ray.models.adm import AdmConfig
+from fewshot_ray.models.gan_source import GanConfig
 from fewshot_ray.models.parameters import PARAMS, ParamsConfig
 from fewshot_ray.spec.cross_checks import cross_checks
 from fewshot_ray.spec.document import Document, ranges, substitute
@@ -23,6 +26,7 @@ from fewshot_ray.spec.ranges import Choice, Range
 from fewshot_ray.spec.sections import FileSpec, TrainSpec
 from fewshot_ray.spec.validate import endpoint_trees, file_spec, load
 from fewshot_ray.spec.wording import nearest
+from fewshot_ray.trial.gan_settings import RECIPES, architecture_of, check_family, gan_configs, gan_settings, with_gan_defaults
 
 PLAIN = "finetune"
 PLACES = {"source": ("model", "images"), "target": ("images", "holdout", "test"), "evaluate": ("extractor_weights", "lpips_weights")}
@@ -37,6 +41,10 @@ class TrialSpec:
     """What `file` was read from; written beside the trial's results."""
     methods: Mapping[str, MethodConfig]
     adm: AdmConfig | None
+    gan: GanConfig | None
+    """The GAN's architecture, where the source is one."""
+    recipe: RecipeConfig | None
+    """How the GAN is trained."""
     params: str
     params_config: ParamsConfig
     seed: int
@@ -50,12 +58,18 @@ def effective_tree(spec: TrialSpec) -> dict[str, Any]:
     tree = spec.file.model_dump(mode="json")
     tree["method"] = {name: config.model_dump(mode="json") for name, config in spec.methods.items()}
     tree["train"]["params"] = {spec.params: spec.params_config.model_dump(mode="json")}
+    if spec.gan is not None and spec.recipe is not None:
+        tree["source"]["gan"] = {architecture_of(spec.file): spec.gan.model_dump(mode="json")}
+        tree["train"]["gan"] = spec.recipe.model_dump(mode="json")
     return tree
 
 
 def expand(document: Document) -> Document:
-    """`method: {sdft: search}` and `train.params: {lora: search}` replaced by the ranges declared beside their fields. Raises UserError."""
-    tree = dict(document.tree)
+    """`method: {sdft: search}` and `train.params: {lora: search}` replaced by the ranges declared beside their fields.
+
+    Of a GAN the recipe's values stand where the file gives none: its defaults aren't those of diffusion models. Raises UserError.
+    """
+    tree = with_gan_defaults(document.tree)
     methods = tree.get("method")
     if isinstance(methods, dict):
         tree["method"] = {name: _searched(name, settings) for name, settings in methods.items()}
@@ -82,11 +96,15 @@ def compose(document: Document, *, seed: int | None = None, refit_steps: int | N
     _check_combination(methods, document)
     _check_batch(methods, file, document)
     adm = None if file.source.adm is None else load(AdmConfig, file.source.adm, document=document, path="source.adm")
+    gan, recipe = gan_configs(file, document)
+    check_family(file, methods, gan, document)
     params, params_config = _params_config(file.train, document)
     _check_metrics(file, document)
     for path, message in cross_checks(file):
         raise document.error(path, message)
-    return TrialSpec(file, document.tree, methods, adm, params, params_config, file.seed if seed is None else seed, refit_steps)
+    return TrialSpec(
+        file, document.tree, methods, adm, gan, recipe, params, params_config, file.seed if seed is None else seed, refit_steps
+    )
 
 
 def check_document(document: Document) -> tuple[Document, FileSpec]:
@@ -210,6 +228,8 @@ def middle(range_: Range) -> Any:
 
 def _default_of(path: str) -> Any:
     section, *keys = path.split(".")
+    if path.startswith("train.gan."):
+        return next((d for r in RECIPES.values() if (d := _field_default(r, keys[1:])) is not None), None)
     if section == "method":
         return _field_default(METHODS[keys[0]].config, keys[1:])
     if keys[0] == "params" and len(keys) > 1:
@@ -231,14 +251,13 @@ def with_values(document: Document, values: Mapping[str, Any]) -> Document:
 
 def absolute_places(document: Document) -> Document:
     """Relative local paths made absolute from the working directory: a sweep resumes from anywhere, and workers run elsewhere."""
-    tree: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in document.tree.items()}
+    tree: dict[str, Any] = copy.deepcopy(document.tree)
     for section, keys in PLACES.items():
         for key in keys:
             _make_absolute(tree.get(section), key)
     source = tree.get("source")
-    if isinstance(source, dict) and isinstance(source.get("adm"), dict):
-        source["adm"] = dict(source["adm"])
-        _make_absolute(source["adm"], "weights")
+    for part in ([source.get("adm")] if isinstance(source, dict) else []) + gan_settings(tree):
+        _make_absolute(part, "weights")
     return replace(document, tree=tree)
 
 

@@ -6,29 +6,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from fewshot_ray.data.target import Fold
 from fewshot_ray.errors import UserError
-from fewshot_ray.methods.randomness import derived_seed
 from fewshot_ray.metrics.suite import METRICS
-from fewshot_ray.models.backbone import Backbone
-from fewshot_ray.models.parameters import TunedNetwork, tune
 from fewshot_ray.spec.sections import EvaluateSpec
 from fewshot_ray.storage import Folder
-from fewshot_ray.training.checkpoint import read_checkpoint, saved_steps, trained_weights
+from fewshot_ray.training.checkpoint import read_checkpoint, saved_steps
 from fewshot_ray.training.group import Group
+from fewshot_ray.trial.candidate import Candidate
 from fewshot_ray.trial.compose import TrialSpec
 from fewshot_ray.trial.evaluation import Evaluator, Instruments
-from fewshot_ray.trial.materials import Materials
+from fewshot_ray.trial.families import materials_of
 
 
 @dataclass(frozen=True)
 class Finished:
     """A trained model; its network computes with the averaged weights."""
 
-    backbone: Backbone
-    tuned: TunedNetwork
+    candidate: Candidate
     fold: Fold
     """What it was trained on, and judged by."""
 
@@ -48,23 +44,16 @@ def load_folds(spec: TrialSpec, trial: Folder, step: int, *, cache: Folder, devi
         checkpoint = read_checkpoint(trial / "checkpoints", step)
     except ValueError as error:
         raise UserError(f"{trial.url}: {error}; another trial, or the sweep again under another name, would be right") from error
-    materials = Materials(spec, cache, device)
+    materials = materials_of(spec, cache, device)
     for index, fold in enumerate(materials.folds):
-        backbone = materials.student_backbone()
-        tuned = tune(backbone.network, spec.params, spec.params_config, seed=derived_seed(spec.seed, "params", fold.name))
-        weights = trained_weights(checkpoint, f"fold{index}/")
-        misfit = [n for n, p in tuned.trained.items() if n not in weights or weights[n].shape != p.shape] or sorted(
-            weights.keys() - tuned.trained.keys()
-        )
-        if misfit:
+        try:
+            candidate = materials.saved_candidate(fold, checkpoint, f"fold{index}/")
+        except (KeyError, ValueError) as error:  # a name
             raise UserError(
-                f"{trial.url}: the checkpoint of step {step} is of another model ({misfit[0]} doesn't fit); "
-                "source.model as it was when the trial ran would be right"
-            )
-        for name, parameter in tuned.trained.items():
-            parameter.data.copy_(weights[name])
-        tuned.network.eval()
-        yield Finished(backbone, tuned, fold)
+                f"{trial.url}: the checkpoint of step {step} is of another model ({error.args[0]} doesn't fit); "
+                "the source as it was when the trial ran would be right"
+            ) from error
+        yield Finished(candidate, fold)
 
 
 class TestSplit:
@@ -77,29 +66,27 @@ class TestSplit:
         if place is None:
             raise UserError("target.test: not given in the sweep's file; a folder of images that nothing was selected on would be right")
         self.spec = spec
-        self.materials = Materials(spec, cache, device)
+        self.materials = materials_of(spec, cache, device)
         test = self.materials.read(place).distinct()
         for fold in self.materials.folds:
             test = test.without(fold.train).without(fold.holdout)
         if len(test) == 0:
             raise UserError(f"target.test: every image of {place} was trained on or judged by; others would be right")
-        config = spec.file.evaluate
+        config = spec.file.evaluate.model_copy(update={"paths": spec.file.evaluate.final_paths})
         _check_test(config, shots=len(self.materials.shots), images=len(test))
-        instruments = Instruments(config, self.materials.source_backbone, device)
-        fold = Fold("test", train=self.materials.shots, holdout=test)
-        self.fold = fold
-        labels = self.materials.labels(test)
-        self.evaluator = Evaluator(config, fold, instruments, seed=spec.file.seed, device=device, group=Group(), labels=labels)
+        instruments = Instruments(config, channels=self.materials.channels, size=self.materials.size, device=device)
+        self.fold = Fold("test", train=self.materials.shots, holdout=test)
+        own = self.materials.own_metrics(config, self.fold, instruments, Group())
+        self.evaluator = Evaluator(config, self.fold, instruments, own, seed=spec.file.seed, device=device, group=Group())
         self.samples = config.final_samples
 
-    def measure(self, backbone: Backbone, network: nn.Module) -> dict[str, float]:
+    def measure(self, candidate: Candidate) -> dict[str, float]:
         """The file's metrics on the test images, from `evaluate.final_samples` samples."""
-        return self.evaluator.measure(backbone, network, samples=self.samples).metrics
+        return self.evaluator.measure(candidate, samples=self.samples).metrics
 
     def measure_source(self) -> dict[str, float]:
         """Of the source model, untouched."""
-        backbone = self.materials.student_backbone()
-        return self.measure(backbone, backbone.network)
+        return self.measure(self.materials.source_candidate())
 
     def protocol(self) -> dict[str, str | int | float]:
         """The stamp of the values."""

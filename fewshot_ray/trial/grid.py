@@ -14,11 +14,16 @@ SMALLEST_TILE = 64
 """Pixels: smaller images are enlarged by a whole factor, so that they can be seen."""
 
 
-def grid_png(images: Tensor) -> bytes:
-    """Images uint8 `[N, C, H, W]`, N >= 1, in rows of about sqrt(N)."""
+def strip_name(step: int) -> str:
+    """`path_000080.png`: of images along lines through the latent space."""
+    return f"path_{step:06d}.png"
+
+
+def grid_png(images: Tensor, *, columns: int | None = None) -> bytes:
+    """Images uint8 `[N, C, H, W]`, N >= 1, in rows of `columns`, by default of about sqrt(N)."""
     factor = max(1, SMALLEST_TILE // max(images.shape[-2:]))
     larger = images.cpu().repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    grid = make_grid(larger, nrow=math.ceil(math.sqrt(len(images))), padding=2, pad_value=255).to(torch.uint8)
+    grid = make_grid(larger, nrow=columns or math.ceil(math.sqrt(len(images))), padding=2, pad_value=255).to(torch.uint8)
     buffer = io.BytesIO()
     Image.fromarray(grid.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
     return buffer.getvalue()

@@ -14,22 +14,16 @@ import torch
 
 from fewshot_ray.data.target import Fold
 from fewshot_ray.errors import SavedAndEndedError, UserError
-from fewshot_ray.methods import METHODS
-from fewshot_ray.methods.diffusion import DiffusionMethod
-from fewshot_ray.methods.randomness import derived_seed
-from fewshot_ray.models.parameters import tune
-from fewshot_ray.spec.sections import TrainSpec
 from fewshot_ray.storage import Folder
-from fewshot_ray.training.batches import Batches
 from fewshot_ray.training.checkpoint import checkpoint_name, latest_checkpoint, pack, restore_training, training_state
 from fewshot_ray.training.group import Group
-from fewshot_ray.training.loop import Training
 from fewshot_ray.training.writer import CheckpointWriter
 from fewshot_ray.trial.best import best_index
+from fewshot_ray.trial.candidate import STRIP_COLUMNS
 from fewshot_ray.trial.compose import TrialSpec
 from fewshot_ray.trial.evaluation import Evaluator, Instruments, check_evaluation
-from fewshot_ray.trial.grid import grid_png
-from fewshot_ray.trial.materials import FoldIngredients, Materials
+from fewshot_ray.trial.families import materials_of
+from fewshot_ray.trial.grid import grid_png, strip_name
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +44,6 @@ class Evaluation:
     images_per_sec: float
     trained_share: float
     """Trained parameters over all parameters of the network, in (0, 1]."""
-
-
-def make_optimizer(parameters: list[torch.nn.Parameter], config: TrainSpec) -> torch.optim.Optimizer:
-    """AdamW, fused."""
-    beta_1, beta_2 = config.betas
-    return torch.optim.AdamW(parameters, lr=config.lr, betas=(beta_1, beta_2), weight_decay=config.weight_decay, fused=True)
 
 
 class Trial:
@@ -80,13 +68,14 @@ class Trial:
         """Asked every `PART_SEC` or so: why the process is to end soon, or None. The workers of a group need not agree."""
         self.device = device
         self.group = group or Group()
-        self.materials = Materials(spec, cache, device)
+        self.materials = materials_of(spec, cache, device)
         self.config = spec.file.evaluate
         folds = self.materials.folds
         if spec.refit_steps is None:
             check_evaluation(self.config, folds)
-        self.instruments = Instruments(self.config, self.materials.source_backbone, device, cache)
-        self.trainings = [self._training(fold) for fold in folds]
+        size, channels = self.materials.size, self.materials.channels
+        self.instruments = Instruments(self.config, channels=channels, size=size, device=device, cache=cache)
+        self.trainings = [self.materials.training(fold, self.group) for fold in folds]
         self.evaluators = [self._evaluator(fold) for fold in folds]
         self.history: list[Evaluation] = []
         self.writer = CheckpointWriter(self.checkpoints)
@@ -139,7 +128,7 @@ class Trial:
             train_loss=sum(losses) / len(losses),
             lr=self.trainings[0].learning_rate(step - 1),
             images_per_sec=images / seconds if seconds > 0 else 0.0,
-            trained_share=_diffusion(self.trainings[0]).tuned.share,
+            trained_share=self.trainings[0].method.trained_share,
         )
         self.history.append(evaluation)
         self._save()
@@ -171,60 +160,36 @@ class Trial:
         """The metrics of the averaged weights, means over the folds; the first fold's samples become the step's picture."""
         measured = []
         for training, evaluator in zip(self.trainings, self.evaluators, strict=True):
-            method, grid = _diffusion(training), evaluator is self.evaluators[0]
+            grid = evaluator is self.evaluators[0]
             with training.ema.applied():
-                measured.append(evaluator.measure(method.backbone, method.tuned.network, samples=self.config.samples, grid=grid))
-        self._write_samples(step, measured[0].samples)
+                measured.append(evaluator.measure(self.materials.candidate(training), samples=self.config.samples, grid=grid))
+        self._write_samples(step, measured[0].samples, measured[0].strip)
         names = [name for name in measured[0].metrics if all(name in one.metrics for one in measured)]
         return {name: math.fsum(one.metrics[name] for one in measured) / len(measured) for name in names}
 
     def _picture(self, step: int) -> dict[str, float]:
         """A refit has nothing held out: it draws its grid and measures nothing."""
         if self.config.grid_images > 0:
-            method = _diffusion(self.trainings[0])
             with self.trainings[0].ema.applied():
-                self._write_samples(step, self.evaluators[0].draw_samples(method.backbone, method.tuned.network, self.config.grid_images))
+                candidate = self.materials.candidate(self.trainings[0])
+                samples = self.evaluators[0].draw_samples(candidate, self.config.grid_images)
+                self._write_samples(step, samples, candidate.strip(self.spec.file.seed))
         return {}
 
-    def _write_samples(self, step: int, samples: torch.Tensor | None) -> None:
+    def _write_samples(self, step: int, samples: torch.Tensor | None, strip: torch.Tensor | None) -> None:
         if samples is None or self.group.rank != 0:
             return
         folder = self.folder / "samples"
         if self.config.grid_images > 0:
             folder.write_bytes(f"{checkpoint_name(step)}.png", grid_png(samples[: self.config.grid_images]))
+        if strip is not None:
+            folder.write_bytes(strip_name(step), grid_png(strip, columns=STRIP_COLUMNS))
         if self.config.keep_samples:
             folder.write_bytes(f"{checkpoint_name(step)}.safetensors", pack({"images": samples}, {})["state.safetensors"])
 
-    def _training(self, fold: Fold) -> Training:
-        spec, train = self.spec, self.spec.file.train
-        backbone = self.materials.student_backbone()
-        ingredients = FoldIngredients(self.materials, fold, backbone)
-        tuned = tune(backbone.network, spec.params, spec.params_config, seed=derived_seed(spec.seed, "params", fold.name))
-        if train.compile:
-            tuned.network.compile()
-        parts = [METHODS[name].make(config, ingredients) for name, config in spec.methods.items()]
-        method = DiffusionMethod(
-            backbone,
-            tuned,
-            make_optimizer(list(tuned.trained.values()), train),
-            parts,
-            label_dropout=train.label_dropout,
-        )
-        seed = derived_seed(spec.seed, "train", fold.name)
-        batches = Batches(
-            fold.train.images,
-            train.batch_size,
-            seed=seed,
-            flip=train.flip,
-            device=self.device,
-            autoencoder=backbone.autoencoder,
-            labels=self.materials.labels(fold.train),
-        )
-        return Training(method, batches, train, seed=seed, device=self.device, group=self.group)
-
     def _evaluator(self, fold: Fold) -> Evaluator:
-        labels = self.materials.labels(fold.holdout)
-        return Evaluator(self.config, fold, self.instruments, seed=self.spec.file.seed, device=self.device, group=self.group, labels=labels)
+        own = self.materials.own_metrics(self.config, fold, self.instruments, self.group)
+        return Evaluator(self.config, fold, self.instruments, own, seed=self.spec.file.seed, device=self.device, group=self.group)
 
     def best_step(self) -> int | None:
         """The step of the best evaluation so far; a refit's last."""
@@ -269,11 +234,6 @@ class Trial:
             restore_training(training, checkpoint, f"fold{index}/")
         self.history = [Evaluation(**evaluation) for evaluation in checkpoint.info["history"]]
         self._saved_step = step
-
-
-def _diffusion(training: Training) -> DiffusionMethod:
-    assert isinstance(training.method, DiffusionMethod)
-    return training.method
 
 
 def versions() -> Mapping[str, str]:

@@ -13,8 +13,10 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from fewshot_ray.models.parameters import TunedNetwork
 from fewshot_ray.report.export import trial_spec
 from fewshot_ray.report.sweep_folder import SweepFolder
+from fewshot_ray.trial.denoising import DiffusionCandidate
 from fewshot_ray.trial.finished import Finished, load_finished
 from tests.cli.conftest import Command, Desk, painting
 from tests.cli.sweeping import finished_sweep
@@ -73,6 +75,17 @@ def finished_of(folder: SweepFolder) -> Finished:
     )
 
 
+def candidate_of(finished: Finished) -> DiffusionCandidate:
+    assert isinstance(finished.candidate, DiffusionCandidate)
+    return finished.candidate
+
+
+def tuned_of(finished: Finished) -> TunedNetwork:
+    tuned = candidate_of(finished).tuned
+    assert tuned is not None
+    return tuned
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_from_the_file_to_plain_diffusers(kind: str, desk: Desk, fewshot: Command) -> None:
     """Oracle: diffusers alone, in a process that can't import this package, and the averaged weights' own output here."""
@@ -92,14 +105,14 @@ def test_from_the_file_to_plain_diffusers(kind: str, desk: Desk, fewshot: Comman
     finished = finished_of(opened.folder)
     pipeline = DiffusionPipeline.from_pretrained(str(out), trust_remote_code=True)
     exported = pipeline.transformer if kind == "dit" else pipeline.unet
-    x_t = torch.randn(2, *finished.backbone.shape, generator=torch.Generator().manual_seed(0))
+    x_t = torch.randn(2, *finished.candidate.noise_shape, generator=torch.Generator().manual_seed(0))
     t, labels = torch.tensor([10, 900]), torch.tensor([0, 1]) if kind == "dit" else None
     theirs = None if labels is None else torch.tensor([0, 1000])  # the pipeline's null class
     with torch.no_grad():
-        ours = finished.tuned.network(x_t, t, class_labels=labels).sample
+        ours = candidate_of(finished).network(x_t, t, class_labels=labels).sample
         torch.testing.assert_close(exported(x_t, t, class_labels=theirs).sample, ours, rtol=1e-4, atol=1e-5)
     assert fewshot("sample", out, desk.folder / "samples", "--number", "3", "--steps", "2").code == 0
-    assert Image.open(desk.folder / "samples" / "00000.png").size == (finished.backbone.size[1], finished.backbone.size[0])
+    assert Image.open(desk.folder / "samples" / "00000.png").size == (finished.candidate.size[1], finished.candidate.size[0])
 
 
 @pytest.mark.parametrize("params", ["difffit", "lora", "oft", "boft", "bitfit"])
@@ -110,16 +123,16 @@ def test_parameter_efficient_settings(kind: str, params: str, desk: Desk, fewsho
     out = desk.folder / "exported"
     assert fewshot("export", opened.folder.folder.url, out).code == 0
     finished = finished_of(opened.folder)
-    assert 0 < finished.tuned.share < 0.6
+    assert 0 < tuned_of(finished).share < 0.6
     pipeline = DiffusionPipeline.from_pretrained(str(out))
     exported = pipeline.transformer if kind == "dit" else pipeline.unet
-    x_t = torch.randn(1, *finished.backbone.shape, generator=torch.Generator().manual_seed(0))
+    x_t = torch.randn(1, *finished.candidate.noise_shape, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0]) if kind == "dit" else None
     with torch.no_grad():
-        ours = finished.tuned.network(x_t, torch.tensor([500]), class_labels=labels).sample
+        ours = candidate_of(finished).network(x_t, torch.tensor([500]), class_labels=labels).sample
         torch.testing.assert_close(exported(x_t, torch.tensor([500]), class_labels=labels).sample, ours, rtol=1e-3, atol=1e-4)
     row = opened.folder.rows("t0000")[-1]
-    assert row.trained_share == pytest.approx(finished.tuned.share)
+    assert row.trained_share == pytest.approx(tuned_of(finished).share)
 
 
 def test_classes_from_sub_folders(desk: Desk, fewshot: Command) -> None:

@@ -16,6 +16,7 @@ from fewshot_ray.methods import METHODS
 from fewshot_ray.spec.document import parse_document, read_document
 from fewshot_ray.storage import Folder
 from fewshot_ray.trial.compose import check_document
+from fewshot_ray.trial.diffusion import DiffusionMaterials
 from fewshot_ray.trial.preflight import preset_materials
 from tests.cli.conftest import Command, Desk, painting, write_pipeline
 from tests.cli.sweeping import finished_sweep
@@ -141,7 +142,9 @@ def test_a_step_that_takes_long_is_measured_on_one_image(desk: Desk, monkeypatch
     measured = cost.measure(spec)
     assert made == [1, 4]
     assert 0 < measured.forward_sec < 1
-    assert measured.checkpoint_bytes == 16 * sum(p.numel() for p in preset_materials(document, file).source_backbone.network.parameters())
+    materials = preset_materials(document, file)
+    assert isinstance(materials, DiffusionMaterials)
+    assert measured.checkpoint_bytes == 16 * sum(p.numel() for p in materials.source_backbone.network.parameters())
     monkeypatch.setattr(cost, "BRISK_SEC", 0.0)
     made.clear()
     assert cost.measure(spec).step_sec > 0

@@ -77,7 +77,7 @@ def _same_output_as_the_checkpoint(out: Path, sweep: str, fewshot: Command) -> N
     assert pipeline.scheduler.config.prediction_type == "v_prediction"
     x_t, t = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([10, 900])
     with torch.no_grad():
-        torch.testing.assert_close(pipeline.unet(x_t, t).sample, finished.tuned.network(x_t, t).sample, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(pipeline.unet(x_t, t).sample, finished.candidate.network(x_t, t).sample, rtol=1e-4, atol=1e-5)
 
 
 def test_the_card_counts_the_images_trained_on(desk: Desk, fewshot: Command) -> None:
@@ -138,9 +138,9 @@ def test_a_source_model_that_was_exchanged_is_named(desk: Desk, fewshot: Command
 
 
 def _forget_what_was_read() -> None:
-    from fewshot_ray.trial import materials
+    from fewshot_ray.trial import diffusion
 
-    materials._source.cache_clear()
+    diffusion._source.cache_clear()
 
 
 def test_cross_fitted_trials_are_compared_as_equals(desk: Desk, fewshot: Command) -> None:
@@ -178,7 +178,7 @@ def _mean_over_folds(url: str, trial_id: str) -> float:
     spec, cpu = trial_spec(folder, record), torch.device("cpu")
     split = TestSplit(spec, folder.folder / "cache", cpu)
     losses = [
-        split.evaluator.holdout_loss(model.backbone, model.tuned.network)
+        split.measure(model.candidate)["holdout_loss"]
         for model in load_folds(spec, folder.trial(trial_id), record.best_step, cache=folder.folder / "cache", device=cpu)
     ]
     assert len(losses) == 2

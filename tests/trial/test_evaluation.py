@@ -16,6 +16,7 @@ from fewshot_ray.errors import UserError
 from fewshot_ray.models.backbone import Backbone
 from fewshot_ray.spec.sections import EvaluateSpec
 from fewshot_ray.training.group import Group
+from fewshot_ray.trial.denoising import DiffusionCandidate, HoldoutLoss
 from fewshot_ray.trial.evaluation import Evaluator, Instruments, check_evaluation, extractor_name
 from tests.conftest import Workers
 from tests.tiny_diffusion import tiny_backbone
@@ -47,15 +48,26 @@ def fold(train: int = 3, holdout: int = 5) -> Fold:
 
 def evaluator(seed: int = 0, holdout: int = 5, **settings: Any) -> Evaluator:
     config = EvaluateSpec(**{"samples": 4, "sampler_steps": 2, "grid_images": 3, "loss_draws": 12, **settings})
-    instruments = Instruments(config, tiny_backbone(), CPU)
-    return Evaluator(config, fold(holdout=holdout), instruments, seed=seed, device=CPU, group=Group())
+    instruments = Instruments(config, channels=1, size=(8, 8), device=CPU)
+    held_out = fold(holdout=holdout)
+    own = HoldoutLoss(config, held_out, seed=seed, device=CPU, group=Group())
+    return Evaluator(config, held_out, instruments, own, seed=seed, device=CPU, group=Group())
+
+
+def loss_of(measuring: Evaluator) -> HoldoutLoss:
+    assert isinstance(measuring.own, HoldoutLoss)
+    return measuring.own
+
+
+def candidate(backbone: Backbone) -> DiffusionCandidate:
+    return DiffusionCandidate(backbone, backbone.network)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_the_loss_of_a_network_that_says_nothing(prediction_type: str) -> None:
     """Oracle: the mean square of what it should have said, from the draws themselves in float64; 12 draws over 5 images are 15."""
     measuring, backbone = evaluator(), tiny_backbone(prediction_type)
-    index, t, eps = measuring._noisings(backbone)
+    index, t, eps = loss_of(measuring)._noisings(backbone)
     assert torch.equal(index.bincount(), torch.full((5,), 3))
     x_0 = to_model_range(measuring.fold.holdout.images)[index].double()
     alpha_bar = backbone.schedule.alphas_cumprod[t].double().view(-1, 1, 1, 1)
@@ -64,13 +76,13 @@ def test_the_loss_of_a_network_that_says_nothing(prediction_type: str) -> None:
         "sample": x_0,
         "v_prediction": alpha_bar.sqrt() * eps.double() - (1 - alpha_bar).sqrt() * x_0,
     }[prediction_type]
-    assert measuring.holdout_loss(backbone, Zero()) == pytest.approx(float(target.square().mean()), rel=1e-5)
+    assert loss_of(measuring).of(backbone, Zero()) == pytest.approx(float(target.square().mean()), rel=1e-5)
 
 
 def test_the_timesteps_are_spread_evenly() -> None:
     """Oracle: 20 draws of 1,000 timesteps put one into each 50, in no order of the images'."""
     network = Zero()
-    evaluator(loss_draws=20).holdout_loss(tiny_backbone(), network)
+    loss_of(evaluator(loss_draws=20)).of(tiny_backbone(), network)
     t = torch.cat(network.seen)
     assert sorted((t // 50).tolist()) == list(range(20))
     assert t.tolist() != sorted(t.tolist())
@@ -79,18 +91,19 @@ def test_the_timesteps_are_spread_evenly() -> None:
 def test_the_loss_is_the_same_each_time_and_whatever_was_drawn_before() -> None:
     """Oracle: itself; another evaluation seed gives another value."""
     backbone = tiny_backbone()
-    first = evaluator().holdout_loss(backbone, backbone.network)
+    first = loss_of(evaluator()).of(backbone, backbone.network)
     torch.manual_seed(123)
     torch.randn(5)
-    assert evaluator().holdout_loss(backbone, backbone.network) == first
-    assert evaluator(seed=1).holdout_loss(backbone, backbone.network) != first
+    assert loss_of(evaluator()).of(backbone, backbone.network) == first
+    assert loss_of(evaluator(seed=1)).of(backbone, backbone.network) != first
 
 
 def _alone() -> float:
     backbone = tiny_backbone()
     measuring = evaluator()
     measuring.group = Worker()
-    return measuring.holdout_loss(backbone, backbone.network)
+    loss_of(measuring).group = Worker()
+    return loss_of(measuring).of(backbone, backbone.network)
 
 
 def test_other_processes_draw_the_same(workers: Workers) -> None:
@@ -102,8 +115,8 @@ def test_trials_of_other_seeds_and_methods_share_the_draws(tmp_path: Any) -> Non
     """Oracle: one network measured by the trials' own evaluators."""
     backbone = tiny_backbone()
     trials = [trial(tmp_path, seed=seed, method=method) for seed, method in [(0, {"finetune": {}}), (8, {"sdft": {}})]]
-    losses = {run.evaluators[0].holdout_loss(backbone, backbone.network) for run in trials}
-    samples = [run.evaluators[0].draw_samples(backbone, backbone.network, 4) for run in trials]
+    losses = {loss_of(run.evaluators[0]).of(backbone, backbone.network) for run in trials}
+    samples = [run.evaluators[0].draw_samples(candidate(backbone), 4) for run in trials]
     assert len(losses) == 1
     assert torch.equal(*samples)
 
@@ -111,11 +124,11 @@ def test_trials_of_other_seeds_and_methods_share_the_draws(tmp_path: Any) -> Non
 def test_samples_come_from_the_first_of_one_stream_of_noise() -> None:
     """Oracle: the first of more are the same, to a rounding of uint8 that the batch's size may turn."""
     backbone = tiny_backbone()
-    six = evaluator().draw_samples(backbone, backbone.network, 6)
+    six = evaluator().draw_samples(candidate(backbone), 6)
     assert six.dtype == torch.uint8
     assert six.shape == (6, 1, 8, 8)
     for asked in (4, 1):
-        fewer = evaluator().draw_samples(backbone, backbone.network, asked)
+        fewer = evaluator().draw_samples(candidate(backbone), asked)
         assert len(fewer) == asked
         assert (fewer.int() - six[:asked].int()).abs().max() <= 1
     assert not torch.equal(six[0], six[1])
@@ -125,15 +138,15 @@ def test_metrics_are_of_as_many_samples_as_asked_for() -> None:
     """Oracle: the suite on the first four, though the grid shows nine."""
     backbone = tiny_backbone()
     measuring = evaluator(metrics=["holdout_loss", "fd", "pairwise_distance"], grid_images=9)
-    measured = measuring.measure(backbone, backbone.network, samples=4, grid=True)
+    measured = measuring.measure(candidate(backbone), samples=4, grid=True)
     assert measured.samples is not None
     assert len(measured.samples) == 9
     assert measuring.suite is not None
     expected = measuring.suite.compute(measured.samples[:4])
-    unseen = measuring.measure(backbone, backbone.network, samples=4).samples
+    unseen = measuring.measure(candidate(backbone), samples=4).samples
     assert unseen is not None
     assert len(unseen) == 4
-    assert measured.metrics == {"holdout_loss": measuring.holdout_loss(backbone, backbone.network), **expected}
+    assert measured.metrics == {"holdout_loss": loss_of(measuring).of(backbone, backbone.network), **expected}
     stamp = measuring.protocol(4)
     assert (stamp["n_generated"], stamp["n_real"], stamp["loss_draws"], stamp["sampler"]) == (4, 5, 12, "ddim")
 
@@ -141,7 +154,7 @@ def test_metrics_are_of_as_many_samples_as_asked_for() -> None:
 def test_no_samples_are_drawn_where_nobody_looks() -> None:
     """Oracle: the loss alone."""
     backbone = tiny_backbone()
-    measured = evaluator(grid_images=0).measure(backbone, backbone.network, samples=4)
+    measured = evaluator(grid_images=0).measure(candidate(backbone), samples=4)
     assert measured.samples is None
     assert list(measured.metrics) == ["holdout_loss"]
 
@@ -149,7 +162,7 @@ def test_no_samples_are_drawn_where_nobody_looks() -> None:
 def _measured(holdout: int, count: int) -> tuple[float, Tensor]:
     backbone = tiny_backbone()
     measuring = evaluator(holdout=holdout, loss_draws=1, grid_images=0)
-    return measuring.holdout_loss(backbone, backbone.network), measuring.draw_samples(backbone, backbone.network, count)
+    return loss_of(measuring).of(backbone, backbone.network), measuring.draw_samples(candidate(backbone), count)
 
 
 @pytest.mark.parametrize(("holdout", "count"), [(5, 5), (1, 1)])
@@ -184,8 +197,7 @@ def test_what_can_be_measured_passes() -> None:
 
 def test_the_extractor_follows_the_images() -> None:
     """Oracle: digits at 8x8 grey, Inception for others, a named one as named."""
-    backbone = tiny_backbone()
-    larger = Backbone(type(backbone.network)(**{**backbone.network.config, "sample_size": 16}), backbone.scheduler)
-    assert extractor_name(EvaluateSpec(), backbone) == "digits"
-    assert extractor_name(EvaluateSpec(), larger) == "inception"
-    assert extractor_name(EvaluateSpec(extractor="inception"), backbone) == "inception"
+    assert extractor_name(EvaluateSpec(), 1, (8, 8)) == "digits"
+    assert extractor_name(EvaluateSpec(), 1, (16, 16)) == "inception"
+    assert extractor_name(EvaluateSpec(), 3, (8, 8)) == "inception"
+    assert extractor_name(EvaluateSpec(extractor="inception"), 1, (8, 8)) == "inception"

@@ -12,16 +12,16 @@ import torch
 from fewshot_ray.errors import UserError
 from fewshot_ray.methods import ant
 from fewshot_ray.storage import Folder
-from fewshot_ray.trial import materials as materials_module
-from fewshot_ray.trial.materials import FoldIngredients, Materials, images_hash, pick_device, warnings
-from tests.tiny_diffusion import tiny_backbone
+from fewshot_ray.trial import diffusion as materials_module
+from fewshot_ray.trial.diffusion import DiffusionMaterials, FoldIngredients
+from fewshot_ray.trial.materials import images_hash, pick_device
 from tests.trial.tiny import ANT, CPU, spec, trial
 
 CROSSFIT = {"target": {"holdout": {"crossfit": 2}}}
 
 
-def materials(place: Path, **sections: Any) -> Materials:
-    return Materials(spec(**sections), Folder(place / "cache"), CPU)
+def materials(place: Path, **sections: Any) -> DiffusionMaterials:
+    return DiffusionMaterials(spec(**sections), Folder(place / "cache"), CPU)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_classifier_is_never_of_another_folds_pictures(counted: list[str], tmp
     ingredients = [FoldIngredients(parts, fold, parts.student_backbone()) for fold in parts.folds]
     stages = [ant.classifier_stage(parts.spec.methods["ant"], one) for one in ingredients]
     assert stages[0].key != stages[1].key
-    hashes = [images_hash(fold.train, parts.source_backbone) for fold in parts.folds]
+    hashes = [parts.images_hash(fold.train) for fold in parts.folds]
     assert [stage.depends_on["target"] for stage in stages] == hashes
 
 
@@ -103,9 +103,9 @@ def test_folds_partition_the_shots_and_a_refit_takes_all(tmp_path: Path) -> None
     assert not held_out[0] & held_out[1]
     for fold in parts.folds:
         assert set(fold.train.hashes) == shots - set(fold.holdout.hashes)
-    other = Materials(spec(seed=5, **CROSSFIT), Folder(tmp_path), CPU)
+    other = DiffusionMaterials(spec(seed=5, **CROSSFIT), Folder(tmp_path), CPU)
     assert [fold.holdout.hashes for fold in other.folds] == [fold.holdout.hashes for fold in parts.folds]
-    [refit] = Materials(spec(refit_steps=2, **CROSSFIT), Folder(tmp_path), CPU).folds
+    [refit] = DiffusionMaterials(spec(refit_steps=2, **CROSSFIT), Folder(tmp_path), CPU).folds
     assert set(refit.train.hashes) == shots
     assert len(refit.holdout) == 0
 
@@ -128,11 +128,9 @@ def test_images_hash_follows_content_order_and_size(tmp_path: Path) -> None:
     """Oracle: three that must differ."""
     parts = materials(tmp_path)
     shots = parts.shots
-    hashes = {images_hash(part, parts.source_backbone) for part in (shots, shots.select([1, 0, 2, 3]), shots.select([0]))}
+    hashes = {parts.images_hash(part) for part in (shots, shots.select([1, 0, 2, 3]), shots.select([0]))}
     assert len(hashes) == 3
-    larger = tiny_backbone()
-    larger.network.register_to_config(sample_size=16)
-    assert images_hash(shots, larger) not in hashes
+    assert images_hash(shots, (16, 16), 1) not in hashes
 
 
 def test_devices() -> None:
@@ -143,30 +141,32 @@ def test_devices() -> None:
             pick_device(0.5)
 
 
+def warned(**sections: Any) -> list[str]:
+    return DiffusionMaterials(spec(**sections), Folder("unused"), CPU).warnings()
+
+
 def test_ants_own_norm_is_warned_of_at_few_pixels() -> None:
     """Oracle: one line for 'sample' at 8 pixels where noise is ascended, none else."""
-    backbone = tiny_backbone()
-    [line] = warnings(spec(method={"ant": {"guidance": 0.0}}), backbone)
+    [line] = warned(method={"ant": {"guidance": 0.0}})
     assert "method.ant.noise_norm" in line
     for method in ({"ant": {"guidance": 0.0, "noise_norm": "moments"}}, {"ant": {"guidance": 0.0, "noise_steps": 0}}, {"finetune": {}}):
-        assert warnings(spec(method=method), backbone) == []
+        assert warned(method=method) == []
 
 
 def test_what_is_left_out_without_a_word_is_said() -> None:
     """Oracle: by hand: a warm-up longer than the run, and a teacher that knows nothing."""
-    backbone = tiny_backbone()
-    [line] = warnings(spec(method={"sadm": {}}), backbone)
+    [line] = warned(method={"sadm": {}})
     assert "method.sadm.warmup_steps: 24000 is beyond train.steps (4)" in line
     for settings in ({"warmup_steps": 3}, {"psi_steps": 0}, {"eta": 0.0}):
-        assert warnings(spec(method={"sadm": settings}), backbone) == []
-    [line] = warnings(spec(method={"sdft": {}}), backbone)
+        assert warned(method={"sadm": settings}) == []
+    [line] = warned(method={"sdft": {}})
     assert "source.build: a model from scratch has nothing to teach" in line
 
 
 def test_guidance_ordered_by_the_held_out_loss_is_warned_of() -> None:
     """Oracle: one line where both meet, none where the objective is another."""
     method = {"ant": {"noise_norm": "moments", "guidance": 1.0}}
-    [line] = warnings(spec(method=method), tiny_backbone())
+    [line] = warned(method=method)
     assert "kid" in line
     evaluate = {"metrics": ["kid"], "samples": 8}
-    assert warnings(spec(method=method, evaluate=evaluate, search={"objectives": {"kid": "min"}}), tiny_backbone()) == []
+    assert warned(method=method, evaluate=evaluate, search={"objectives": {"kid": "min"}}) == []

@@ -22,6 +22,7 @@ from fewshot_ray.storage import Folder
 from fewshot_ray.training.checkpoint import Checkpoint, latest_checkpoint, saved_steps
 from fewshot_ray.training.group import Group
 from fewshot_ray.training.loop import NonFiniteLossError
+from fewshot_ray.trial import diffusion as diffusion_module
 from fewshot_ray.trial import trial as trial_module
 from fewshot_ray.trial.trial import Evaluation, Trial
 from tests.conftest import Workers
@@ -155,7 +156,7 @@ def test_the_trial_is_that_of_its_seed(tmp_path: Path) -> None:
 
 def _run(place: str, sections: dict[str, Any]) -> tuple[list[Evaluation], dict[str, torch.Tensor]]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trial_module, "make_optimizer", lambda weights, config: torch.optim.AdamW(weights, lr=config.lr, eps=1e-3))
+        patch.setattr(diffusion_module, "make_optimizer", lambda weights, config: torch.optim.AdamW(weights, lr=config.lr, eps=1e-3))
         run = trial(Folder(place), **sections)
     history = list(run.evaluations())
     state = {name: parameter.detach() for name, parameter in run.trainings[-1].method.trained().items()}
@@ -229,7 +230,7 @@ def test_crossfit_reports_the_means_of_its_folds(tmp_path: Path) -> None:
     measured = []
     for training, evaluator in zip(run.trainings, run.evaluators, strict=True):
         with training.ema.applied():
-            measured.append(evaluator.measure(training.method.backbone, training.method.tuned.network, samples=4).metrics)
+            measured.append(evaluator.measure(run.materials.candidate(training), samples=4).metrics)
     for name in ("holdout_loss", "pairwise_distance"):
         values = [one[name] for one in measured]
         assert len(set(values)) == 3
@@ -322,7 +323,7 @@ def _uneven_pace(place: str, sections: dict[str, Any], ended_at: str) -> tuple[l
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trial_module.time, "perf_counter", lambda: next(now) * (1.0 + rank))
         patch.setattr(trial_module, "PART_SEC", 4.0)
-        patch.setattr(trial_module, "make_optimizer", lambda weights, config: torch.optim.AdamW(weights, lr=config.lr, eps=1e-3))
+        patch.setattr(diffusion_module, "make_optimizer", lambda weights, config: torch.optim.AdamW(weights, lr=config.lr, eps=1e-3))
         run = trial(place, **sections)
         asked = itertools.count()
         run.told_to_end = lambda: "SIGTERM" if ended_at and rank == 1 and next(asked) == int(ended_at) else None

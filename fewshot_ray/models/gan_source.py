@@ -1,0 +1,186 @@
+"""GANs from scratch, from an exported pipeline, or from a checkpoint of the common StyleGAN2 re-implementation; and back to a pipeline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Literal
+
+import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from fewshot_ray.errors import UserError
+from fewshot_ray.models import fastgan, stylegan2
+from fewshot_ray.models.configuration import not_finite
+from fewshot_ray.models.gan import FastGan, Gan, StyleGan2
+from fewshot_ray.models.gan_pipeline import GanPipeline
+from fewshot_ray.models.source import load_component, locate_pipeline, read_json
+from fewshot_ray.models.weights import read_state_dicts
+
+GAN_PIPELINE = ["gan_pipeline", "GanPipeline"]
+"""As model_index.json names it: the file and the class in it."""
+CHECKPOINTS = (".pt", ".pth", ".ckpt")
+FILTERS = (".kernel",)
+"""Names of constants in the common layout, which are computed here."""
+
+
+def _power_of_two(resolution: int) -> int:
+    if resolution & (resolution - 1):
+        below = 1 << (resolution.bit_length() - 1)
+        raise ValueError(f"{resolution} is no power of two; {below} or {2 * below} is right")
+    return resolution
+
+
+class GanConfig(BaseModel):
+    """An architecture's settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    weights: str | None = Field(default=None, min_length=1)
+    """An exported GAN's folder, hub id or URL; from scratch where not given. What it is built like is read from it."""
+
+
+class StyleGan2Config(GanConfig):
+    """StyleGAN2 (Karras et al. 2020); `weights` may also be a checkpoint file of the common PyTorch re-implementation (`g_ema`, `d`)."""
+
+    resolution: Annotated[int, Field(ge=8, le=1024), AfterValidator(_power_of_two)] = 256
+    """Pixels along a side, a power of two."""
+    channels: Literal[1, 3] = 3
+    """Of the images."""
+    latent_dim: int = Field(default=512, ge=1, le=4096)
+    """Numbers of a latent and of a style."""
+    mapping_layers: int = Field(default=8, ge=1, le=64)
+    """Layers of the mapping network."""
+    channel_base: int = Field(default=32768, ge=1, le=2**20)
+    """Channels of a resolution's maps times the resolution."""
+    channel_max: int = Field(default=512, ge=1, le=4096)
+    """Most channels of a map."""
+    stddev_group: int = Field(default=4, ge=1)
+    """Images of a batch that the discriminator compares with each other."""
+
+
+class FastGanConfig(GanConfig):
+    """FastGAN (Liu et al. 2021)."""
+
+    resolution: Annotated[int, Field(ge=64, le=1024), AfterValidator(_power_of_two)] = 256
+    """Pixels along a side, a power of two; the published networks begin at 256."""
+    channels: Literal[1, 3] = 3
+    """Of the images."""
+    latent_dim: int = Field(default=256, ge=1, le=4096)
+    """Numbers of a latent."""
+    width: int = Field(default=64, ge=8, le=1024)
+    """Channels of the maps at 128x128, which the others' are multiples of."""
+
+
+GANS: Mapping[str, type[GanConfig]] = {"stylegan2": StyleGan2Config, "fastgan": FastGanConfig}
+
+
+def build_gan(config: GanConfig, *, seed: int) -> Gan:
+    """One with random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        settings = config.model_dump(exclude={"weights"})
+        if isinstance(config, StyleGan2Config):
+            group = settings.pop("stddev_group")
+            shared = {name: settings[name] for name in ("resolution", "channels", "channel_base", "channel_max")}
+            discriminator = stylegan2.StyleGan2Discriminator(**shared, stddev_group=group)
+            return StyleGan2(stylegan2.StyleGan2Generator(**settings).eval(), discriminator.eval())
+        shared = {name: settings[name] for name in ("resolution", "channels", "width")}
+        return FastGan(fastgan.FastGanGenerator(**settings).eval(), fastgan.FastGanDiscriminator(**shared).eval())
+
+
+def load_gan(place: str) -> Gan:
+    """One with somebody's weights: an exported pipeline, or a checkpoint of the common StyleGAN2 layout. Raises UserError."""
+    if place.endswith(CHECKPOINTS):
+        return _from_checkpoint(place)
+    folder = locate_pipeline(place)
+    name = read_json(folder, "model_index.json").get("_class_name")
+    if name != GAN_PIPELINE:
+        raise UserError(f"source.gan: {place} is a {name}, no GAN; an exported GAN's folder, or a checkpoint (.pt), would be right")
+    generator, discriminator = (load_component(folder / part, place) for part in ("generator", "discriminator"))
+    return checked(generator, discriminator, place)
+
+
+def checked(generator: nn.Module, discriminator: nn.Module, place: str) -> Gan:
+    """The two as one. Raises UserError where they aren't of one kind and size, or not all finite."""
+    for network in (generator, discriminator):
+        if (name := not_finite(network)) is not None:
+            raise UserError(f"source.gan: the weights of {place} aren't all finite numbers, first {name}; whole ones would be right")
+    pairs = ((stylegan2.StyleGan2Generator, stylegan2.StyleGan2Discriminator), (fastgan.FastGanGenerator, fastgan.FastGanDiscriminator))
+    fits = any(isinstance(generator, one) and isinstance(discriminator, other) for one, other in pairs)
+    if not fits or (generator.size, generator.channels) != (discriminator.size, discriminator.channels):
+        raise UserError(f"source.gan: {place}'s generator and discriminator don't belong together; those saved together would be right")
+    if isinstance(generator, stylegan2.StyleGan2Generator) and isinstance(discriminator, stylegan2.StyleGan2Discriminator):
+        return StyleGan2(generator.eval(), discriminator.eval())
+    assert isinstance(generator, fastgan.FastGanGenerator)
+    assert isinstance(discriminator, fastgan.FastGanDiscriminator)
+    return FastGan(generator.eval(), discriminator.eval())
+
+
+def _from_checkpoint(place: str) -> Gan:
+    """`g_ema` and `d`; the architecture is read off the shapes."""
+    states = read_state_dicts(place)
+    missing = [name for name in ("g_ema", "d") if name not in states]
+    if missing:
+        found = f"it has {', '.join(sorted(states))[:200]}" if states else "it has no state dict"
+        raise UserError(f"source.gan: {place} has no {missing[0]}, {found}; a checkpoint with g_ema and d would be right")
+    generator, discriminator = ({n: t for n, t in states[name].items() if not n.endswith(FILTERS)} for name in ("g_ema", "d"))
+    try:
+        networks = _like(generator, discriminator)
+    except (KeyError, ValueError, IndexError) as error:
+        raise _other_layout(place, error.args[0]) from error
+    for network, state in zip(networks, (generator, discriminator), strict=True):
+        own = network.state_dict()
+        odd = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]
+        if odd:
+            raise _other_layout(place, odd[0])
+        network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    return checked(*networks, place)
+
+
+def _other_layout(place: str, name: object) -> UserError:
+    return UserError(
+        f"source.gan: {place} has another layout than the common PyTorch re-implementation's ({name} doesn't fit); "
+        "a checkpoint of that, or an exported GAN's folder, would be right"
+    )
+
+
+def _like(generator: Mapping[str, Tensor], discriminator: Mapping[str, Tensor]) -> tuple[nn.Module, nn.Module]:
+    """Networks of the state dicts' architecture. Raises KeyError or ValueError for another layout."""
+    levels = sum(name.startswith("to_rgbs.") and name.endswith(".conv.weight") for name in generator)
+    widths = {4: generator["input.input"].shape[1]}
+    widths |= {8 << level: generator[f"convs.{2 * level + 1}.conv.weight"].shape[1] for level in range(levels)}
+    resolution = 4 << levels
+    if levels == 0 or widths[4] != max(widths.values()):
+        raise ValueError("to_rgbs")
+    base = max(width * size for size, width in widths.items() if size == resolution or width < widths[4])
+    shared = {
+        "resolution": resolution,
+        "channels": generator["to_rgb1.bias"].shape[1],
+        "channel_base": base,
+        "channel_max": widths[4],
+    }
+    mapping = sum(name.startswith("style.") and name.endswith(".weight") for name in generator)
+    made = stylegan2.StyleGan2Generator(**shared, latent_dim=generator["style.1.weight"].shape[0], mapping_layers=mapping)
+    return made, stylegan2.StyleGan2Discriminator(**shared)
+
+
+def save_gan(gan: Gan, folder: Path) -> str:
+    """Write what `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads; the file with the networks' code."""
+    pipeline = GanPipeline(gan.generator, gan.discriminator)
+    pipeline.save_pretrained(str(folder))
+    module: ModuleType = stylegan2 if isinstance(gan, StyleGan2) else fastgan
+    name = module.__name__.rsplit(".", 1)[1]
+    source = files("fewshot_ray.models")
+    (folder / "gan_pipeline.py").write_text((source / "gan_pipeline.py").read_text())
+    index = json.loads((folder / "model_index.json").read_text())
+    index["_class_name"] = GAN_PIPELINE
+    for part, network in (("generator", gan.generator), ("discriminator", gan.discriminator)):
+        (folder / part / f"{name}.py").write_text((source / f"{name}.py").read_text())
+        index[part] = [name, type(network).__name__]
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return f"generator/{name}.py"

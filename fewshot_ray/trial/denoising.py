@@ -1,0 +1,160 @@
+"""A diffusion model as it is measured: its samples, and its held-out denoising loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fewshot_ray.data.images import to_model_range
+from fewshot_ray.data.target import Fold
+from fewshot_ray.errors import UserError
+from fewshot_ray.methods.draw import mean_square
+from fewshot_ray.methods.randomness import derived_seed
+from fewshot_ray.models.autoencoder import encode_all
+from fewshot_ray.models.backbone import Backbone
+from fewshot_ray.models.parameters import TunedNetwork
+from fewshot_ray.models.pipeline import save_pipeline, shipped_code
+from fewshot_ray.models.sampling import sample
+from fewshot_ray.spec.sections import EvaluateSpec
+from fewshot_ray.training.group import Group
+from fewshot_ray.trial.candidate import Candidate
+
+FORWARD_IMAGES = 256
+"""Images in a forward pass of the held-out loss."""
+
+
+class DiffusionCandidate(Candidate):
+    """A network over a backbone's schedule; `tuned` says what was trained of it, where anything was."""
+
+    def __init__(self, backbone: Backbone, network: nn.Module, tuned: TunedNetwork | None = None) -> None:
+        self.backbone = backbone
+        self.network = network
+        self.channels, self.size, self.device = backbone.channels, backbone.size, backbone.device
+        self.noise_shape = backbone.shape
+        self.class_names = backbone.class_names
+        self.tuned = tuned
+
+    def images(self, noise: Tensor, numbers: Sequence[int], config: EvaluateSpec) -> Tensor:
+        """By the sampler that the file names."""
+        return sample(
+            self.backbone,
+            self.network,
+            noise,
+            sampler=config.sampler,
+            steps=config.sampler_steps,
+            labels=labels_in_turn(self.backbone, numbers),
+            guidance_scale=config.guidance_scale,
+        )
+
+    def save(self, folder: Path) -> str | None:
+        """What can be merged into the network's own weights is."""
+        assert self.tuned is not None
+        network = self.tuned.merge()
+        save_pipeline(self.backbone, network, folder)
+        return shipped_code(network)
+
+    def evaluations(self, config: EvaluateSpec) -> int:
+        """A sampler's steps."""
+        return config.sampler_steps
+
+    @torch.no_grad()
+    def forward(self, images: int) -> None:
+        """At t = 0."""
+        x_t = torch.zeros((images, *self.noise_shape), device=self.device)
+        t = torch.zeros(images, dtype=torch.long, device=self.device)
+        self.backbone.predict(self.network, x_t, t, labels_in_turn(self.backbone, range(images)))
+
+    @torch.no_grad()
+    def check_finite(self) -> None:
+        """Damaged weights may be finite, and far too large."""
+        x_t = torch.randn((1, *self.noise_shape), generator=torch.Generator().manual_seed(0)).to(self.device)
+        t = torch.full((1,), self.backbone.schedule.timesteps - 1, device=self.device)
+        output = self.backbone.output(self.network, x_t, t, labels_in_turn(self.backbone, range(1)))
+        if not all(part.isfinite().all() for part in output if part is not None):
+            raise UserError("source.model: of noise the network makes what are no finite numbers; whole weights would be right")
+
+
+def labels_in_turn(backbone: Backbone, numbers: Sequence[int]) -> Tensor | None:
+    """A label for each image by its number: the classes take turns; None for a model without classes."""
+    classes = len(backbone.class_names)
+    return torch.tensor([number % classes for number in numbers], device=backbone.device) if classes else None
+
+
+class HoldoutLoss:
+    """The mean over fixed (x_0, t, eps) of the denoising loss on a fold's held-out images, in the backbone's own prediction space.
+
+    `labels` `[N]` are the held-out images', for a model with classes; of a latent model the loss is at the posterior's mean.
+    """
+
+    def __init__(
+        self, config: EvaluateSpec, fold: Fold, *, seed: int, device: torch.device, group: Group, labels: Tensor | None = None
+    ) -> None:
+        self.config = config
+        self.fold = fold
+        self.seed = seed
+        self.device = device
+        self.group = group
+        self.labels = labels
+        self._latents: Tensor | None = None
+
+    def __call__(self, candidate: Candidate) -> dict[str, float]:
+        """Where the file asks for it and images are held out."""
+        assert isinstance(candidate, DiffusionCandidate)
+        if "holdout_loss" not in self.config.metrics or len(self.fold.holdout) == 0:
+            return {}
+        return {"holdout_loss": self.of(candidate.backbone, candidate.network)}
+
+    def protocol(self) -> dict[str, str | int | float]:
+        """Pairs of the loss, and how samples are drawn."""
+        config = self.config
+        stamp: dict[str, str | int | float] = {
+            "loss_draws": config.loss_draws,
+            "sampler": config.sampler,
+            "sampler_steps": config.sampler_steps,
+        }
+        return stamp | ({"guidance_scale": config.guidance_scale} if config.guidance_scale != 1 else {})
+
+    def of(self, backbone: Backbone, network: nn.Module) -> float:
+        """The loss of one network."""
+        index, t, eps = self._noisings(backbone)
+        x_0 = self._holdout_x_0(backbone)
+        labels = None if self.labels is None else self.labels.to(self.device)[index]
+        own = self.group.own(torch.arange(len(index)))
+        parts = own.split(FORWARD_IMAGES) if len(own) > 0 else ()  # more workers than pairs, and networks refuse empty input
+        losses = [
+            self._denoising_losses(backbone, network, x_0[index[rows]], t[rows], eps[rows], None if labels is None else labels[rows])
+            for rows in parts
+        ]
+        loss = torch.cat(losses) if losses else torch.empty(0, device=self.device)
+        return float(self.group.gather_rows(loss, len(index)).double().mean())
+
+    def _holdout_x_0(self, backbone: Backbone) -> Tensor:
+        """The held-out images or, encoded once, their latents, `[N, C, H, W]`."""
+        if backbone.autoencoder is None:
+            return to_model_range(self.fold.holdout.images).to(self.device)
+        if self._latents is None:
+            self._latents = encode_all(backbone.autoencoder, to_model_range(self.fold.holdout.images).to(self.device)).mean
+        return self._latents
+
+    @torch.no_grad()
+    def _denoising_losses(
+        self, backbone: Backbone, network: nn.Module, x_0: Tensor, t: Tensor, eps: Tensor, labels: Tensor | None
+    ) -> Tensor:
+        t, eps = t.to(self.device), eps.to(self.device)
+        x_t = backbone.schedule.add_noise(x_0, eps, t)
+        return mean_square(backbone.predict(network, x_t, t, labels) - backbone.target(x_0, eps, t))
+
+    def _noisings(self, backbone: Backbone) -> tuple[Tensor, Tensor, Tensor]:
+        """Image index, t (stratified over [0, T)) and eps of every pair; as many for each image."""
+        images = len(self.fold.holdout)
+        count = images * math.ceil(self.config.loss_draws / images)
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, "holdout-loss", self.fold.name))
+        strata = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+        t = (strata * backbone.schedule.timesteps).long().clamp(max=backbone.schedule.timesteps - 1)
+        t = t[torch.randperm(count, generator=generator)]
+        eps = torch.randn((count, *backbone.shape), generator=generator)
+        return torch.arange(count) % images, t, eps

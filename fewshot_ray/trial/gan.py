@@ -1,0 +1,236 @@
+"""GANs: what is trained of one, and how that is checked, measured and read back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fewshot_ray.data.target import Fold
+from fewshot_ray.methods import METHODS
+from fewshot_ray.methods.fastgan import FastGanMethod, FastGanRecipe, ImageDistance, pixel_distance
+from fewshot_ray.methods.gan import GanMethod, GanPart
+from fewshot_ray.methods.mixdl import MixDlConfig
+from fewshot_ray.methods.phase import LR_FACTOR
+from fewshot_ray.methods.randomness import derived_seed
+from fewshot_ray.methods.stage import Stage, read
+from fewshot_ray.methods.stylegan2 import StyleGan2Method, StyleGan2Recipe
+from fewshot_ray.metrics.extractors import load_perceptual
+from fewshot_ray.models.gan import FastGan, Gan, StyleGan2
+from fewshot_ray.models.gan_source import build_gan, load_gan
+from fewshot_ray.models.source import weights_hash
+from fewshot_ray.spec.document import Document
+from fewshot_ray.spec.sections import EvaluateSpec
+from fewshot_ray.training.batches import Batches
+from fewshot_ray.training.checkpoint import Checkpoint, saved_buffers, trained_weights
+from fewshot_ray.training.group import Group
+from fewshot_ray.training.loop import Training
+from fewshot_ray.trial.compose import PLAIN
+from fewshot_ray.trial.evaluation import Instruments
+from fewshot_ray.trial.gan_candidate import GanCandidate
+from fewshot_ray.trial.latent_paths import LatentPaths
+from fewshot_ray.trial.materials import Materials, load_parameters
+
+
+@lru_cache(maxsize=2)
+def _loaded(place: str) -> tuple[Gan, str]:
+    """Read once a process."""
+    gan = load_gan(place)
+    return gan, gan_hash(gan)
+
+
+def gan_hash(gan: Gan) -> str:
+    """Of both networks' weights."""
+    return f"{weights_hash(gan.generator)}-{weights_hash(gan.discriminator)}"
+
+
+class GanMaterials(Materials):
+    """`source_gan` is shared and must not be trained."""
+
+    @property
+    def source_gan(self) -> Gan:
+        """The networks that training starts from, on the CPU."""
+        return self._source[0]
+
+    @property
+    def source_hash(self) -> str:
+        """See `Materials`."""
+        return self._source[1]
+
+    @cached_property
+    def _source(self) -> tuple[Gan, str]:
+        config = self.spec.gan
+        assert config is not None
+        if config.weights is not None:
+            return _loaded(config.weights)
+        gan = build_gan(config, seed=self.spec.seed)
+        return gan, gan_hash(gan)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """See `Materials`."""
+        return self.source_gan.size
+
+    @property
+    def channels(self) -> int:
+        """See `Materials`."""
+        return self.source_gan.channels
+
+    def student(self) -> Gan:
+        """A copy of the source on the device, to be trained."""
+        return self.source_gan.copy().to(self.device)
+
+    def stages(self, fold: Fold) -> Sequence[Stage]:
+        """See `Materials`."""
+        ingredients = FoldIngredients(self, self.source_gan)
+        return [stage for name, config in self.spec.methods.items() for stage in METHODS[name].stages(config, ingredients)]
+
+    def training(self, fold: Fold, group: Group) -> Training:
+        """See `Materials`."""
+        train = self.spec.file.train
+        seed = derived_seed(self.spec.seed, "train", fold.name)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(seed, "heads"))  # what methods add to the discriminator
+            method = self.method()
+        method.workers = group
+        batches = Batches(fold.train.images, train.batch_size, seed=seed, flip=train.flip, device=self.device)
+        return Training(method, batches, train, seed=seed, device=self.device, group=group)
+
+    def method(self) -> GanMethod:
+        """The recipe's, with what the methods add."""
+        gan, recipe, methods = self.student(), self.spec.recipe, self.spec.methods
+        ingredients = FoldIngredients(self, gan)
+        parts: list[GanPart] = [METHODS[name].make(config, ingredients) for name, config in methods.items() if name != PLAIN]
+        for part in parts:
+            for head in part.heads.values():
+                head.to(self.device)
+        augmentation = recipe.augmentation(self.device) if recipe is not None else None
+        if isinstance(gan, StyleGan2):
+            assert isinstance(recipe, StyleGan2Recipe)
+            method: GanMethod = StyleGan2Method(gan, recipe, parts, augmentation)
+        else:
+            assert isinstance(gan, FastGan)
+            assert isinstance(recipe, FastGanRecipe)
+            method = FastGanMethod(gan, recipe, parts, augmentation, self.image_distance(recipe))
+        method.use(self._optimizers(method))
+        return method
+
+    def _optimizers(self, method: GanMethod) -> Mapping[str, Optimizer]:
+        """Adam, fused, a player's own; lazily regularised players' rates and betas as if the regularisation were in every step."""
+        train, recipe = self.spec.file.train, self.spec.recipe
+        made = {}
+        for name, parameters in (("D", method.discriminator_parameters()), ("G", list(method.gan.generator.parameters()))):
+            factor, betas = 1.0, (train.betas[0], train.betas[1])
+            if isinstance(recipe, StyleGan2Recipe):
+                factor, betas = recipe.lazy(name, betas)
+            made[name] = torch.optim.Adam([{"params": parameters, LR_FACTOR: factor}], lr=train.lr, betas=betas, fused=True)
+        return made
+
+    def image_distance(self, recipe: FastGanRecipe) -> ImageDistance:
+        """What FastGAN's discriminator is asked to redraw images by."""
+        if recipe.reconstruction == "pixels" or recipe.reconstruction_weight == 0:
+            return pixel_distance
+        perceptual = load_perceptual(device=self.device, weights=self.spec.file.evaluate.lpips_weights)
+        return perceptual.differentiable
+
+    def candidate(self, training: Training) -> GanCandidate:
+        """See `Materials`."""
+        assert isinstance(training.method, GanMethod)
+        return GanCandidate(training.method.gan)
+
+    def source_candidate(self) -> GanCandidate:
+        """See `Materials`."""
+        return GanCandidate(self.student())
+
+    def saved_candidate(self, fold: Fold, checkpoint: Checkpoint, prefix: str) -> GanCandidate:
+        """See `Materials`: the generator's averages, and the discriminator as it was."""
+        gan = self.student()
+        averages, buffers = trained_weights(checkpoint, prefix), saved_buffers(checkpoint, prefix)
+        names = dict(gan.generator.named_parameters())
+        load_parameters(names, {name: tensor for name, tensor in averages.items() if name in names or not name.startswith("generator.")})
+        trained = {name: checkpoint.tensors[f"{prefix}trained/discriminator.{name}"] for name, _ in gan.discriminator.named_parameters()}
+        load_parameters(dict(gan.discriminator.named_parameters()), trained)
+        for module, kind in ((gan.generator, "generator"), (gan.discriminator, "discriminator")):
+            for name, buffer in module.named_buffers():
+                full = f"{kind}.{name}"
+                buffer.copy_(averages[full] if full in averages else buffers[full])
+        gan.generator.eval()
+        gan.discriminator.eval()
+        return GanCandidate(gan)
+
+    def own_metrics(self, config: EvaluateSpec, fold: Fold, instruments: Instruments, group: Group) -> LatentPaths:
+        """How evenly images change along lines through the latent space."""
+        return LatentPaths(config, instruments, seed=self.spec.file.seed, device=self.device)
+
+    def check(self, document: Document) -> None:
+        """See `Materials`."""
+        GanCandidate(self.source_gan).check_finite()
+        for config in self.spec.methods.values():
+            if isinstance(config, MixDlConfig) and config.layers is not None:
+                unknown = [name for name in config.layers if name not in self.source_gan.layer_names]
+                if unknown:
+                    known = ", ".join(self.source_gan.layer_names)
+                    raise document.error("method.mixdl.layers", f"'{unknown[0]}' is no layer of the generator; {known} are")
+        if isinstance(self.spec.recipe, FastGanRecipe):
+            self.image_distance(self.spec.recipe)
+
+    def describe(self) -> str:
+        """See `Materials`."""
+        gan = self.source_gan
+        counts = [sum(parameter.numel() for parameter in network.parameters()) / 1e6 for network in (gan.generator, gan.discriminator)]
+        return (
+            f"{type(gan.generator).__name__}, {gan.channels} x {gan.size[0]} x {gan.size[1]}, {counts[0]:.2f} M parameters, "
+            f"and {counts[1]:.2f} M of the discriminator"
+        )
+
+    def warnings(self) -> list[str]:
+        """See `Materials`."""
+        mixdl, found = self.spec.methods.get("mixdl"), []
+        workers = self.spec.file.resources.workers
+        if isinstance(self.source_gan, FastGan) and workers > 1:
+            found.append(
+                f"resources.workers: FastGAN normalises over what a worker holds, so {workers} workers train another model than one would"
+            )
+        fewest = min(len(fold.train) for fold in self.folds)
+        if isinstance(mixdl, MixDlConfig) and fewest < mixdl.latents:
+            found.append(f"method.mixdl.latents: {mixdl.latents} latents are mixed, but a fold trains on {fewest} images")
+        return found
+
+
+@dataclass
+class FoldIngredients:
+    """A fold's view of the materials; see `methods.registry.GanIngredients`."""
+
+    materials: GanMaterials
+    gan: Gan
+
+    @property
+    def seed(self) -> int:
+        """For stages; the same in all trials of a sweep."""
+        return self.materials.spec.file.seed
+
+    @property
+    def source_hash(self) -> str:
+        """Of the source's weights."""
+        return self.materials.source_hash
+
+    def source_gan(self) -> Gan:
+        """A frozen copy of the source, in eval mode; the same for every method."""
+        return self._source_gan
+
+    @cached_property
+    def _source_gan(self) -> Gan:
+        source = copy.copy(self.materials.student())
+        for network in (source.generator, source.discriminator):
+            network.eval()
+        source.discriminator.requires_grad_(False)
+        return source
+
+    def read(self, stage: Stage) -> dict[str, Tensor]:
+        """A stage's tensors, from the cache or computed now."""
+        return read(stage, self.materials.cache)

@@ -1,0 +1,142 @@
+"""A GAN in a run's file: its architecture, its recipe and what the two ask of the other sections."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from fewshot_ray.methods import METHODS
+from fewshot_ray.methods.fastgan import FastGanRecipe
+from fewshot_ray.methods.recipe import RecipeConfig
+from fewshot_ray.methods.registry import MethodConfig
+from fewshot_ray.methods.stylegan2 import StyleGan2Recipe
+from fewshot_ray.metrics.suite import METRICS
+from fewshot_ray.models.gan_source import GANS, GanConfig, StyleGan2Config
+from fewshot_ray.spec.document import Document
+from fewshot_ray.spec.sections import FileSpec
+from fewshot_ray.spec.validate import load
+from fewshot_ray.spec.wording import nearest, show
+
+RECIPES: Mapping[str, type[RecipeConfig]] = {"stylegan2": StyleGan2Recipe, "fastgan": FastGanRecipe}
+TRAIN: Mapping[str, Mapping[str, Any]] = {
+    # An average whose half-life is 10,000 images, at batches of 4.
+    "stylegan2": {"lr": 2e-3, "betas": [0.0, 0.99], "batch_size": 4, "gradient_clip": None, "ema": {"decay": 0.99972, "warmup": True}},
+    "fastgan": {"lr": 2e-4, "betas": [0.5, 0.999], "batch_size": 8, "gradient_clip": None, "ema": {"decay": 0.999, "warmup": True}},
+}
+"""What stands under `train` where the file of a GAN gives nothing."""
+METRIC = "kid"
+
+
+def architecture_of(file: FileSpec) -> str:
+    """The name under `source.gan`."""
+    assert file.source.gan is not None
+    return next(iter(file.source.gan))
+
+
+def gan_settings(tree: Mapping[str, Any]) -> list[Any]:
+    """The architectures' settings in a file's tree, whatever they are."""
+    source = tree.get("source")
+    gan = source.get("gan") if isinstance(source, dict) else None
+    return list(gan.values()) if isinstance(gan, dict) else []
+
+
+def with_gan_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy in which the recipe's values and a metric that GANs have stand where the file of a GAN gives none."""
+    filled: dict[str, Any] = copy.deepcopy(dict(tree))
+    source = filled.get("source")
+    gan = source.get("gan") if isinstance(source, dict) else None
+    if not isinstance(gan, dict) or not gan:
+        return filled
+    sections = {"train": TRAIN.get(next(iter(gan)), {}), "evaluate": {"metrics": [METRIC]}}
+    for section, defaults in sections.items():
+        given = filled.get(section)
+        if given is None or isinstance(given, dict):
+            filled[section] = {**copy.deepcopy(dict(defaults)), **(given or {})}
+    search, metrics = filled.get("search"), filled["evaluate"].get("metrics") if isinstance(filled["evaluate"], dict) else None
+    if (search is None or isinstance(search, dict)) and isinstance(metrics, list) and metrics and metrics[0] in METRICS:
+        filled["search"] = {"objectives": {metrics[0]: METRICS[metrics[0]].direction}, **(search or {})}
+    return filled
+
+
+def gan_configs(file: FileSpec, document: Document) -> tuple[GanConfig | None, RecipeConfig | None]:
+    """Architecture and recipe, typed; None for both where the source is no GAN. Raises UserError."""
+    gan = file.source.gan
+    if gan is None:
+        if file.train.gan:
+            raise document.error("train.gan", "given, but the source is no GAN; leave it out")
+        return None, None
+    if len(gan) != 1:
+        raise document.error("source.gan", f"{len(gan)} architectures are given; one of {', '.join(GANS)} would be right")
+    name = next(iter(gan))
+    if name not in GANS:
+        near = nearest(name, GANS)
+        hint = f" (did you mean {near}?)" if near else ""
+        raise document.error("source.gan", f"{show(name)} isn't known; {', '.join(GANS)} would be right{hint}")
+    settings = gan[name] or {}
+    config = load(GANS[name], settings, document=document, path=f"source.gan.{name}")
+    if config.weights is not None and len(settings) > 1:
+        other = next(key for key in settings if key != "weights")
+        raise document.error(f"source.gan.{name}.{other}", "given beside weights, which say how the networks are built; leave it out")
+    recipe = load(RECIPES[name], file.train.gan, document=document, path="train.gan")
+    if recipe.ada is not None and recipe.diffaugment is not None:
+        if "diffaugment" in file.train.gan:
+            raise document.error("train.gan", "ada and diffaugment are both given; one of them would be right")
+        recipe = recipe.model_copy(update={"diffaugment": None})
+    return config, recipe
+
+
+def check_family(file: FileSpec, methods: Mapping[str, MethodConfig], gan: GanConfig | None, document: Document) -> None:
+    """Raise UserError where a method, a metric or a setting is of the other family, or a GAN's batch can't be shared."""
+    family = "diffusion" if gan is None else "gan"
+    for name in methods:
+        if family not in METHODS[name].families:
+            what = "a diffusion model" if gan is None else "a GAN"
+            fitting = ", ".join(other for other, method in METHODS.items() if family in method.families)
+            raise document.error(f"method.{name}", f"it isn't for {what}; {fitting} would be right")
+    for name in file.evaluate.metrics:
+        metric = METRICS.get(name)
+        if metric is not None and metric.family not in (None, family):
+            fitting = ", ".join(other for other, one in METRICS.items() if one.family in (None, family))
+            raise document.error(
+                "evaluate.metrics", f"{name} isn't measured of {'diffusion models' if gan is None else 'GANs'}; {fitting} are"
+            )
+    if gan is not None:
+        _check_gan(file, methods, gan, document)
+
+
+def _check_gan(file: FileSpec, methods: Mapping[str, MethodConfig], gan: GanConfig, document: Document) -> None:
+    for name, config in methods.items():
+        if config.needs_source and gan.weights is None:
+            raise document.error(
+                f"method.{name}", f"keeps what a source model has learned; source.gan.{architecture_of(file)}.weights would be right"
+            )
+    refused = {"params": "full", "micro_batch": "auto", "compile": False, "label_dropout": 0.1, "weight_decay": 0.0}
+    for key, right in refused.items():
+        if getattr(file.train, key) != right:
+            raise document.error(f"train.{key}", f"{show(getattr(file.train, key))} given; a GAN's is {show(right)}, so leave it out")
+    if file.target.labels is not None:
+        raise document.error("target.labels", f"'{file.target.labels}' given, but a GAN has no classes here; leave it out")
+    groups = {f"method.{name}": config.group_size for name, config in methods.items()}
+    if isinstance(gan, StyleGan2Config):
+        groups["the discriminator's stddev_group"] = min(gan.stddev_group, file.train.batch_size)
+    _check_groups(file, groups, document)
+
+
+def _check_groups(file: FileSpec, groups: Mapping[str, int], document: Document) -> None:
+    """A batch is whole groups, and every worker holds whole ones: then a step is the same for any number of workers."""
+    batch, workers = file.train.batch_size, range(min(file.resources.min_workers, file.resources.workers), file.resources.workers + 1)
+    for what, group in groups.items():
+        if batch % group:
+            fewer, more = batch // group * group, (batch // group + 1) * group
+            right = f"{fewer} or {more}" if fewer else str(more)
+            raise document.error("train.batch_size", f"{batch} images are no whole groups of {group} ({what}); {right} is right")
+        odd = [count for count in workers if (batch // group) % count]
+        if odd and group > 1:
+            right = ", ".join(str(count) for count in range(1, batch // group + 1) if batch // group % count == 0)
+            where = "resources.workers" if odd[-1] == file.resources.workers else "resources.min_workers"
+            raise document.error(
+                where,
+                f"{odd[-1]} workers can't share {batch // group} groups of {group} images ({what}); of {right} any, or a larger "
+                "train.batch_size, is right (min_workers included)",
+            )

@@ -1,0 +1,72 @@
+"""How evenly a GAN's images change along straight lines through its latent space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fewshot_ray.methods.randomness import derived_seed
+from fewshot_ray.metrics.diversity import unit_features
+from fewshot_ray.metrics.latent_space import path_uniformity
+from fewshot_ray.spec.sections import EvaluateSpec
+from fewshot_ray.trial.candidate import Candidate
+from fewshot_ray.trial.evaluation import Instruments
+from fewshot_ray.trial.gan_candidate import GanCandidate
+
+METRICS = {"path_uniformity": "path", "ppl_uniformity": "ppl"}
+"""The file's name of each, and how its values' names begin."""
+
+
+class LatentPaths:
+    """`path_uniformity` by the extractor's features, `ppl_uniformity` by LPIPS: the paths' standard deviation, beside mean and end.
+
+    The latents depend on `seed` alone, so that differences between trials are paired.
+    """
+
+    def __init__(self, config: EvaluateSpec, instruments: Instruments, *, seed: int, device: torch.device) -> None:
+        self.config = config
+        self.instruments = instruments
+        self.seed = seed
+        self.device = device
+
+    def __call__(self, candidate: Candidate) -> dict[str, float]:
+        """Where the file asks for them."""
+        values: dict[str, float] = {}
+        for name in METRICS.keys() & set(self.config.metrics):
+            values |= self.measured(candidate, name, METRICS[name])
+        return values
+
+    def measured(self, candidate: Candidate, name: str, prefix: str) -> dict[str, float]:
+        """The three values of one metric."""
+        assert isinstance(candidate, GanCandidate)
+        starts, ends = (candidate.codes(self.latents(candidate, end)) for end in ("start", "end"))
+        found = path_uniformity(starts, ends, candidate.of_codes, self.distance(name))
+        return {name: found.std, f"{prefix}_mean": found.mean, f"{prefix}_end": found.end}
+
+    def distance(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
+        """Of pairs of images uint8 `[n, C, H, W]`, `[n]`: LPIPS, or the squared distance of unit features (LPIPS is of squares, too)."""
+        if name == "ppl_uniformity":
+            perceptual = self.instruments.perceptual
+            assert perceptual is not None
+            return perceptual.distance
+        extractor = self.instruments.extractor
+        assert extractor is not None
+
+        def squared(a: Tensor, b: Tensor) -> Tensor:
+            return (unit_features(extractor.features(a)) - unit_features(extractor.features(b))).square().sum(dim=1)
+
+        return squared
+
+    def latents(self, candidate: Candidate, end: str) -> Tensor:
+        """One end of every path."""
+        drawn = [
+            torch.randn(candidate.noise_shape, generator=torch.Generator().manual_seed(derived_seed(self.seed, "paths", end, number)))
+            for number in range(self.config.paths)
+        ]
+        return torch.stack(drawn).to(self.device)
+
+    def protocol(self) -> dict[str, str | int | float]:
+        """How many paths."""
+        return {"paths": self.config.paths} if METRICS.keys() & set(self.config.metrics) else {}
