@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from fewshot_ray.data.images import from_model_range
+from fewshot_ray.methods import METHODS
 from fewshot_ray.methods.draw import frozen
 from fewshot_ray.methods.stage import Stage, read
 from fewshot_ray.models.backbone import Backbone
 from fewshot_ray.storage import Folder
 from tests.tiny_diffusion import images, tiny_backbone
+
+DIFFUSION_METHODS = {name: method for name, method in METHODS.items() if "diffusion" in method.families}
 
 
 @dataclass

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from fewshot_ray.data.images import from_model_range
-from fewshot_ray.methods import METHODS
 from fewshot_ray.methods.diffusion import DiffusionMethod
 from fewshot_ray.methods.phase import Batch
 from fewshot_ray.methods.randomness import Randomness
@@ -24,7 +23,7 @@ from fewshot_ray.models.source import load_backbone
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.batches import Batches
 from fewshot_ray.training.group import Group
-from tests.methods.conftest import ToyIngredients
+from tests.methods.conftest import DIFFUSION_METHODS, ToyIngredients
 from tests.methods.test_registry import check_losses, total
 from tests.tiny_diffusion import Formula, draw, everything, images, learned_backbone
 from tests.tiny_pipelines import WRITERS, write_dinov2
@@ -67,10 +66,10 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
 
 
 def method_of(name: str, backbone: Backbone, cache: Path, params: str = "full", **settings: Any) -> DiffusionMethod:
-    config = METHODS[name].config(**{**SMALL.get(name, {}), **settings})
+    config = DIFFUSION_METHODS[name].config(**{**SMALL.get(name, {}), **settings})
     ingredients = Ingredients(Folder(cache), backbone)
     tuned = tune(backbone.network, params, PARAMS[params][0](), seed=0)
-    part = METHODS[name].make(config, ingredients)
+    part = DIFFUSION_METHODS[name].make(config, ingredients)
     for number, parameter in enumerate(tuned.trained.values()):  # away from the source, where some gradients are zero
         parameter.data += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
     return DiffusionMethod(backbone, tuned, torch.optim.SGD(tuned.trained.values(), lr=0.1), [part], label_dropout=0.3)
@@ -87,7 +86,7 @@ def batches_of(backbone: Backbone, count: int, labels: Tensor | None) -> Batches
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", DIFFUSION_METHODS)
 def test_losses_and_gradients(name: str, kind: str, load: Load, tmp_path: Path) -> None:
     """Oracle: the contract: finite float32 losses a sample, and a finite gradient for every trained parameter."""
     backbone = load(kind)

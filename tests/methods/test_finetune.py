@@ -4,13 +4,12 @@ from typing import Any
 import pytest
 import torch
 
-from fewshot_ray.methods import METHODS
 from fewshot_ray.methods.diffusion import DiffusionMethod
 from fewshot_ray.methods.finetune import FinetuneConfig, make_finetune
 from fewshot_ray.methods.randomness import Randomness
 from fewshot_ray.methods.registry import Part
 from fewshot_ray.models.parameters import FullConfig, tune
-from tests.methods.conftest import ToyIngredients
+from tests.methods.conftest import DIFFUSION_METHODS, ToyIngredients
 from tests.tiny_diffusion import PREDICTION_TYPES, batch, everything, tiny_backbone
 
 
@@ -46,11 +45,11 @@ def test_it_adds_nothing(ingredients: ToyIngredients) -> None:
 @pytest.mark.parametrize("names", [["ant"], ["sdft"], ["sadm"], ["ddpm_pa"], ["ant", "sdft", "sadm", "ddpm_pa"], ["finetune"]])
 def test_methods_turned_off_are_plain_fine_tuning(names: list[str], prediction_type: str, ingredients: ToyIngredients) -> None:
     """Oracle: plain fine-tuning: with every lambda, gamma and J at 0 the weights after three steps are its own, bit for bit."""
-    parts = [METHODS[name].make(METHODS[name].config(**OFF[name]), ingredients) for name in names]
+    parts = [DIFFUSION_METHODS[name].make(DIFFUSION_METHODS[name].config(**OFF[name]), ingredients) for name in names]
     plain, off = trained([], prediction_type), trained(parts, prediction_type)
     assert all(torch.equal(plain[key], off[key]) for key in plain)
 
 
 def test_every_method_can_be_turned_off() -> None:
     """Oracle: the registry: a new method states here what turns it off."""
-    assert set(OFF) == set(METHODS)
+    assert set(OFF) == set(DIFFUSION_METHODS)

@@ -15,13 +15,13 @@ from fewshot_ray.methods.phase import Objective
 from fewshot_ray.methods.randomness import Randomness
 from fewshot_ray.methods.registry import MethodConfig, Part, declared_ranges
 from fewshot_ray.models.parameters import PARAMS, tune
-from tests.methods.conftest import ToyIngredients
+from tests.methods.conftest import DIFFUSION_METHODS, ToyIngredients
 from tests.tiny_diffusion import PREDICTION_TYPES, Calls, batch, everything, images, tiny_backbone
 from tests.training.toys import training
 
 ENDS = [
     pytest.param(name, {key: end}, id=f"{name}-{key}-{end}")
-    for name, registered in METHODS.items()
+    for name, registered in DIFFUSION_METHODS.items()
     for key, declared in declared_ranges(registered.config).items()
     for end in declared.endpoints()
 ]
@@ -29,7 +29,7 @@ ENDS = [
 
 def quick(name: str, settings: dict[str, Any]) -> MethodConfig:
     """The method's configuration with less preparation."""
-    return METHODS[name].config(**({"classifier_steps": 2, "classifier_batch": 4} if name == "ant" else {}), **settings)
+    return DIFFUSION_METHODS[name].config(**({"classifier_steps": 2, "classifier_batch": 4} if name == "ant" else {}), **settings)
 
 
 def compose(parts: list[Part], prediction_type: str = "epsilon", params: str = "full", count_calls: bool = False) -> DiffusionMethod:
@@ -91,6 +91,7 @@ def test_ranges_of_the_papers() -> None:
         "lambda_high_frequency": "log 0.1 .. 1.0",
         "lambda_high_frequency_mse": "log 0.01 .. 0.08",
     }
+    assert described["mixdl"] == {"lambda_g": "log 100.0 .. 5000.0", "lambda_d": "log 0.1 .. 10.0", "alpha": "log 0.1 .. 10.0"}
     config = AntConfig()
     assert (config.guidance, config.noise_steps, config.noise_step_size) == (5.0, 10, 0.02)
 
@@ -98,15 +99,15 @@ def test_ranges_of_the_papers() -> None:
 @pytest.mark.parametrize(("name", "settings"), ENDS)
 def test_losses_at_the_ends_of_the_ranges(name: str, settings: dict[str, Any], ingredients: ToyIngredients) -> None:
     """Oracle: the contract: a finite float32 loss a sample for every term."""
-    check_losses(run(compose([METHODS[name].make(quick(name, settings), ingredients)])))
+    check_losses(run(compose([DIFFUSION_METHODS[name].make(quick(name, settings), ingredients)])))
 
 
 @pytest.mark.parametrize("params", PARAMS)
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", DIFFUSION_METHODS)
 def test_every_method_on_every_backbone_with_all_params(name: str, prediction_type: str, params: str, ingredients: ToyIngredients) -> None:
     """Oracle: the contract: finite losses, and a gradient for every trained parameter (a softmax key's bias cancels) and no other."""
-    method = compose([METHODS[name].make(quick(name, {}), ingredients)], prediction_type, params)
+    method = compose([DIFFUSION_METHODS[name].make(quick(name, {}), ingredients)], prediction_type, params)
     objective = run(method)
     check_losses(objective)
     total(objective).backward()
@@ -118,23 +119,23 @@ def test_every_method_on_every_backbone_with_all_params(name: str, prediction_ty
     assert all(p.grad is None for p in method.tuned.network.parameters() if id(p) not in own)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", DIFFUSION_METHODS)
 def test_the_same_loss_again(name: str, ingredients: ToyIngredients) -> None:
     """Oracle: repetition: making and running a method twice, in another random state, gives the same loss bit for bit."""
     losses = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        losses.append(run(compose([METHODS[name].make(quick(name, {}), ingredients)])).per_sample)
+        losses.append(run(compose([DIFFUSION_METHODS[name].make(quick(name, {}), ingredients)])).per_sample)
     assert all(torch.equal(losses[0][term], losses[1][term]) for term in losses[0])
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", DIFFUSION_METHODS)
 def test_micro_batches_give_the_same_step(name: str, ingredients: ToyIngredients) -> None:
     """Oracle: the whole batch at once: two steps in micro-batches of 1, 2 or 3 leave the weights and the loss that one of 4 leaves."""
     results = []
     for micro_batch in (4, 1, 2, 3):
         settings = {"warmup_steps": 1, "eta": 10.0} if name == "sadm" else {}
-        method = compose([METHODS[name].make(quick(name, settings), ingredients)])
+        method = compose([DIFFUSION_METHODS[name].make(quick(name, settings), ingredients)])
         run_of_it = training(method, from_model_range(images(4)), lr=0.01, micro_batch=micro_batch)
         loss = run_of_it.advance(2)
         results.append((loss, {**method.trained(), **method.auxiliary()}))
@@ -150,7 +151,7 @@ SUBSETS = [names for count in range(len(COMPOSED) + 1) for names in itertools.co
 
 def test_all_methods_are_composed() -> None:
     """Oracle: the registry."""
-    assert {*COMPOSED, "finetune"} == set(METHODS)
+    assert {*COMPOSED, "finetune"} == set(DIFFUSION_METHODS)
 
 
 @pytest.mark.parametrize("names", SUBSETS, ids="-".join)
@@ -159,7 +160,7 @@ def test_any_subset_shares_one_forward_pass(names: tuple[str, ...], ingredients:
 
     Of the teachers: sdft's two, ddpm_pa's one. Of the classifier ant's one; of Psi sadm's two, real and generated.
     """
-    parts = {name: METHODS[name].make(quick(name, {"noise_steps": 3} if name == "ant" else {}), ingredients) for name in names}
+    parts = {name: DIFFUSION_METHODS[name].make(quick(name, {"noise_steps": 3} if name == "ant" else {}), ingredients) for name in names}
     helpers = counted(parts)
     method = compose(list(parts.values()), count_calls=True)
     it = method.context(batch(3), Randomness(0))
@@ -196,7 +197,7 @@ def counted(parts: dict[str, Part]) -> dict[str, Calls]:
 
 def test_mixed_precision_reaches_all_parameters(ingredients: ToyIngredients) -> None:
     """Oracle: the float32 run: autocast's cached weights must not cut the student's graph after the ascent's or the teacher's passes."""
-    parts = [METHODS[name].make(quick(name, {"noise_steps": 2} if name == "ant" else {}), ingredients) for name in COMPOSED]
+    parts = [DIFFUSION_METHODS[name].make(quick(name, {"noise_steps": 2} if name == "ant" else {}), ingredients) for name in COMPOSED]
     exact = compose(parts)
     total(run(exact)).backward()
     mixed = compose(parts)

@@ -252,7 +252,7 @@ def test_the_last_two_and_the_best_are_kept(values: list[float], kept: list[int]
     """Oracle: the steps' given values; the pictures of all steps stay."""
     run = trial(tmp_path, train={"steps": 5}, evaluate={"every": 1})
     measured = iter(values)
-    monkeypatch.setattr(run.evaluators[0], "holdout_loss", lambda *args: float(next(measured)))
+    monkeypatch.setattr(run.evaluators[0].own, "of", lambda *args: float(next(measured)))
     assert [one.metrics["holdout_loss"] for one in run.evaluations()] == values
     assert saved_steps(run.checkpoints) == kept
     assert run.best_step() == 1 + values.index(1)
