@@ -61,8 +61,8 @@ def refusal(**sections: str) -> str:
         ("method", "[ant]", "4: method: ['ant'] is given; a mapping is right"),
         ("method", "{ant: serach}",
          "4: method.ant: 'serach' is given; a mapping of the method's settings, 'search' or nothing (its defaults) is right"),
-        ("source", "{}", "2: source: neither model nor build nor adm is given; "
-         "model (a pre-trained pipeline), build (a model from scratch) or adm (an original checkpoint) is right, one of them"),
+        ("source", "{}", "2: source: neither model nor build, adm or gan is given; "
+         "model (a pre-trained pipeline), build (one from scratch), adm (an original checkpoint) or gan is right, one of them"),
         ("search", "{objectives: {}}", "5: search.objectives: {} is empty; a mapping of names to 'min' or 'max' is right"),
         ("search", "{constraints: {holdout_loss: < 3}}",
          "5: search.constraints.holdout_loss: '< 3' is not a bound; '<= 0.2' or '>= 0.1' is right"),
