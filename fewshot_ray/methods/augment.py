@@ -9,10 +9,11 @@ from typing import Annotated, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from fewshot_ray.spec.ranges import FloatRange
+from fewshot_ray.spec.sections import Section
 
 Uniform = Callable[[str], Tensor]
 """Numbers in [0, 1) `[b]`, one an image, by what they are for; other numbers for another purpose."""
@@ -26,12 +27,6 @@ class Augmentation(Protocol):
         ...
 
 
-class AugmentConfig(BaseModel):
-    """What is done to the images before the discriminator sees them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
 Policy = Literal["color", "translation", "cutout"]
 
 
@@ -41,7 +36,7 @@ def _distinct(names: list[Policy]) -> list[Policy]:
     return names
 
 
-class DiffAugmentConfig(AugmentConfig):
+class DiffAugmentConfig(Section):
     """DiffAugment (Zhao et al. 2020): every image is changed, a little."""
 
     policy: Annotated[list[Policy], AfterValidator(_distinct)] = Field(default=["color", "translation"], min_length=1)
@@ -52,7 +47,7 @@ class DiffAugmentConfig(AugmentConfig):
     """Side of the square that is cut out, over the image's."""
 
 
-class AdaConfig(AugmentConfig):
+class AdaConfig(Section):
     """ADA (Karras et al. 2020): every transformation with a probability that follows how sure the discriminator is of the reals."""
 
     target: Annotated[float, Field(gt=-1, lt=1), FloatRange(0.4, 0.8)] = 0.6

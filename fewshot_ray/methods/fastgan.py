@@ -13,7 +13,8 @@ from fewshot_ray.methods.augment import Augmentation, DiffAugmentConfig
 from fewshot_ray.methods.gan import GanMethod, GanPart, Play
 from fewshot_ray.methods.phase import Objective, Phase
 from fewshot_ray.methods.recipe import RecipeConfig
-from fewshot_ray.models.gan import FastGan, FastGanView, resized
+from fewshot_ray.models.fastgan import resized
+from fewshot_ray.models.gan import FastGan, FastGanView
 
 
 class FastGanRecipe(RecipeConfig):
@@ -58,7 +59,7 @@ class FastGanMethod(GanMethod):
         self.distance = distance
         self.adversarial = Hinge()
 
-    def phases(self) -> Sequence[Phase]:
+    def make_phases(self) -> Sequence[Phase]:
         """See the class."""
         generator = list(self.gan.generator.parameters())
         return [Phase("D", self.discriminator_parameters(), "D", self.discriminator_loss), Phase("G", generator, "G", self.generator_loss)]

@@ -196,8 +196,16 @@ class GanMethod(ABC):
         self.workers: Workers = Alone()
 
     @abstractmethod
+    def make_phases(self) -> Sequence[Phase]:
+        """The players' turns, in their order."""
+
+    @cached_property
+    def _phases(self) -> Sequence[Phase]:
+        return self.make_phases()
+
     def phases(self) -> Sequence[Phase]:
-        """See `Method`."""
+        """See `Method`; made once, what a player trains doesn't change."""
+        return self._phases
 
     def make_fakes(self, play: Play) -> Made:
         """The images of a player's latents, with noise drawn for them."""

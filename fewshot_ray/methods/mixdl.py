@@ -73,15 +73,14 @@ class MixDl:
         if not self.patch_sizes:
             return view.logits
         size = self.patch_sizes[int(draw.one_uniform("patches") * len(self.patch_sizes))]
-        (patches,) = view.maps([size])
-        logits: Tensor = self.patches[str(size)](patches).flatten(1)
+        logits: Tensor = self.patches[str(size)](view.map(size)).flatten(1)
         return logits
 
     def generator(self, play: Play) -> Objective:
         """`L_dist^G = KL(q^l || p)`, `q^l = softmax_i sim(G^l(z_0), G^l(z_i))`; an anchor's layer l is drawn."""
         if play.mixup is None or self.config.lambda_g == 0:
             return NONE
-        drawn, chosen = play.draw.integers("G/layer", len(self.layers)), torch.zeros(())
+        drawn, chosen = play.draw.integers("G/layer", len(self.layers)), torch.zeros((), device=play.z.device)
         for index in drawn.unique().tolist():
             anchors, fakes = play.anchors.features[self.layers[index]], play.fakes.features[self.layers[index]]
             chosen = torch.where((drawn == index)[:, None], similarities(anchors, fakes, self.config.latents), chosen)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from fewshot_ray.methods.augment import Ada, AdaConfig, Augmentation, DiffAugment, DiffAugmentConfig
+from fewshot_ray.spec.sections import Section
 
 
-class RecipeConfig(BaseModel):
+class RecipeConfig(Section):
     """How a GAN is trained: the part of `train` that an architecture has for itself."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     diffaugment: DiffAugmentConfig | None = None
     """DiffAugment on what the discriminator sees; none where not given."""

@@ -54,7 +54,7 @@ class StyleGan2Method(GanMethod):
         self.adversarial = NonSaturating()
         self.mean_path_length = torch.zeros((), device=next(gan.generator.parameters()).device)
 
-    def phases(self) -> Sequence[Phase]:
+    def make_phases(self) -> Sequence[Phase]:
         """See the class."""
         discriminator, generator = self.discriminator_parameters(), list(self.gan.generator.parameters())
         phases = [Phase("D", discriminator, "D", self.discriminator_loss)]
@@ -97,8 +97,6 @@ class StyleGan2Method(GanMethod):
         count = max(1, len(draw.batch.x_0) // self.recipe.path_shrink)
         codes = self.gan.codes(draw.normal("G_path/z", self.gan.latent_dim)[:count])
         styles = self.styles(draw, codes, "G_path")
-        if not styles.requires_grad:
-            styles = styles.requires_grad_()
         image = self.gan.make_styles(styles, [noise[:count] for noise in draw.noise("G_path")]).image
         lengths = path_lengths(image, styles, draw.normal("G_path/y", *image.shape[1:])[:count])
         seen = torch.stack([lengths.detach().sum(), torch.tensor(float(count), device=lengths.device)])

@@ -63,6 +63,11 @@ def small_size(resolution: int) -> int:
     return min(128, resolution // 2)
 
 
+def resized(images: Tensor, size: int) -> Tensor:
+    """`[B, C, size, size]`, antialiased."""
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+
+
 def conv(channels_in: int, channels_out: int, kernel: int, stride: int = 1, padding: int = 0) -> nn.Module:
     """A spectrally normalised convolution without bias."""
     layer = nn.Conv2d(channels_in, channels_out, kernel, stride, padding, bias=False)
@@ -273,11 +278,7 @@ class FastGanDiscriminator(ModelMixin, ConfigMixin):
             maps[size] = layer(maps[2 * size])
             if name in self.excitations:
                 maps[size] = self.excitations[name](maps[8 * size], maps[size])
-        own = small if small is not None else self.shrink(images)
+        own = small if small is not None else resized(images, self.small_size)
         last_small = self.small(own)
         logits = torch.cat([self.judge(maps[LAST]).flatten(1), self.judge_small(last_small).flatten(1)], dim=1)
         return Judgement(logits, maps[LAST], maps[2 * LAST], last_small)
-
-    def shrink(self, images: Tensor) -> Tensor:
-        """Images at `small_size`."""
-        return F.interpolate(images, size=(self.small_size, self.small_size), mode="bilinear", antialias=True)

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewshot_ray.models.fastgan import FastGanDiscriminator, FastGanGenerator, Judgement
@@ -41,8 +40,8 @@ class View(ABC):
         """`[B, P]`, positive for real: one an image, or one a patch."""
 
     @abstractmethod
-    def maps(self, sizes: Sequence[int]) -> list[Tensor]:
-        """The trunk's maps of these resolutions, `[B, c, size, size]`."""
+    def map(self, size: int) -> Tensor:
+        """The trunk's map of this resolution, one of the GAN's `patch_maps`, `[B, c, size, size]`."""
 
 
 class Gan(ABC):
@@ -91,11 +90,6 @@ class Gan(ABC):
         self.generator.to(device)
         self.discriminator.to(device)
         return self
-
-    @torch.no_grad()
-    def draw(self, z: Tensor) -> Tensor:
-        """Images `[B, C, H, W]` of `z`, with the generator's own noise, by the networks as they are."""
-        return self.make(self.codes(z)).image
 
 
 class StyleGan2(Gan):
@@ -149,18 +143,15 @@ class StyleGan2View(View):
     @cached_property
     def hidden(self) -> Tensor:
         """See `View`."""
-        return self.discriminator.hidden(self._map(4))
+        return self.discriminator.hidden(self.map(4))
 
     @property
     def logits(self) -> Tensor:
         """`[B, 1]`."""
         return self.discriminator.judge(self.hidden)
 
-    def maps(self, sizes: Sequence[int]) -> list[Tensor]:
+    def map(self, size: int) -> Tensor:
         """See `View`."""
-        return [self._map(size) for size in sizes]
-
-    def _map(self, size: int) -> Tensor:
         x = self._image if not self._maps else self._maps[min(self._maps)]
         for deeper, layer in self.discriminator.trunk_layers.items():
             if size <= deeper < min(self._maps, default=2 * self._image.shape[-1]):
@@ -218,13 +209,6 @@ class FastGanView(View):
         """Of 5x5 patches of the image, and as many of the small image."""
         return self.judgement.logits
 
-    def maps(self, sizes: Sequence[int]) -> list[Tensor]:
+    def map(self, size: int) -> Tensor:
         """None: the discriminator judges patches as it is."""
-        if sizes:
-            raise ValueError(f"FastGAN's trunk isn't asked for maps of {list(sizes)}; its logits are of patches already")
-        return []
-
-
-def resized(images: Tensor, size: int) -> Tensor:
-    """`[B, C, size, size]`, antialiased."""
-    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+        raise ValueError(f"FastGAN's trunk isn't asked for its map of {size}; its logits are of patches already")

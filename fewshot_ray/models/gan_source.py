@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from fewshot_ray.errors import UserError
@@ -20,6 +20,7 @@ from fewshot_ray.models.gan import FastGan, Gan, StyleGan2
 from fewshot_ray.models.gan_pipeline import GanPipeline
 from fewshot_ray.models.source import load_component, locate_pipeline, read_json
 from fewshot_ray.models.weights import read_state_dicts
+from fewshot_ray.spec.sections import Section
 
 GAN_PIPELINE = ["gan_pipeline", "GanPipeline"]
 """As model_index.json names it: the file and the class in it."""
@@ -35,10 +36,8 @@ def _power_of_two(resolution: int) -> int:
     return resolution
 
 
-class GanConfig(BaseModel):
+class GanConfig(Section):
     """An architecture's settings."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     weights: str | None = Field(default=None, min_length=1)
     """An exported GAN's folder, hub id or URL; from scratch where not given. What it is built like is read from it."""
@@ -110,15 +109,15 @@ def checked(generator: nn.Module, discriminator: nn.Module, place: str) -> Gan:
     for network in (generator, discriminator):
         if (name := not_finite(network)) is not None:
             raise UserError(f"source.gan: the weights of {place} aren't all finite numbers, first {name}; whole ones would be right")
-    pairs = ((stylegan2.StyleGan2Generator, stylegan2.StyleGan2Discriminator), (fastgan.FastGanGenerator, fastgan.FastGanDiscriminator))
-    fits = any(isinstance(generator, one) and isinstance(discriminator, other) for one, other in pairs)
-    if not fits or (generator.size, generator.channels) != (discriminator.size, discriminator.channels):
-        raise UserError(f"source.gan: {place}'s generator and discriminator don't belong together; those saved together would be right")
-    if isinstance(generator, stylegan2.StyleGan2Generator) and isinstance(discriminator, stylegan2.StyleGan2Discriminator):
-        return StyleGan2(generator.eval(), discriminator.eval())
-    assert isinstance(generator, fastgan.FastGanGenerator)
-    assert isinstance(discriminator, fastgan.FastGanDiscriminator)
-    return FastGan(generator.eval(), discriminator.eval())
+    kinds: tuple[tuple[Callable[[Any, Any], Gan], type[nn.Module], type[nn.Module]], ...] = (
+        (StyleGan2, stylegan2.StyleGan2Generator, stylegan2.StyleGan2Discriminator),
+        (FastGan, fastgan.FastGanGenerator, fastgan.FastGanDiscriminator),
+    )
+    for make, one, other in kinds:
+        belong = isinstance(generator, one) and isinstance(discriminator, other)
+        if belong and (generator.size, generator.channels) == (discriminator.size, discriminator.channels):
+            return make(generator.eval(), discriminator.eval())
+    raise UserError(f"source.gan: {place}'s generator and discriminator don't belong together; those saved together would be right")
 
 
 def _from_checkpoint(place: str) -> Gan:

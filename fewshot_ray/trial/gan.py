@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -170,14 +169,23 @@ class GanMaterials(Materials):
     def check(self, document: Document) -> None:
         """See `Materials`."""
         GanCandidate(self.source_gan).check_finite()
-        for config in self.spec.methods.values():
-            if isinstance(config, MixDlConfig) and config.layers is not None:
-                unknown = [name for name in config.layers if name not in self.source_gan.layer_names]
-                if unknown:
-                    known = ", ".join(self.source_gan.layer_names)
-                    raise document.error("method.mixdl.layers", f"'{unknown[0]}' is no layer of the generator; {known} are")
+        mixdl = self.spec.methods.get("mixdl")
+        if isinstance(mixdl, MixDlConfig):
+            self._check_mixdl(mixdl, document)
         if isinstance(self.spec.recipe, FastGanRecipe):
             self.image_distance(self.spec.recipe)
+
+    def _check_mixdl(self, config: MixDlConfig, document: Document) -> None:
+        unknown = [name for name in config.layers or () if name not in self.source_gan.layer_names]
+        if unknown:
+            known = ", ".join(self.source_gan.layer_names)
+            raise document.error("method.mixdl.layers", f"'{unknown[0]}' is no layer of the generator; {known} are")
+        fewest = min(len(fold.train) for fold in self.folds)
+        if fewest < config.latents:
+            raise document.error(
+                "method.mixdl.latents",
+                f"{config.latents} given, but a fold trains on {fewest} images; as many at most would be right",
+            )
 
     def describe(self) -> str:
         """See `Materials`."""
@@ -190,16 +198,10 @@ class GanMaterials(Materials):
 
     def warnings(self) -> list[str]:
         """See `Materials`."""
-        mixdl, found = self.spec.methods.get("mixdl"), []
         workers = self.spec.file.resources.workers
-        if isinstance(self.source_gan, FastGan) and workers > 1:
-            found.append(
-                f"resources.workers: FastGAN normalises over what a worker holds, so {workers} workers train another model than one would"
-            )
-        fewest = min(len(fold.train) for fold in self.folds)
-        if isinstance(mixdl, MixDlConfig) and fewest < mixdl.latents:
-            found.append(f"method.mixdl.latents: {mixdl.latents} latents are mixed, but a fold trains on {fewest} images")
-        return found
+        if not isinstance(self.source_gan, FastGan) or workers == 1:
+            return []
+        return [f"resources.workers: FastGAN normalises over what a worker holds, so {workers} workers train another model than one would"]
 
 
 @dataclass
@@ -225,7 +227,7 @@ class FoldIngredients:
 
     @cached_property
     def _source_gan(self) -> Gan:
-        source = copy.copy(self.materials.student())
+        source = self.materials.student()
         for network in (source.generator, source.discriminator):
             network.eval()
         source.discriminator.requires_grad_(False)

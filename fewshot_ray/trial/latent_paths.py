@@ -34,8 +34,9 @@ class LatentPaths:
     def __call__(self, candidate: Candidate) -> dict[str, float]:
         """Where the file asks for them."""
         values: dict[str, float] = {}
-        for name in METRICS.keys() & set(self.config.metrics):
-            values |= self.measured(candidate, name, METRICS[name])
+        for name, prefix in METRICS.items():
+            if name in self.config.metrics:
+                values |= self.measured(candidate, name, prefix)
         return values
 
     def measured(self, candidate: Candidate, name: str, prefix: str) -> dict[str, float]:

@@ -233,6 +233,14 @@ def test_an_unknown_layer_is_refused(tmp_path: Path) -> None:
         run.materials.check(given)
 
 
+def test_fewer_images_than_latents_are_refused(tmp_path: Path) -> None:
+    """Oracle: by hand: eight shots of which six are held out leave two for mixtures of four."""
+    given = expand(document(target={"holdout": 6}))
+    run = Trial(compose(given), Folder(tmp_path), Folder(tmp_path), device=CPU)
+    with pytest.raises(UserError, match=r"method.mixdl.latents: 4 given, but a fold trains on 2 images"):
+        run.materials.check(given)
+
+
 def test_the_recipe_stands_where_the_file_says_nothing() -> None:
     """Oracle: StyleGAN2's and FastGAN's published settings; what the file says stays."""
     tree = effective_tree(compose(expand(document())))
