@@ -6,14 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fewshot_ray.cluster.opened import Opened
 from fewshot_ray.report.sweep_folder import SweepFolder
 from fewshot_ray.spec.document import to_yaml
 from fewshot_ray.storage import Folder
-from tests.cluster.conftest import sweep_file
+from tests.cluster.conftest import run, sweep_file
 
 pytestmark = pytest.mark.ray
 
@@ -41,13 +41,19 @@ sys.exit(code)
 """
 
 
-def test_a_trial_goes_on_with_the_workers_of_the_nodes_that_are_left(undisturbed: Opened, short_folder: Path, tmp_path: Path) -> None:
+def test_a_trial_goes_on_with_the_workers_of_the_nodes_that_are_left(local_ray: None, short_folder: Path, tmp_path: Path) -> None:
     """Oracle: one worker's curve to 1e-5; the node is lost after the first evaluation and no retry is allowed, so it counts as none."""
     folder = short_folder / "nodes"
     folder.mkdir()
-    search = {"trials": 1, "retries": 0, "scheduler": None}
+    # Ten evaluations: the node is gone long before the last.
+    sections: dict[str, Any] = {
+        "search": {"trials": 1, "retries": 0, "scheduler": None},
+        "train": {"steps": 300},
+        "evaluate": {"every": 30},
+    }
+    undisturbed = run(sweep_file("undisturbed", tmp_path, **sections)).folder
     file = tmp_path / "nodes.yaml"
-    file.write_text(to_yaml(sweep_file("nodes", tmp_path, search=search, resources={"workers": 2}, train={"steps": 24}).tree))
+    file.write_text(to_yaml(sweep_file("nodes", tmp_path, resources={"workers": 2}, **sections).tree))
     settings = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -65,7 +71,7 @@ def test_a_trial_goes_on_with_the_workers_of_the_nodes_that_are_left(undisturbed
     record = sweep.record("t0000")
     assert record is not None
     assert (record.state, record.error) == ("COMPLETE", None)
-    rows, expected = sweep.rows("t0000"), undisturbed.folder.rows("t0000")
+    rows, expected = sweep.rows("t0000"), undisturbed.rows("t0000")
     assert [row.step for row in rows] == [row.step for row in expected]
     for row, right in zip(rows, expected, strict=True):
         assert row.train_loss == pytest.approx(right.train_loss, rel=1e-5)
