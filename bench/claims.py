@@ -1,10 +1,11 @@
 """Do the methods' claims hold? Each beside plain fine-tuning, at a matched and at a tuned learning rate, in paired differences by seed.
 
-python bench/claims.py [--benchmark digits|emoji] [--seeds 5] [--processes 2] [--only METHOD] [--quick]
+python bench/claims.py [--benchmark digits|emoji|gans|gans-emoji] [--seeds 5] [--processes 2] [--only METHOD] [--quick]
 
-Writes docs/claims.md, whose "Protocol" says what is compared with what, and results/claims.json (claims-emoji.json).
-With --only (one method) or --quick (2 seeds, 1 learning rate, few steps) the page is printed and nothing is written.
-`--benchmark emoji` needs a GPU, the folder that bench/make_emoji.py writes, and in it the model of sweeps/pretrain-emoji.yaml as `ddpm`.
+Writes docs/claims.md, whose "Protocol" says what is compared with what, and results/claims.json (claims-<benchmark>.json).
+With --only (one method; not for GANs) or --quick (2 seeds, 1 learning rate, few steps) the page is printed and nothing is written.
+`gans` and `gans-emoji` are MixDL beside the same GAN without it. The emoji need a GPU and the folder that bench/make_emoji.py writes;
+`emoji` also the model of sweeps/pretrain-emoji.yaml in it, as `ddpm`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from claims_arms import BENCHMARKS, PLAIN, Benchmark, trial_spec
 from claims_comparisons import comparisons, levels, relative_cost, settings_table, winners
+from claims_gans import GAN_BENCHMARKS, GanBenchmark, quick_gans, run_gans
 from claims_page import arms_in_words, page
 from claims_trials import run_arm
 from machine import RESULTS, machine, write_result
@@ -95,7 +97,7 @@ def quick(benchmark: Benchmark) -> Benchmark:
 
 def stored() -> dict[str, Any]:
     """The results there are, by benchmark."""
-    paths = {name: RESULTS / f"{result_name(name)}.json" for name in BENCHMARKS}
+    paths = {name: RESULTS / f"{result_name(name)}.json" for name in (*BENCHMARKS, *GAN_BENCHMARKS)}
     return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
@@ -107,24 +109,25 @@ def result_name(benchmark: str) -> str:
 def main() -> None:
     """Run, and write the page and the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--benchmark", choices=list(BENCHMARKS), default="digits")
+    parser.add_argument("--benchmark", choices=[*BENCHMARKS, *GAN_BENCHMARKS], default="digits")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", metavar="METHOD")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    benchmark = BENCHMARKS[options.benchmark]
-    arms = [arm for arm in benchmark.arms if arm != PLAIN]
-    if options.only not in (None, *arms):
-        parser.error(f"--only {options.only}: one of {', '.join(arms)} is right")
     seeds = options.seeds or (LEAST_SEEDS if options.quick else 5)
     if seeds < LEAST_SEEDS:
         parser.error(f"--seeds {seeds}: an interval needs {LEAST_SEEDS} or more")
+    benchmark: Benchmark | GanBenchmark = {**BENCHMARKS, **GAN_BENCHMARKS}[options.benchmark]
     if benchmark.device == "cuda" and not torch.cuda.is_available():
         parser.error(f"--benchmark {benchmark.name}: needs a GPU, and PyTorch sees none here")
-    if options.quick:
-        benchmark = quick(benchmark)
-    figures = run(benchmark, seeds, options.processes, [options.only] if options.only else arms)
+    arms = [arm for arm in benchmark.arms if arm != PLAIN] if isinstance(benchmark, Benchmark) else []
+    if options.only not in (None, *arms):
+        parser.error(f"--only {options.only}: {'one of ' + ', '.join(arms) if arms else 'leaving it out'} is right")
+    if isinstance(benchmark, GanBenchmark):
+        figures = run_gans(quick_gans(benchmark) if options.quick else benchmark, seeds, options.processes)
+    else:
+        figures = run(quick(benchmark) if options.quick else benchmark, seeds, options.processes, [options.only] if options.only else arms)
     command = f"python bench/claims.py --benchmark {benchmark.name} --seeds {seeds} --processes {options.processes}"
     if options.only or options.quick:
         print(page({benchmark.name: {"command": command, "machine": machine(), **figures}}))

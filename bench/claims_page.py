@@ -9,6 +9,8 @@ from typing import Any
 
 from claims_arms import BENCHMARKS, GUIDED, MEASURES, PLAIN, Measure, graded_by_psi
 from claims_comparisons import NOT_JUDGED
+from claims_gans import GAN_BENCHMARKS
+from claims_gans_page import gans_not_run, gans_section
 from intervals import NONE_SHOWN
 
 Result = Mapping[str, Any]
@@ -50,6 +52,8 @@ def page(results: Mapping[str, Result]) -> str:
     parts = ["# Do the methods' claims hold?\n", INTRODUCTION]
     for name in BENCHMARKS:
         parts.append(section(results[name]) if name in results else not_run(name))
+    for name, benchmark in GAN_BENCHMARKS.items():
+        parts.append(gans_section(results[name], benchmark.title) if name in results else gans_not_run(benchmark))
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -59,11 +63,15 @@ trials. What isn't shown to be better is written as not confirmed, which is not 
 """
 
 
+TITLES = {"digits": "Digits, 8x8", "emoji": "Colour emoji, 64x64"}
+
+
 def not_run(name: str) -> str:
     """In a benchmark's place."""
-    assert name == "emoji"
-    return """\
-## Colour emoji, 64x64
+    if name != "emoji":
+        return f"## {TITLES[name]}\n\nNot run: `python bench/claims.py --benchmark {name}`.\n"
+    return f"""\
+## {TITLES[name]}
 
 Needs a GPU; not run. The commands that would:
 
@@ -79,9 +87,8 @@ python bench/claims.py --benchmark emoji
 def section(result: Result) -> str:
     """One benchmark: claims, tables, protocol."""
     machine = result["machine"]
-    title = {"digits": "Digits, 8x8", "emoji": "Colour emoji, 64x64"}[result["benchmark"]]
     parts = [
-        f"## {title}\n",
+        f"## {TITLES[result['benchmark']]}\n",
         f"`{result['command']}`, {machine['date']}, {machine['cores']} cores ({machine['cpu']}), PyTorch {machine['torch']}: "
         f"{result['seeds']} seeds, {result['trials']} trials in {result['cpu_sec'] / 60:.1f} minutes of CPU time "
         f"({result['wall_sec'] / 60:.1f} by the clock in {result['processes']} processes).\n",
