@@ -93,8 +93,13 @@ class SweepScheduler(_OfTheDriver, FIFOScheduler):
         return str(TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """A trial's last result comes here and not to `on_trial_result`; a stopped one's comes to both."""
+        """A trial's last result comes here and not to `on_trial_result`; a stopped one's comes to both.
+
+        Tune keeps its trials, and each metric's latest values with them, to the sweep's end: the values are let go here.
+        """
         self._record(trial, result)
+        trial.metric_analysis.clear()
+        trial.metric_n_steps.clear()
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """A worker was lost. Tune would start the trial again for ever: `on_trial_add`, called next, decides."""
