@@ -1,11 +1,11 @@
 """Do the methods' claims hold? Each beside plain fine-tuning, at a matched and at a tuned learning rate, in paired differences by seed.
 
-python bench/claims.py [--benchmark digits|emoji|gans|gans-emoji] [--seeds 5] [--processes 2] [--only METHOD] [--quick]
+python bench/claims.py [--benchmark digits|emoji|stylegan2|fastgan|gans-emoji] [--seeds 5] [--processes 2] [--only METHOD] [--quick]
 
 Writes docs/claims.md, whose "Protocol" says what is compared with what, and results/claims.json (claims-<benchmark>.json).
 With --only (one method; not for GANs) or --quick (2 seeds, 1 learning rate, few steps) the page is printed and nothing is written.
-`gans` and `gans-emoji` are MixDL beside the same GAN without it. The emoji need a GPU and the folder that bench/make_emoji.py writes;
-`emoji` also the model of sweeps/pretrain-emoji.yaml in it, as `ddpm`.
+`stylegan2`, `fastgan` (on digits) and `gans-emoji` (both) are MixDL beside the same GAN without it. The emoji need a GPU and the folder
+that bench/make_emoji.py writes; `emoji` also the model of sweeps/pretrain-emoji.yaml in it, as `ddpm`.
 """
 
 from __future__ import annotations

@@ -93,7 +93,8 @@ def protocol(result: Result) -> str:
 ### Protocol
 
 - Both arms are one trial a seed with the same settings, initial weights, batches and latents; MixDL's stand at its preset, and nothing is
-  tuned on either side. {lengths}. The other settings are in the result file.
+  tuned on either side. {lengths}. Of the recipes, {result["protocol"]["note"]}; all
+  settings are in the result file. They were chosen on a split that is not among these seeds.
 - A seed is a split ({images["shots"]} shots, {images["validation"]} validation and {images["test"]} test images) and the
   training's randomness. Differences are paired by seed, with 95 % t-intervals over {result["seeds"]} seeds and no correction for their
   number.

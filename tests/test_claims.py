@@ -14,9 +14,10 @@ import torch
 from scipy import stats
 
 from fewshot_ray.errors import UserError
+from fewshot_ray.metrics.extractors import load_extractor
 
 BENCH = Path(__file__).parents[1] / "bench"
-MODULES = ("intervals", "claims_arms", "claims_trials", "claims_comparisons", "claims_page", "claims")
+MODULES = ("intervals", "claims_arms", "claims_trials", "claims_comparisons", "claims_gans", "claims_gans_page", "claims_page", "claims")
 MACHINE = {"date": "2000-01-01", "cores": 2, "cpu": "a processor", "torch": "2.0"}
 
 
@@ -214,3 +215,100 @@ def test_claims_in_words(bench: Any) -> None:
         assert ("each at its own learning rate, equal steps: better" in seen) == (verdicts[1] != "better")
         assert seen.endswith("by themselves: better (2)." if verdicts[1] == "better" else f"by themselves: better (1), {verdicts[1]} (1).")
     assert page.number(2.6e-19) == "0"
+
+
+def gan_record(case: str, arm: str, seed: int, kid: float, path: float) -> dict[str, Any]:
+    """A trial whose best checkpoint is twice as good as its last."""
+    values = {"modes": 9.0, "pairwise_distance": 0.5, "precision": 0.6, "recall": 0.2, "memorisation": 0.1}
+    last = {"kid": kid, "path_uniformity": path, **values}
+    return {
+        "case": case,
+        "arm": arm,
+        "seed": seed,
+        "images": {"shots": 10, "validation": 200, "test": 587},
+        "test": {"last": last, "best": {**last, "kid": kid / 2}},
+    }
+
+
+def test_gans_are_compared_by_seed(bench: Any) -> None:
+    """Oracle: by hand; the order in which the trials came back doesn't matter."""
+    gans = bench.claims_gans
+    finished = [gan_record("fastgan", "plain", seed, 8.0 + seed, 0.5) for seed in (1, 0)]
+    finished += [gan_record("fastgan", "mixdl", seed, 6.0 + seed, 0.5 - 0.1 * (seed + 1)) for seed in (0, 1)]
+    found = gans.gan_comparison(finished, "fastgan", 2)
+    assert found["last"]["kid"] == {"difference": -2.0, "low": -2.0, "high": -2.0, "verdict": "better"}
+    assert found["best"]["kid"]["difference"] == -1.0
+    assert found["last"]["path_uniformity"]["difference"] == pytest.approx(-0.15)
+    assert found["last"]["path_uniformity"]["verdict"] == "no difference shown"  # of two seeds
+    assert gans.gan_levels(finished, "fastgan")["best"]["plain"]["kid"] == pytest.approx(4.25)
+    evaluations = [{"step": 10, "kid": 3.0}, {"step": 20, "kid": 1.0}, {"step": 30, "kid": 1.0}, {"step": 40, "kid": 2.0}]
+    assert gans.chosen_steps(evaluations) == {"last": 40, "best": 20}
+
+
+def test_gan_files_are_valid_and_differ_in_the_method_alone(bench: Any) -> None:
+    """Oracle: the checks that a run's file goes through; settings, seeds and images of both arms."""
+    gans = bench.claims_gans
+    for benchmark in gans.GAN_BENCHMARKS.values():
+        for case in benchmark.cases:
+            plain, mixdl = (gans.gan_spec(benchmark, case, arm, 3) for arm in gans.ARMS)
+            assert plain.seed == mixdl.seed == 3
+            assert (plain.gan, plain.recipe) == (mixdl.gan, mixdl.recipe)
+            assert plain.file.model_dump(exclude={"method"}) == mixdl.file.model_dump(exclude={"method"})
+            assert list(mixdl.methods) == ["mixdl"]
+
+
+@pytest.mark.parametrize("case", ["stylegan2", "fastgan"])
+def test_a_small_run_of_gans(bench: Any, tmp_path: Path, case: str) -> None:
+    """Oracle: by hand what is evaluated; two models' measures on the test split, where the last isn't the best."""
+    gans = bench.claims_gans
+    quick = gans.quick_gans(gans.GAN_BENCHMARKS[case])
+    one = gans.run_gan(quick, case, "mixdl", 1, str(tmp_path))
+    assert [evaluation["step"] for evaluation in one["evaluations"]] == [2, 4]
+    assert one["images"] == {"shots": 10, "validation": 200, "test": 587}
+    names = {measure.name for measure in gans.MEASURES}
+    assert all(set(values) == names and all(map(math.isfinite, values.values())) for values in one["test"].values())
+    assert (one["step"]["best"] == 4) == (one["test"]["best"] == one["test"]["last"])
+
+
+def test_enlarged_digits_are_seen_as_digits(bench: Any) -> None:
+    """Oracle: each pixel eight times as large is the digit itself."""
+    images = torch.randint(256, (3, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    inner = load_extractor("digits", device=torch.device("cpu"))
+    enlarged = images.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
+    torch.testing.assert_close(bench.claims_gans.Shrunk(inner).features(enlarged), inner.features(images))
+
+
+def test_the_gans_section(bench: Any) -> None:
+    """Oracle: by hand; the best checkpoint decides, and a share of copies of a tenth is memorising."""
+    gans, page = bench.claims_gans, bench.claims_gans_page
+    finished = [
+        gan_record(case, arm, seed, 8.0, 0.5 if arm == "plain" else 0.3)
+        for case in gans.GANS_EMOJI.cases
+        for arm in gans.ARMS
+        for seed in (0, 1)
+    ]
+    result = {
+        "command": "python bench/claims.py --benchmark gans",
+        "machine": MACHINE,
+        "seeds": 2,
+        "wall_sec": 60.0,
+        "cpu_sec": 120.0,
+        "protocol": {
+            "images": finished[0]["images"],
+            "cases": {
+                name: {"title": case.title, "train": case.train, "every": case.every} for name, case in gans.GANS_EMOJI.cases.items()
+            },
+            "evaluate": gans.GANS_EMOJI.evaluate,
+            "note": "nothing",
+        },
+        "levels": {case: gans.gan_levels(finished, case) for case in gans.GANS_EMOJI.cases},
+        "comparisons": {case: gans.gan_comparison(finished, case, 2) for case in gans.GANS_EMOJI.cases},
+        "trials": finished,
+    }
+    text = page.gans_section(result, "GANs")
+    assert text.count("**MixDL's claim that it makes images change evenly along paths through the latent space is confirmed here**") == 2
+    assert "MixDL's claim that it keeps the images diverse isn't confirmed here" in text
+    assert "Plain training memorises at this length: 10.0 % of its last images are copies of a shot." in text
+    assert "-0.2<br>(-0.2 .. -0.2)<br>better" in text
+    assert "Needs a GPU; not run." in page.gans_not_run(gans.GANS_EMOJI)
+    assert "Needs a GPU" not in page.gans_not_run(gans.FASTGAN)
