@@ -16,8 +16,10 @@ from fewshot_ray.methods.gan import GanMethod
 from fewshot_ray.spec.document import Document
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.checkpoint import latest_checkpoint
+from fewshot_ray.training.group import Group
 from fewshot_ray.trial import evaluation as evaluation_module
 from fewshot_ray.trial.compose import check_document, compose, effective_tree, expand, preset_values
+from fewshot_ray.trial.families import materials_of
 from fewshot_ray.trial.finished import load_finished
 from fewshot_ray.trial.gan_candidate import GanCandidate
 from fewshot_ray.trial.trial import Trial
@@ -186,6 +188,35 @@ def test_two_workers_do_as_one(workers: Workers, tmp_path: Path) -> None:
         assert metrics[-1]["loss"] == pytest.approx(alone[-1]["loss"], rel=1e-4)
         for name, tensor in weights.items():
             torch.testing.assert_close(others[name], tensor, rtol=1e-2, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def _train(place: str, sections: dict[str, Any]) -> dict[str, torch.Tensor]:
+    materials = materials_of(compose(expand(document(**sections))), Folder(place), CPU)
+    training = materials.training(materials.folds[0], Group())
+    training.advance(2)
+    assert isinstance(training.method, GanMethod)
+    return {name: tensor.detach() for name, tensor in {**training.method.trained(), **training.method.buffers()}.items()}
+
+
+def test_fastgans_batch_statistics_are_the_workers_own(workers: Workers, tmp_path: Path) -> None:
+    """Oracle: one worker's model: the workers' is another, and the same on both, with its running statistics."""
+    sections: dict[str, Any] = {**CASES["fastgan"], "method": {"finetune": {}}}
+    alone = _train(str(tmp_path / "one"), sections)
+    first, second = workers.run(_train, str(tmp_path / "two"), {**sections, "resources": {"workers": 2}})
+    assert first.keys() == second.keys() == alone.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    differ = {name for name in alone if not torch.allclose(first[name], alone[name], rtol=1e-4, atol=1e-6)}
+    assert any(name.endswith("running_var") for name in differ)
+    assert any(name.endswith("weight") or name.endswith("original") for name in differ)
+
+
+@pytest.mark.parametrize(("source", "said"), [(FASTGAN, True), (STYLEGAN2, False)])
+def test_only_fastgan_warns_of_several_workers(source: dict[str, Any], said: bool, tmp_path: Path) -> None:
+    """Oracle: by hand; of one worker there is nothing to say."""
+    for workers, warned in ((1, False), (2, said)):
+        sections = {"source": {"gan": source}, "method": {"finetune": {}}, "train": {"batch_size": 8}, "resources": {"workers": workers}}
+        lines = materials_of(compose(expand(document(**sections))), Folder(tmp_path), CPU).warnings()
+        assert [line.startswith("resources.workers: FastGAN normalises over what a worker holds") for line in lines] == [True] * warned
 
 
 @pytest.mark.parametrize(
