@@ -33,7 +33,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "COLU
 import torch
 from fuzz_bases import Bases, make_bases
 from fuzz_case import Case, Kind
-from fuzz_models import adm_weights, extractor, pipeline, run_file
+from fuzz_models import adm_weights, extractor, gan, pipeline, run_file
 from fuzz_pictures import images, parquet
 from fuzz_run import LIMIT_SEC, changes, contents, first_jobs, judge, run
 from fuzz_sweeps import checkpoint, sweep_folder
@@ -45,13 +45,14 @@ MEMORY_BYTES = 12 * 2**30
 ROOT = Path(__file__).resolve().parents[1]
 KINDS: dict[str, tuple[Kind, int]] = {
     "run file": (run_file, 25),
-    "images": (images, 13),
+    "images": (images, 12),
     "parquet": (parquet, 6),
-    "pipeline": (pipeline, 17),
-    "adm": (adm_weights, 9),
+    "pipeline": (pipeline, 14),
+    "adm": (adm_weights, 7),
+    "gan": (gan, 8),
     "extractor": (extractor, 2),
-    "checkpoint": (checkpoint, 11),
-    "sweep": (sweep_folder, 17),
+    "checkpoint": (checkpoint, 10),
+    "sweep": (sweep_folder, 16),
 }
 """With the share of the cases, in percent."""
 

@@ -36,6 +36,7 @@ from fewshot_ray.cluster.journal import Journal
 from fewshot_ray.cluster.opened import planned_sweep, put_on_record
 from fewshot_ray.cluster.sweep import Sweep
 from fewshot_ray.models import adm
+from fewshot_ray.models.gan_source import GANS, build_gan, save_gan
 from fewshot_ray.report.progress import Progress
 from fewshot_ray.report.sweep_folder import EvaluationRow
 from fewshot_ray.spec.document import parse_document, to_yaml
@@ -56,6 +57,10 @@ ADM = {
     "resblock_updown": True,
     "learn_sigma": True,
 }
+GAN: dict[str, dict[str, Any]] = {
+    "stylegan2": {"resolution": 8, "channels": 1, "latent_dim": 8, "mapping_layers": 2, "channel_base": 64, "channel_max": 8},
+    "fastgan": {"resolution": 64, "channels": 1, "latent_dim": 8, "width": 8},
+}
 INTERRUPTED_AT = ("t0002", 3)
 """Trial and step."""
 
@@ -71,6 +76,10 @@ class Bases:
         """The ADM checkpoint's."""
         return dict(torch.load(self.folder / "adm.pt", weights_only=True))
 
+    def gan_tensors(self) -> dict[str, dict[str, Tensor]]:
+        """The StyleGAN2 checkpoint's, by network."""
+        return dict(torch.load(self.folder / "gan.pt", weights_only=True))
+
 
 def make_bases(folder: Path) -> Bases:
     """Everything, in some ten seconds."""
@@ -79,6 +88,7 @@ def make_bases(folder: Path) -> Bases:
     _write_pictures(folder)
     _write_pipelines(folder)
     _write_adm(folder / "adm.pt")
+    _write_gans(folder)
     bases.trees = _trees(folder)
     _write_sweeps(bases)
     return bases
@@ -139,6 +149,14 @@ def _write_adm(path: Path) -> None:
     torch.save({name: 0.02 * torch.randn(shape) for name, shape in adm._expected_shapes(config, network).items()}, path)
 
 
+def _write_gans(folder: Path) -> None:
+    """A StyleGAN2 as a checkpoint of the common layout and as a pipeline, and a FastGAN."""
+    stylegan2, fastgan = (build_gan(GANS[name](**settings), seed=0) for name, settings in GAN.items())
+    torch.save({"g_ema": stylegan2.generator.state_dict(), "d": stylegan2.discriminator.state_dict()}, folder / "gan.pt")
+    save_gan(stylegan2, folder / "stylegan2")
+    save_gan(fastgan, folder / "fastgan")
+
+
 def _trees(folder: Path) -> dict[str, dict[str, Any]]:
     short: dict[str, Any] = {
         "name": "mine",
@@ -169,6 +187,13 @@ def _trees(folder: Path) -> dict[str, dict[str, Any]]:
     build = {**UNET, "sample_size": 16, "scheduler": {"num_train_timesteps": 100, "beta_schedule": "squaredcos_cap_v2"}}
     build = {key: list(value) if isinstance(value, tuple) else value for key, value in build.items()}
     dit = {**short["target"], "labels": "one"}
+    gan: dict[str, Any] = {
+        **{key: short[key] for key in ("name", "target", "search", "storage")},
+        "source": {"gan": {"stylegan2": {"weights": str(folder / "gan.pt")}}},
+        "method": {"mixdl": "search", "ewc": {"fisher_samples": 2}},
+        "train": {"steps": 4, "batch_size": 4, "gan": {"ada": {}, "r1": {"log": [0.1, 1]}}},
+        "evaluate": {"every": 2, "samples": 8, "grid_images": 0, "paths": 2, "metrics": ["kid", "path_uniformity", "modes"]},
+    }
     return {
         "short": short,
         "ranges": ranges,
@@ -176,6 +201,8 @@ def _trees(folder: Path) -> dict[str, dict[str, Any]]:
         "build": {**short, "source": {"build": build}, "method": {"finetune": {}}},
         "adm": {**short, "source": {"adm": {"weights": str(folder / "adm.pt"), **ADM}}, "train": {**short["train"], "params": "bitfit"}},
         "dit": {**short, "source": {"model": str(folder / "dit")}, "target": dit},
+        "gan": gan,
+        "scratch": {**gan, "source": {"gan": {"stylegan2": GAN["stylegan2"]}}, "method": {"mixdl": {}, "n_div": {}}},
     }
 
 

@@ -80,39 +80,66 @@ def run_file(rng: random.Random, bases: Bases, folder: Path) -> Case:
 def pipeline(rng: random.Random, bases: Bases, folder: Path) -> Case:
     """A pipeline: its JSON files or its weights, or two files swapped."""
     name = rng.choice(("pixel", "flat", "learned", "ldm", "dit"))
-    model = folder / "model"
-    shutil.copytree(bases.folder / name, model)
-    files = sorted(path for path in model.rglob("*") if path.is_file())
+    path, said = _spoil_folder(rng, bases.folder / name, folder / "model")
+    said = f"{name}/{path.relative_to(folder / 'model')}: {said}"
+    names = (path.name, str(path.parent), "model")
+    if rng.random() < 0.5:
+        return Case(folder, ["sample", "model", "out", *SAMPLE], said, names, owned=("out", "out/*"))
+    base = "dit" if name == "dit" else "short"
+    return check_case(folder, changed(bases, base, source={"model": "./model"}), said, *names)
+
+
+def _spoil_folder(rng: random.Random, original: Path, model: Path) -> tuple[Path, str]:
+    """A copy at `model` with one file spoilt: which, and how."""
+    shutil.copytree(original, model)
+    files = sorted(path for path in model.rglob("*") if path.is_file() and path.suffix != ".py")
     path = rng.choice(files)
     way = rng.random()
     if way < 0.06:
         other = rng.choice([file for file in files if file != path])
         here, there = path.read_bytes(), other.read_bytes()
         path.write_bytes(there), other.write_bytes(here)
-        said = f"swapped with {other.name}"
-    elif way < 0.1:
+        return path, f"swapped with {other.name}"
+    if way < 0.1:
         path.unlink()
-        said = "removed"
         if rng.random() < 0.4:
             path.mkdir()
-            said = "a folder"
-    elif way < 0.18:
+            return path, "a folder"
+        return path, "removed"
+    if way < 0.18:
         path = rng.choice([file for file in files if file.name == WEIGHTS])
-        content, said = malicious(rng, folder.parent / MARKER, {"conv_in.weight": torch.zeros(2)})
+        content, said = malicious(rng, model.parents[1] / MARKER, {"conv_in.weight": torch.zeros(2)})
         path.unlink()
         path.with_suffix(rng.choice((".bin", ".safetensors", ".bin"))).write_bytes(content)
-    elif path.suffix == ".json":
-        content, said = spoil_json(rng, path.read_bytes())
-        path.write_bytes(content)
-    else:
-        content, said = spoil_safetensors(rng, path.read_bytes())
-        path.write_bytes(content)
-    said = f"{name}/{path.relative_to(model)}: {said}"
-    names = (path.name, str(path.parent), "model")
+        return path, said
+    content, said = (spoil_json if path.suffix == ".json" else spoil_safetensors)(rng, path.read_bytes())
+    path.write_bytes(content)
+    return path, said
+
+
+def gan(rng: random.Random, bases: Bases, folder: Path) -> Case:
+    """A GAN: a checkpoint of the common layout, or the folder of a StyleGAN2 or a FastGAN."""
     if rng.random() < 0.5:
-        return Case(folder, ["sample", "model", "out", *SAMPLE], said, names, owned=("out", "out/*"))
-    base = "dit" if name == "dit" else "short"
-    return check_case(folder, changed(bases, base, source={"model": "./model"}), said, *names)
+        name = rng.choice(("stylegan2", "fastgan"))
+        path, said = _spoil_folder(rng, bases.folder / name, folder / "model")
+        said, names = f"{name}/{path.relative_to(folder / 'model')}: {said}", (path.name, str(path.parent), "model")
+        if rng.random() < 0.5:
+            return Case(folder, ["sample", "model", "out", "-n", "1"], said, names, owned=("out", "out/*"))
+        tree = changed(bases, "gan", source={"gan": {name: {"weights": "./model"}}}, train={"gan": {}})
+        return check_case(folder, {**tree, "method": {"finetune": {}}}, said, *names)
+    tensors, path, way = bases.gan_tensors(), folder / "gan.pt", rng.random()
+    if way < 0.6:
+        part = rng.choice(("g_ema", "d"))
+        content, said = spoil_state_dict(rng, tensors[part], lambda state: {**tensors, part: state})
+        said = f"{part}: {said}"
+    elif way < 0.7:
+        content, said = malicious(rng, folder.parent / MARKER, tensors["g_ema"])
+    elif way < 0.8:
+        content, said = spoil_state_dict(rng, tensors["g_ema"])
+    else:
+        content, said = spoil_bytes(rng, (bases.folder / "gan.pt").read_bytes())
+    path.write_bytes(content)
+    return check_case(folder, changed(bases, "gan", source={"gan": {"stylegan2": {"weights": path.name}}}), said, path.name, "mine.yaml")
 
 
 def adm_weights(rng: random.Random, bases: Bases, folder: Path) -> Case:

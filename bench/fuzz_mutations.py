@@ -207,8 +207,8 @@ def malicious(rng: random.Random, marker: Path, tensors: dict[str, Tensor]) -> t
     return buffer.getvalue(), f"malicious ({way})"
 
 
-def spoil_state_dict(rng: random.Random, tensors: dict[str, Tensor]) -> tuple[bytes, str]:
-    """A state dict as torch saves it, with names, shapes, types or values that are not the network's."""
+def spoil_state_dict(rng: random.Random, tensors: dict[str, Tensor], wrap: Callable[[Any], Any] = lambda state: state) -> tuple[bytes, str]:
+    """A state dict, or what `wrap` puts it in, as torch saves it: with names, shapes, types or values that are not the network's."""
     spoilt: Any = dict(tensors)
     name = rng.choice(list(spoilt))
     old: Tensor = spoilt[name]
@@ -252,5 +252,5 @@ def spoil_state_dict(rng: random.Random, tensors: dict[str, Tensor]) -> tuple[by
     else:
         spoilt = {"wrapped": {"state_dict": spoilt}, "list": list(spoilt.values()), "nothing": {}, "tensor": old}[way]
     buffer = io.BytesIO()
-    torch.save(spoilt, buffer, _use_new_zipfile_serialization=way in ("sparse", "nested") or rng.random() < 0.7)
+    torch.save(wrap(spoilt), buffer, _use_new_zipfile_serialization=way in ("sparse", "nested") or rng.random() < 0.7)
     return buffer.getvalue(), f"{name} {way}"

@@ -134,7 +134,9 @@ def _from_checkpoint(place: str) -> Gan:
         raise _other_layout(place, error.args[0]) from error
     for network, state in zip(networks, (generator, discriminator), strict=True):
         own = network.state_dict()
-        odd = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]
+        odd = sorted(own.keys() ^ state.keys()) or [
+            name for name in own if own[name].shape != state[name].shape or not state[name].is_floating_point()
+        ]
         if odd:
             raise _other_layout(place, odd[0])
         network.load_state_dict({name: tensor.float() for name, tensor in state.items()})

@@ -130,11 +130,7 @@ def read_state_dicts(place: str) -> dict[str, dict[str, Tensor]]:
             raise ValueError("not a mapping")
     except DAMAGE as error:
         raise UserError(f"{place}: not a checkpoint; a file saved by torch, with state dicts in it, is right") from error
-    return {
-        str(name): dict(value)
-        for name, value in loaded.items()
-        if isinstance(value, dict) and value and all(isinstance(item, Tensor) and _is_plain(item) for item in value.values())
-    }
+    return {str(name): dict(value) for name, value in loaded.items() if _is_state_dict(value)}
 
 
 def serialised(weights: Weights) -> BytesIO:
@@ -149,11 +145,16 @@ def _load_state_dict(content: bytes) -> dict[str, Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch's, on files of another kind: what is wrong is said in one line
         loaded = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
-    if not isinstance(loaded, dict) or not loaded or not all(isinstance(name, str) for name in loaded):
+    if not _is_state_dict(loaded):
         raise ValueError("not a mapping of names to tensors")
-    if not all(isinstance(value, Tensor) and _is_plain(value) for value in loaded.values()):
-        raise ValueError("not a mapping of names to tensors")
-    return loaded
+    state: dict[str, Tensor] = loaded
+    return state
+
+
+def _is_state_dict(value: object) -> bool:
+    if not isinstance(value, dict) or not value:
+        return False
+    return all(isinstance(name, str) and isinstance(item, Tensor) and _is_plain(item) for name, item in value.items())
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -54,8 +54,9 @@ def with_gan_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
         if given is None or isinstance(given, dict):
             filled[section] = {**copy.deepcopy(dict(defaults)), **(given or {})}
     search, metrics = filled.get("search"), filled["evaluate"].get("metrics") if isinstance(filled["evaluate"], dict) else None
-    if (search is None or isinstance(search, dict)) and isinstance(metrics, list) and metrics and metrics[0] in METRICS:
-        filled["search"] = {"objectives": {metrics[0]: METRICS[metrics[0]].direction}, **(search or {})}
+    first = metrics[0] if isinstance(metrics, list) and metrics else None
+    if (search is None or isinstance(search, dict)) and isinstance(first, str) and first in METRICS:
+        filled["search"] = {"objectives": {first: METRICS[first].direction}, **(search or {})}
     return filled
 
 

@@ -70,6 +70,11 @@ def test_the_architecture_is_read_off_the_shapes(tmp_path: Path) -> None:
             "another layout than the common PyTorch re-implementation's .input.input doesn't fit",
         ),
         ({"d": {"b8.conv0.weight": torch.zeros(8, 8, 3, 3)}}, "another layout"),
+        ({"d": {3: torch.zeros(8)}}, "has no d, it has g, g_ema"),
+        (
+            {"d": {n: t.to(torch.complex64) for n, t in common_layout(tiny_stylegan2())["d"].items()}},
+            "another layout than the common PyTorch re-implementation's",
+        ),
     ],
 )
 def test_another_layout_is_refused(changes: dict[str, object], message: str, tmp_path: Path) -> None:
