@@ -118,8 +118,8 @@ FASTGAN = GanBenchmark(
         "fastgan": GanCase(
             title="Digits enlarged to 64x64",
             source={"fastgan": {"resolution": 64, "channels": 1, "latent_dim": 64, "width": 8}},
-            train={"steps": 1500, "batch_size": 8, "lr": 2e-4, "gan": {"reconstruction": "pixels", "diffaugment": None}},
-            every=500,
+            train={"steps": 1000, "batch_size": 8, "lr": 2e-4, "gan": {"reconstruction": "pixels", "diffaugment": None}},
+            every=250,
         )
     },
     evaluate=DIGITS_EVALUATE,
