@@ -279,7 +279,7 @@ def test_enlarged_digits_are_seen_as_digits(bench: Any) -> None:
 
 
 def test_the_gans_section(bench: Any) -> None:
-    """Oracle: by hand; the best checkpoint decides, and a share of copies of a tenth is memorising."""
+    """Oracle: by hand; confirmed is what is better at both moments, and a share of copies of a tenth is memorising."""
     gans, page = bench.claims_gans, bench.claims_gans_page
     finished = [
         gan_record(case, arm, seed, 8.0, 0.5 if arm == "plain" else 0.3)
