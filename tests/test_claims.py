@@ -296,7 +296,8 @@ def test_the_gans_section(bench: Any) -> None:
         "protocol": {
             "images": finished[0]["images"],
             "cases": {
-                name: {"title": case.title, "train": case.train, "every": case.every} for name, case in gans.GANS_EMOJI.cases.items()
+                name: {"title": case.title, "source": case.source, "train": case.train, "every": case.every}
+                for name, case in gans.GANS_EMOJI.cases.items()
             },
             "evaluate": gans.GANS_EMOJI.evaluate,
             "note": "nothing",
