@@ -76,7 +76,7 @@ def _preflight(opened: object) -> None:
     materials = preset_materials(opened.document, opened.file)
     check_materials(opened.document, materials)
     for finding in inspect_images(opened.file.target.images, materials.size):
-        typer.echo(f"image: {finding.name}: {finding.message}", err=True)
+        typer.echo(f"image: {finding.message}", err=True)
     for line in materials.warnings():
         typer.echo(f"warning: {line}", err=True)
 
