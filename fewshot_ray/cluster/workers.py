@@ -21,6 +21,8 @@ from fewshot_ray.cluster.losses import nodes_watched
 from fewshot_ray.errors import SavedAndEndedError
 from fewshot_ray.spec.sections import ResourcesSpec
 
+LAST_REPORTS_SEC = 120.0
+
 
 class SigtermGivesNotice(WorkerCallback):
     """For Ray Train's workers, which train outside of their main thread, the only one that may set handlers."""
@@ -74,6 +76,8 @@ def run_with_workers(config: dict[str, Any]) -> None:
     )
     with nodes_watched():
         trainer.fit()
-    # What has been reported is on its way to Tune, which looks for it only as long as this function runs.
-    while not reports._training_actor_item_queue.empty():
+    # What has been reported is on its way to Tune, which looks for it only as long as this function runs. What Tune doesn't come for is
+    # lost with this attempt, and told again by the next one.
+    given_up_sec = time.monotonic() + LAST_REPORTS_SEC
+    while not reports._training_actor_item_queue.empty() and time.monotonic() < given_up_sec:
         time.sleep(0.05)
