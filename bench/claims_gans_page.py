@@ -29,18 +29,18 @@ def gans_not_run(benchmark: GanBenchmark) -> str:
     return f"## {benchmark.title}\n\n{why}\n\n```\n" + "\n".join(commands) + "\n```\n"
 
 
-def gans_section(result: Result, title: str) -> str:
+def gans_section(result: Result, benchmark: GanBenchmark) -> str:
     """What was seen of each architecture, and the protocol."""
     machine = result["machine"]
     minutes = f"{result['cpu_sec'] / 60:.0f} minutes of CPU time ({result['wall_sec'] / 60:.0f} by the clock)"
     parts = [
-        f"## {title}\n",
+        f"## {benchmark.title}\n",
         f"`{result['command']}`, {machine['date']}, {machine['cores']} cores ({machine['cpu']}), PyTorch {machine['torch']}: "
         f"{result['seeds']} seeds, {len(result['trials'])} trials in {minutes}.\n",
     ]
     for case, settings in result["protocol"]["cases"].items():
         parts += [f"### {settings['title']}\n", claims(result, case), table(result, case)]
-    return "\n".join([*parts, protocol(result)])
+    return "\n".join([*parts, protocol(result, benchmark.chosen)])
 
 
 def claims(result: Result, case: str) -> str:
@@ -83,7 +83,7 @@ def table(result: Result, case: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def protocol(result: Result) -> str:
+def protocol(result: Result, chosen: str) -> str:
     """In words, with this result's numbers."""
     images, evaluate, cases = result["protocol"]["images"], result["protocol"]["evaluate"], result["protocol"]["cases"]
     lengths = "; ".join(
@@ -98,7 +98,8 @@ def protocol(result: Result) -> str:
 
 - Both arms are one trial a seed with the same settings, initial weights, batches and latents; MixDL's stand at its preset, and nothing is
   tuned on either side. {lengths}. Of the recipes, {result["protocol"]["note"]}; all
-  settings are in the result file. They were chosen on a split that is not among these seeds.
+  settings are in the result file.
+- How they were chosen: {chosen}.
 - A seed is a split ({images["shots"]} shots, {images["validation"]} validation and {images["test"]} test images) and the
   training's randomness. Differences are paired by seed, with 95 % t-intervals over {result["seeds"]} seeds and no correction for their
   number.

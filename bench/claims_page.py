@@ -53,7 +53,7 @@ def page(results: Mapping[str, Result]) -> str:
     for name in BENCHMARKS:
         parts.append(section(results[name]) if name in results else not_run(name))
     for name, benchmark in GAN_BENCHMARKS.items():
-        parts.append(gans_section(results[name], benchmark.title) if name in results else gans_not_run(benchmark))
+        parts.append(gans_section(results[name], benchmark) if name in results else gans_not_run(benchmark))
     return "\n".join(parts).rstrip() + "\n"
 
 

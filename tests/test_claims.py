@@ -288,7 +288,7 @@ def test_the_gans_section(bench: Any) -> None:
         for seed in (0, 1)
     ]
     result = {
-        "command": "python bench/claims.py --benchmark gans",
+        "command": "python bench/claims.py --benchmark gans-emoji",
         "machine": MACHINE,
         "seeds": 2,
         "wall_sec": 60.0,
@@ -306,10 +306,11 @@ def test_the_gans_section(bench: Any) -> None:
         "comparisons": {case: gans.gan_comparison(finished, case, 2) for case in gans.GANS_EMOJI.cases},
         "trials": finished,
     }
-    text = page.gans_section(result, "GANs")
+    text = page.gans_section(result, gans.GANS_EMOJI)
     assert text.count("**MixDL's claim that it makes images change evenly along paths through the latent space is confirmed here**") == 2
     assert "MixDL's claim that it keeps the images diverse isn't confirmed here" in text
     assert "Plain training memorises at this length: 10.0 % of its last images are copies of a shot." in text
     assert "-0.2<br>(-0.2 .. -0.2)<br>better" in text
+    assert "How they were chosen: nothing was tried before." in text
     assert "Needs a GPU; not run." in page.gans_not_run(gans.GANS_EMOJI)
     assert "Needs a GPU" not in page.gans_not_run(gans.FASTGAN)
