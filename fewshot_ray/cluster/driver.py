@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import signal
 import tempfile
@@ -146,7 +147,7 @@ def _run_trials(opened: Opened, concurrent: int, console: Console, lease: Lease,
         try:
             with warnings.catch_warnings(), _signals_end(sweep, messenger) as received:
                 warnings.simplefilter("ignore")
-                tuner.fit()
+                _fit(tuner, received)
         except TuneError as error:
             watch.check()
             raise _underlying(error) from error
@@ -162,6 +163,16 @@ def _run_trials(opened: Opened, concurrent: int, console: Console, lease: Lease,
     if not sweep.done:
         raise Interrupted(next(iter(received), signal.SIGINT))
     sweep.kept.tidy()  # the workers have ended by now
+
+
+def _fit(tuner: tune.Tuner, received: list[int]) -> None:
+    """A second signal reaches Tune in the middle of anything: what its own cleaning up then stumbles over is no error of the sweep's."""
+    try:
+        tuner.fit()
+    except BaseException:
+        if len(received) > 1:
+            raise Interrupted(received[-1]) from None
+        raise
 
 
 @contextmanager
@@ -184,6 +195,7 @@ def _signals_end(sweep: Sweep, messenger: Any) -> Iterator[list[int]]:
     def on_signal(number: int, frame: FrameType | None) -> None:
         received.append(number)
         if len(received) > 1:
+            logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # see `_fit`
             raise Interrupted(number)
         sweep.closing = True
         # Not here: what the main thread was in the middle of may hold a lock.

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fewshot_ray.cluster.driver import Interrupted, _fit
 from fewshot_ray.cluster.opened import Opened
 from fewshot_ray.report.sweep_folder import SweepFolder
 from fewshot_ray.spec.document import to_yaml
@@ -44,10 +45,11 @@ def test_a_signal(number: int, code: int, name: str, short_folder: Path, tmp_pat
         until(lambda: rows.exists() and rows.read_bytes().endswith(b"\n"), process, folder / "output.txt")
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
-        assert process.wait(60) == code
+        ended = process.wait(60)
     finally:
         kill_all(process) if process.poll() is None else None
     said = (folder / "output.txt").read_text()
+    assert ended == code, said
     assert f"{name}: the trials save where they are" in said
     assert f"go on with: fewshot-ray resume {sweep}" in said
     assert "Traceback" not in said
@@ -73,12 +75,28 @@ def test_twice_ends_at_once(short_folder: Path, tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        code = process.wait(30)
     finally:
         kill_all(process) if process.poll() is None else None
-    assert "Traceback" not in (folder / "output.txt").read_text()
+    said = (folder / "output.txt").read_text()
+    assert code == 130, said
+    assert "Traceback" not in said
     assert not (sweep / "lease.json").exists()
     assert [record.state for record in SweepFolder(Folder(sweep)).trials()] == ["RUNNING"]
+
+
+@pytest.mark.parametrize("received", [[], [signal.SIGINT], [signal.SIGINT, signal.SIGTERM]])
+def test_what_breaks_while_tune_is_interrupted(received: list[int]) -> None:
+    """Oracle: an error is the sweep's own until a second signal has torn Tune out of the middle of something."""
+
+    class Torn:
+        def fit(self) -> None:
+            raise AssertionError("PENDING")
+
+    with pytest.raises((Interrupted, AssertionError)) as raised:
+        _fit(Torn(), received)  # type: ignore[arg-type]
+    assert isinstance(raised.value, Interrupted if len(received) > 1 else AssertionError)
+    assert getattr(raised.value, "exit_code", None) == (143 if len(received) > 1 else None)
 
 
 def test_a_lost_ray(undisturbed: Opened, short_folder: Path, tmp_path: Path) -> None:
