@@ -12,7 +12,7 @@ from typing import Any
 
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution.callback import WorkerCallback
 from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -37,6 +37,7 @@ def _worker(config: dict[str, Any]) -> None:
     from fewshot_ray.training.group import Group
 
     NOTICE.listen(config["messenger"], config["id"])
+    take_own_gpu(config["resources"]["gpus_per_worker"])
     try:
         for result in trial_results(config, group=Group()):
             # Without `done`: Tune would take the driver function away before Train has ended.
@@ -44,6 +45,20 @@ def _worker(config: dict[str, Any]) -> None:
     except SavedAndEndedError as ended:
         if ended.reason != STOPPED:
             raise
+
+
+def take_own_gpu(gpus_per_worker: float) -> None:
+    """Ray Train shows a node's workers all their GPUs: this process's own becomes its current one, or all would crowd onto the first."""
+    if gpus_per_worker > 0:
+        import torch
+        from ray.train.torch import get_device
+
+        torch.cuda.set_device(get_device())
+
+
+def backend(gpus_per_worker: float) -> str:
+    """What the workers reduce with: NCCL refuses two of them on one GPU, which a fraction of one leads to."""
+    return "nccl" if gpus_per_worker >= 1 else "gloo"
 
 
 def run_with_workers(config: dict[str, Any]) -> None:
@@ -66,7 +81,9 @@ def run_with_workers(config: dict[str, Any]) -> None:
             num_workers=elastic if elastic[0] < elastic[1] else resources.workers,
             use_gpu=resources.gpus_per_worker > 0,
             resources_per_worker=per_worker,
+            placement_strategy="PACK",  # on one node where they fit: gradients then stay off the network
         ),
+        torch_config=TorchConfig(backend=backend(resources.gpus_per_worker)),
         run_config=RunConfig(
             name=f"{config['id']}-{os.getpid()}",
             storage_path=config["scratch"],

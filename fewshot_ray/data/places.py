@@ -1,10 +1,11 @@
 """Where pictures come from: a folder, a zip, a Parquet file, each on disk or at an fsspec URL, or the embedded digits.
 
-Everything is read into memory, nothing is unpacked to disk and nothing is ever written.
+Everything is read into memory, and nothing is unpacked to disk. What is remote is copied to this machine's disk once (`copies`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import lzma
 import os
@@ -14,13 +15,14 @@ import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
+from fewshot_ray.copies import local_copies, local_copy
 from fewshot_ray.data.digits import digit_indices, digits
 from fewshot_ray.errors import UserError
 from fewshot_ray.patience import is_transient, patiently, place_errors, reason
@@ -59,10 +61,10 @@ def pictures(place: str) -> Iterator[Picture]:
     if is_folder:
         yield from _in_folder(place, filesystem, path)
     elif kind == ".zip":
-        with _reported(place), open_file(os.path.expanduser(place)) as file:
+        with _reported(place), open_file(_nearest(place, filesystem, path)) as file:
             yield from _in_zip(file)
     elif kind == ".parquet":
-        with _reported(place), open_file(os.path.expanduser(place)) as file:
+        with _reported(place), open_file(_nearest(place, filesystem, path)) as file:
             yield from _in_parquet(place, file)
     else:
         raise UserError(f"images {place}: is a single file; a folder, a .zip or a .parquet file of pictures is right")
@@ -79,6 +81,26 @@ def _is_folder(place: str, filesystem: Any, path: str) -> bool:
     return False
 
 
+def _nearest(place: str, filesystem: Any, path: str) -> str:
+    """The file itself on disk, or this machine's copy of a remote one."""
+    if isinstance(filesystem, LocalFileSystem):
+        return os.path.expanduser(place)
+    return str(local_copy(place, filesystem, path))
+
+
+def _copied(place: str, filesystem: Any, listing: dict[str, dict[str, Any]], wanted: Sequence[str]) -> dict[str, Path]:
+    """Copies of a remote folder's pictures by their path there; none of a folder on disk, nor where one of them can't be read."""
+    if isinstance(filesystem, LocalFileSystem):
+        return {}
+    # A key may hold what no file's name may.
+    names = {path: hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:24] for path in wanted}
+    try:
+        folder = local_copies(place, filesystem, listing, names)
+    except place_errors():
+        return {}
+    return {path: folder / name for path, name in names.items()}
+
+
 def _in_folder(place: str, filesystem: Any, root: str) -> Iterator[Picture]:
     prefix = filesystem._strip_protocol(root).rstrip("/") + "/"
     with _reported(place):
@@ -90,6 +112,8 @@ def _in_folder(place: str, filesystem: Any, root: str) -> Iterator[Picture]:
             return Picture(name, b"", problem)
         if not _is_plain_file(filesystem, prefix + name):
             return Picture(name, b"", "no ordinary file")
+        if prefix + name in copies:
+            return Picture(name, copies[prefix + name].read_bytes())
         try:
             # One by one: fsspec's `cat` of several takes `[1]` in a name for a pattern.
             return Picture(name, patiently(lambda: filesystem.cat_file(prefix + name), place))
@@ -97,6 +121,7 @@ def _in_folder(place: str, filesystem: Any, root: str) -> Iterator[Picture]:
             return Picture(name, b"", reason(error))
 
     names = _pictures_among(sizes)
+    copies = _copied(place, filesystem, found, [prefix + name for name in names if not _problem(name, sizes[name])])
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
         for start in range(0, len(names), 4 * READS_AT_ONCE):
             yield from pool.map(read, names[start : start + 4 * READS_AT_ONCE])

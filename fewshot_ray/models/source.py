@@ -6,13 +6,11 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiTTransformer2DModel, ModelMixin, UNet2DModel, VQModel
@@ -28,6 +26,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 
+from fewshot_ray.copies import local_copies
 from fewshot_ray.errors import UserError
 from fewshot_ray.models.adaptor import AdaptorUNet2DModel
 from fewshot_ray.models.adm import AdmConfig, load_adm
@@ -106,32 +105,17 @@ def locate_pipeline(place: str, revision: str | None = None) -> Path:
 
 
 def _download(url: str) -> Path:
-    """A copy named by the listing (names, sizes, dates or ETags): weights put in the place of others are never taken for them."""
     try:
         filesystem, path = open_place(url)
         listing: dict[str, dict[str, Any]] = patiently(lambda: filesystem.find(path, detail=True), url)
         names = {remote: remote.removeprefix(filesystem._strip_protocol(path)).lstrip("/") for remote in sorted(listing)}
-        wanted = [remote for remote in names if any(fnmatch(names[remote], kind) for kind in (*PIPELINE_FILES, *PIPELINE_FILES_FLAT))]
-        if "model_index.json" not in [names[remote] for remote in wanted]:
+        kinds = (*PIPELINE_FILES, *PIPELINE_FILES_FLAT)
+        wanted = {remote: name for remote, name in names.items() if any(fnmatch(name, kind) for kind in kinds)}
+        if "model_index.json" not in wanted.values():
             raise UserError(f"source.model: no model_index.json at {url}; give the folder that save_pretrained wrote")
-        state = repr([(names[remote], sorted(listing[remote].items(), key=str)) for remote in wanted])
-        cache = (
-            Path(tempfile.gettempdir()) / f"fewshot-ray-models-{os.getuid()}" / hashlib.sha256(f"{url}\n{state}".encode()).hexdigest()[:16]
-        )
-        for remote in wanted:
-            _fetch(filesystem, remote, cache / names[remote])
+        return local_copies(url, filesystem, listing, wanted)
     except place_errors() as error:
         raise UserError(f"source.model: {url} can't be read ({reason(error)}); a folder or URL you can read would be right") from error
-    return cache
-
-
-def _fetch(filesystem: Any, remote: str, local: Path) -> None:
-    if local.exists():
-        return
-    local.parent.mkdir(parents=True, exist_ok=True)
-    part = local.with_name(f"{local.name}.{uuid4().hex[:8]}.part")
-    patiently(lambda: filesystem.get_file(remote, str(part)), remote)
-    part.replace(local)
 
 
 def _from_hub(name: str, revision: str | None) -> Path:

@@ -12,12 +12,14 @@ from io import BytesIO
 from pathlib import Path
 
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
+from fewshot_ray.copies import local_copy
 from fewshot_ray.errors import UserError
-from fewshot_ray.patience import patiently, place_errors
+from fewshot_ray.patience import place_errors
 from fewshot_ray.storage import open_place
 
 # What the two readers raise on files with flipped, missing or foreign bytes (found by trying thousands of them).
@@ -109,10 +111,9 @@ def read_content(place: str) -> bytes:
         if os.path.exists(path) and not os.path.isfile(path):
             raise IsADirectoryError  # or a pipe, or a device, of which there is no end
         filesystem, path = open_place(path)
-        content: bytes = patiently(lambda: filesystem.cat_file(path), place)
+        return (Path(path) if isinstance(filesystem, LocalFileSystem) else local_copy(place, filesystem, path)).read_bytes()
     except place_errors() as error:
         raise UserError(f"{place}: these weights cannot be read ({type(error).__name__}); a file that exists is right") from error
-    return content
 
 
 def read_state_dicts(place: str) -> dict[str, dict[str, Tensor]]:

@@ -75,11 +75,13 @@ class Group:
         if self.size == 1:
             return own
         most = math.ceil(total / self.size)
-        padded = torch.zeros((most, *own.shape[1:]), dtype=own.dtype, device=own.device)
+        # Gloo, which workers that share a GPU use, gathers on the CPU only.
+        device = torch.device("cpu") if dist.get_backend() == "gloo" else own.device
+        padded = torch.zeros((most, *own.shape[1:]), dtype=own.dtype, device=device)
         padded[: len(own)] = own
         parts = [torch.empty_like(padded) for _ in range(self.size)]
         dist.all_gather(parts, padded)
-        return torch.stack(parts, dim=1).flatten(0, 1)[:total]
+        return torch.stack(parts, dim=1).flatten(0, 1)[:total].to(own.device)
 
     def first_of(self, own: str | None) -> str | None:
         """What the first worker that has something says; the same on every worker."""
