@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -22,14 +21,14 @@ from fewshot_ray.models.gan_source import GanConfig
 from fewshot_ray.models.parameters import PARAMS, ParamsConfig
 from fewshot_ray.spec.cross_checks import cross_checks
 from fewshot_ray.spec.document import Document, ranges, substitute
+from fewshot_ray.spec.places import places
 from fewshot_ray.spec.ranges import Choice, Range
 from fewshot_ray.spec.sections import FileSpec, TrainSpec
 from fewshot_ray.spec.validate import endpoint_trees, file_spec, load
 from fewshot_ray.spec.wording import nearest
-from fewshot_ray.trial.gan_settings import RECIPES, architecture_of, check_family, gan_configs, gan_settings, with_gan_defaults
+from fewshot_ray.trial.gan_settings import RECIPES, architecture_of, check_family, gan_configs, with_gan_defaults
 
 PLAIN = "finetune"
-PLACES = {"source": ("model", "images"), "target": ("images", "holdout", "test"), "evaluate": ("extractor_weights", "lpips_weights")}
 
 
 @dataclass(frozen=True)
@@ -252,19 +251,10 @@ def with_values(document: Document, values: Mapping[str, Any]) -> Document:
 def absolute_places(document: Document) -> Document:
     """Relative local paths made absolute from the working directory: a sweep resumes from anywhere, and workers run elsewhere."""
     tree: dict[str, Any] = copy.deepcopy(document.tree)
-    for section, keys in PLACES.items():
-        for key in keys:
-            _make_absolute(tree.get(section), key)
-    source = tree.get("source")
-    for part in ([source.get("adm")] if isinstance(source, dict) else []) + gan_settings(tree):
-        _make_absolute(part, "weights")
+    for place in places(tree):
+        if (here := place.here) is not None:
+            place.put(str(here))
     return replace(document, tree=tree)
-
-
-def _make_absolute(node: Any, key: str) -> None:
-    place = node.get(key) if isinstance(node, dict) else None
-    if isinstance(place, str) and place != "generated" and Path(place).expanduser().exists():
-        node[key] = str(Path(place).expanduser().resolve())
 
 
 def plain(document: Document) -> Document:

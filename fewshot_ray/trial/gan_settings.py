@@ -34,13 +34,6 @@ def architecture_of(file: FileSpec) -> str:
     return next(iter(file.source.gan))
 
 
-def gan_settings(tree: Mapping[str, Any]) -> list[Any]:
-    """The architectures' settings in a file's tree, whatever they are."""
-    source = tree.get("source")
-    gan = source.get("gan") if isinstance(source, dict) else None
-    return list(gan.values()) if isinstance(gan, dict) else []
-
-
 def with_gan_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
     """A copy in which the recipe's values and a metric that GANs have stand where the file of a GAN gives none."""
     filled: dict[str, Any] = copy.deepcopy(dict(tree))
