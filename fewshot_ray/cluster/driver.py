@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import shutil
 import signal
 import tempfile
@@ -25,7 +27,7 @@ from fewshot_ray.cluster.journal import Journal
 from fewshot_ray.cluster.lease import Lease
 from fewshot_ray.cluster.losses import error_line
 from fewshot_ray.cluster.opened import Opened, put_on_record
-from fewshot_ray.cluster.session import check_resources, ray_session
+from fewshot_ray.cluster.session import Nodes, check_resources, ray_session, trials_on_nodes
 from fewshot_ray.cluster.sweep import Sweep
 from fewshot_ray.cluster.tune import WATCH_SEC, RayLost, Silent, SweepScheduler, SweepSearcher, Watch
 from fewshot_ray.cluster.workers import run_with_workers
@@ -42,6 +44,8 @@ from fewshot_ray.trial.compose import compose
 
 __all__ = ["Interrupted", "run_sweep", "write_results"]
 
+JOIN_SEC = 30.0
+"""For the nodes of a cluster that was just brought up to join it."""
 MOST_RESTARTS = 3
 """Of a Ray of our own that is lost again and again, with no evaluation in between."""
 
@@ -54,8 +58,10 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
-def run_sweep(opened: Opened, *, address: str | None = None, console: Console | None = None) -> None:
+def run_sweep(opened: Opened, *, address: str | None = None, console: Console | None = None, nodes: Nodes | None = None) -> None:
     """Run all that is left of a sweep, on the Ray at `address`, on one that is initialised, or on one of its own.
+
+    `nodes`: what a cluster that grows may grow to; without, what it has is what there is.
 
     Ctrl-C or SIGTERM end it when its trials have saved where they are, a second one at once: Interrupted, or KeyboardInterrupt. A Ray of
     its own that dies is replaced. Raises UserError, also where another driver runs the sweep. Whatever ends it, it can be resumed.
@@ -64,7 +70,7 @@ def run_sweep(opened: Opened, *, address: str | None = None, console: Console | 
     with patience(LONG_PATIENCE_SEC), Lease(opened.folder.folder) as lease:
         put_on_record(opened)  # now that nobody else runs it
         restarts = 0
-        while (lost := _run_on_ray(opened, address, console, lease)) is not None:
+        while (lost := _run_on_ray(opened, address, console, lease, nodes)) is not None:
             restarts = 1 if lost.progressed else restarts + 1
             if restarts > MOST_RESTARTS:
                 raise UserError(f"Ray's processes on this machine were lost {restarts} times in a row: is there too little memory?")
@@ -72,16 +78,18 @@ def run_sweep(opened: Opened, *, address: str | None = None, console: Console | 
     write_results(opened)
 
 
-def _run_on_ray(opened: Opened, address: str | None, console: Console, lease: Lease) -> RayLost | None:
+def _run_on_ray(opened: Opened, address: str | None, console: Console, lease: Lease, nodes: Nodes | None) -> RayLost | None:
     """Run all that is left on one Ray; what is returned is that one of our own was lost underway."""
     is_own = False
     try:
         with ray_session(address, dashboard=opened.file.resources.workers > 1) as is_own:
             watch = Watch(ray.get_runtime_context().get_node_id())
-            fits = check_resources(opened.file.resources, begun=bool((opened.folder.folder / "trials").names()))
-            concurrent = min(fits, opened.file.search.concurrent or fits)
+            resources, begun = opened.file.resources, bool((opened.folder.folder / "trials").names())
+            fits = check_resources(resources, begun=begun, most=nodes, join_sec=JOIN_SEC if address else 0.0, say=console.print)
+            if nodes is not None:  # as many trials wait as there may be nodes for, so that the cluster grows at once
+                os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(fits)
             _build_stages(opened, console, watch)
-            _run_trials(opened, concurrent, console, lease, watch)
+            _run_trials(opened, fits, console, lease, watch, grows=nodes is not None)
     except RayLost as lost:
         if not is_own:
             raise UserError(
@@ -116,14 +124,22 @@ def _prepares(tree: dict[str, Any]) -> bool:
     return any(config.prepares for config in compose(Document(tree, "stages")).methods.values())
 
 
-def _run_trials(opened: Opened, concurrent: int, console: Console, lease: Lease, watch: Watch) -> None:
+def _run_trials(opened: Opened, fits: int, console: Console, lease: Lease, watch: Watch, *, grows: bool) -> None:
     file = opened.file
+    at_most = file.search.concurrent or math.inf
     steps = compose(Document(next(iter(endpoint_trees(opened.document.tree))), "spec")).file.train.steps
     scratch = tempfile.mkdtemp(prefix="fewshot-ray-tune-")
     done = sum(record.state != "RUNNING" for record in opened.folder.trials())
     with Progress(file.search.trials, steps, objectives=file.search.objectives, done_trials=done, console=console) as progress:
         journal = Journal(opened.folder.folder)
-        sweep = Sweep(opened.document, file, opened.folder, journal, progress, concurrent=concurrent, may_write=lease.check)
+        sweep = Sweep(opened.document, file, opened.folder, journal, progress, concurrent=int(min(fits, at_most)), may_write=lease.check)
+
+        def count_nodes() -> None:
+            with suppress(UserError):  # none for now: its trials wait
+                sweep.concurrent = int(min(trials_on_nodes(file.resources, begun=True), at_most))
+
+        if not grows:
+            watch.looks = count_nodes
         messenger = start_messenger()
         resources = file.resources.model_dump()
         shared = {"folder": opened.folder.folder.url, "scratch": scratch, "messenger": messenger, "resources": resources}
@@ -157,9 +173,11 @@ def _run_trials(opened: Opened, concurrent: int, console: Console, lease: Lease,
         finally:
             with suppress(RayError):  # where Ray itself is gone
                 ray.kill(messenger)
-            sweep.abandon()
-            journal.close()
-            shutil.rmtree(scratch, ignore_errors=True)
+            try:
+                sweep.abandon()
+            finally:  # also where a signal cuts the last upload short
+                journal.close()
+                shutil.rmtree(scratch, ignore_errors=True)
     if not sweep.done:
         raise Interrupted(next(iter(received), signal.SIGINT))
     sweep.kept.tidy()  # the workers have ended by now

@@ -11,7 +11,7 @@ from fewshot_ray.cluster.journal import JOURNAL
 from fewshot_ray.cluster.lease import LEASE
 from fewshot_ray.cluster.study import read_journal
 from fewshot_ray.errors import UserError
-from fewshot_ray.report.sweep_folder import SPEC, SweepFolder, read_spec, sweep_text
+from fewshot_ray.report.sweep_folder import INPUTS, SPEC, SweepFolder, read_spec, sweep_text
 from fewshot_ray.spec.document import Document, ranges
 from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.storage import Folder
@@ -38,7 +38,7 @@ def planned_sweep(document: Document) -> Opened:
     expanded, file = check_document(absolute_places(document))
     folder = SweepFolder(Folder(file.storage) / file.name)
     # Hidden files are what a killed write leaves.
-    names = {name for name in folder.folder.names() if not name.startswith(".")} - {LEASE}
+    names = {name for name in folder.folder.names() if not name.startswith(".")} - {LEASE, INPUTS}
     if SPEC not in names:
         if names:
             raise UserError(f"storage: {folder.folder.url} holds something else (no {SPEC}); another name or storage would be right")

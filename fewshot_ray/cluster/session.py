@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import ray
+from ray._private import ray_constants
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.spec.sections import ResourcesSpec
 
-__all__ = ["check_resources", "ray_session"]
+__all__ = ["Nodes", "check_resources", "ray_session", "trials_on_nodes"]
+
+Nodes: TypeAlias = Sequence[tuple[Mapping[str, float], int]]
+"""What a node holds (CPU, GPU), and how many such nodes there are."""
 
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.05",
@@ -45,6 +51,9 @@ def ray_session(address: str | None, *, dashboard: bool = False) -> Iterator[boo
     if address is None:
         for name, value in OWN_SETTINGS.items():
             os.environ.setdefault(name, value)
+    clusters = ray_constants.ENABLE_RAY_CLUSTER
+    # As Ray does on macOS and Windows: all its ports are on the loopback interface then. Elsewhere it takes the machine's own address.
+    ray_constants.ENABLE_RAY_CLUSTER = clusters and address is not None
     try:
         ray.init(
             address=address or "local",
@@ -57,29 +66,56 @@ def ray_session(address: str | None, *, dashboard: bool = False) -> Iterator[boo
         raise UserError(
             f"--address {address}: no Ray answers there ({str(error).splitlines()[0]}); `ray status` shows a cluster's"
         ) from error
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = clusters
     try:
         yield address is None
     finally:
         ray.shutdown()
 
 
-def check_resources(resources: ResourcesSpec, *, begun: bool = False) -> int:
+def check_resources(
+    resources: ResourcesSpec, *, begun: bool = False, most: Nodes | None = None, join_sec: float = 0.0, say: Callable[[str], None] = print
+) -> int:
     """How many trials fit at a time. Raises UserError where not even one ever will.
 
+    Of a cluster that grows, `most` is what it may grow to; of another, nodes that are still joining are waited for, `join_sec` at most.
     A sweep that has `begun` goes on where a trial fits with `min_workers`: it may have lost a node.
     """
-    have = ray.cluster_resources()
+    if most is not None:
+        return _trials_on(most, resources, begun)
+    until_sec, waited = time.monotonic() + join_sec, False
+    while True:
+        try:
+            return trials_on_nodes(resources, begun=begun)
+        except UserError:
+            if time.monotonic() >= until_sec:
+                raise
+        if not waited:
+            say("waiting for nodes to join")
+        waited = True
+        time.sleep(1)
+
+
+def trials_on_nodes(resources: ResourcesSpec, *, begun: bool = False) -> int:
+    """How many trials fit at a time on the nodes there are. Raises UserError where none does."""
+    return _trials_on([(node["Resources"], 1) for node in ray.nodes() if node["Alive"]], resources, begun)
+
+
+def _trials_on(nodes: Nodes, resources: ResourcesSpec, begun: bool) -> int:
     worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    have = {kind: sum(node.get(kind, 0) * number for node, number in nodes) for kind in worker}
     least = resources.min_workers if begun else resources.workers
     for kind, amount in worker.items():
-        if amount * least > have.get(kind, 0):
+        if amount * least > have[kind]:
             raise UserError(
                 f"resources: a trial asks for {amount * least:g} {kind}s ({least} workers), "
-                f"the cluster has {have.get(kind, 0):g}; at most that would be right"
+                f"the cluster has {have[kind]:g}; at most that would be right"
             )
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     # A worker is on one node: two nodes of 2 CPUs hold no worker of 3.
-    hold = sum(min(int(node.get(kind, 0) / amount + 1e-9) for kind, amount in worker.items() if amount > 0) for node in nodes)
+    hold = sum(
+        number * min(int(node.get(kind, 0) / amount + 1e-9) for kind, amount in worker.items() if amount > 0) for node, number in nodes
+    )
     if hold < least:
         each = " and ".join(f"{amount:g} {kind}s" for kind, amount in worker.items() if amount > 0)
         raise UserError(

@@ -20,7 +20,7 @@ from fewshot_ray.cluster.study import PLAIN_ORIGIN, SAMPLER, Proposal, Study
 from fewshot_ray.metrics.suite import METRICS
 from fewshot_ray.report.progress import Progress
 from fewshot_ray.report.sweep_folder import EvaluationRow, State, SweepFolder, TrialRecord
-from fewshot_ray.report.tensorboard import TrialBoard
+from fewshot_ray.report.tensorboard import Boards
 from fewshot_ray.spec.document import Document, ranges, to_yaml
 from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.trial.best import best_index, violations
@@ -46,7 +46,6 @@ class Running:
     job: Job
     steps: set[int] = field(default_factory=set)
     """Steps whose evaluation is on record."""
-    board: TrialBoard | None = None
     stopped: bool = False
     """Whether successive halving stopped it."""
     problem: str | None = None
@@ -90,6 +89,7 @@ class Sweep:
         )
         self.halving = self._halving()
         self.kept = KeptCheckpoints(folder, file.search)
+        self.boards = Boards(folder)
         self.running: dict[str, Running] = {}
         self.pending: list[Job] = []
         self.interrupted: dict[str, Running] = {}
@@ -227,14 +227,10 @@ class Sweep:
         self.folder.trial(job.id).write_text("spec.yaml", to_yaml(job.tree))
         rows = self.folder.rows(job.id)
         last_step = rows[-1].step if rows else None
-        local = self.folder.trial(job.id).local
-        # Written anew from the rows on record: a kill may have come between a row and its point in the curve.
-        board = TrialBoard(local, {**_flat(job.tree), "seed": job.seed}) if local else None
         before_that = self.interrupted.pop(job.id, Running(job))
-        running = Running(job, {row.step for row in rows}, board, failures=before_that.failures, machines_lost=before_that.machines_lost)
+        running = Running(job, {row.step for row in rows}, failures=before_that.failures, machines_lost=before_that.machines_lost)
         self.running[job.id] = running
-        for row in rows:
-            self._show(running, row)
+        self.boards.begin(job.id, {**_flat(job.tree), "seed": job.seed}, rows)
         self.progress.started(job.id, job.label, steps=job.last_step, step=last_step or 0)
 
     # What a result means
@@ -255,7 +251,7 @@ class Sweep:
         running.just_lost = False
         self.folder.append_row(trial_id, row)
         self.progressed = True
-        self._show(running, row)
+        self.boards.show(trial_id, row)
         self.progress.evaluated(trial_id, row.step, row.metrics, row.train_loss)
         running.stopped = self._should_stop(running.job, row)
         return running.stopped
@@ -266,16 +262,6 @@ class Sweep:
         beaten = self.halving.report(job.id, row.step, row.metrics.get(self.halving.config.metric, math.nan))
         # Preset and plain fine-tuning are what the search is compared with: they run to their end.
         return beaten and job.origin == SAMPLER
-
-    def _show(self, running: Running, row: EvaluationRow) -> None:
-        if running.board is None:
-            return
-        running.board.add(row)
-        if row.step in self.folder.grid_steps(running.job.id):
-            running.board.add_grid(row.step, self.folder.grid(running.job.id, row.step))
-            strip = self.folder.strip(running.job.id, row.step)
-            if strip is not None:
-                running.board.add_grid(row.step, strip, name="paths")
 
     def failed(self, trial_id: str, problem: str) -> None:
         """The trial can't go on (a NaN loss, a spec that doesn't fit): no retry would help."""
@@ -320,8 +306,7 @@ class Sweep:
             )
         state: State = "FAIL" if problem else "PRUNED" if running.stopped else "COMPLETE"
         record = self._settle(running.job, record, state, problem)
-        if running.board is not None:
-            running.board.close()
+        self.boards.end(trial_id)
         value = (record.values or {}).get(next(iter(self.file.search.objectives)))
         self.progress.finished(trial_id, record.state, value, record.error)
 
@@ -335,18 +320,15 @@ class Sweep:
                 return False
             self.interrupted[running.job.id] = running
             self.pending.insert(0, running.job)
-        self._left(running)
+        self.boards.end(running.job.id, ended=False)
         return True
 
     def abandon(self) -> None:
         """The driver stops before its trials ended: they stay on record as running and go on when the sweep is resumed."""
-        for running in self.running.values():
-            self._left(running)
+        for trial_id in self.running:
+            self.boards.end(trial_id, ended=False)
         self.running.clear()
-
-    def _left(self, running: Running) -> None:
-        if running.board is not None:
-            running.board.close(ended=False)
+        self.boards.close()
 
     def _settle(self, job: Job, record: TrialRecord, state: State, problem: str | None) -> TrialRecord:
         """Write how a trial ended, and tell the study."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -33,7 +34,7 @@ class RayLost(BaseException):
 
 
 class _OfTheDriver:
-    """Tune pickles its searcher and scheduler into its own state; the sweep stays with the driver: its folder is its state."""
+    """Tune pickles its searcher, scheduler and callbacks into its own state; the sweep stays with the driver: its folder is its state."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -152,11 +153,13 @@ class Silent(TrialProgressCallback):
         """The sweep says it."""
 
 
-class Watch(Callback):
+class Watch(_OfTheDriver, Callback):
     """Ends the sweep where Ray's process on this machine is gone: Tune would wait for ever for what its workers say."""
 
     def __init__(self, node_id: str) -> None:
         self.node_id = node_id
+        self.looks: Callable[[], None] = lambda: None
+        """What else there is to look at now and then."""
         self._next_sec = 0.0
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -164,6 +167,7 @@ class Watch(Callback):
         if time.monotonic() >= self._next_sec:
             self._next_sec = time.monotonic() + WATCH_SEC
             self.check()
+            self.looks()
 
     def check(self) -> None:
         """Raises RayLost."""

@@ -25,6 +25,8 @@ FORMAT = 1
 FORMAT_LINE = "# fewshot-ray sweep, format "
 RECORD = "trial.json"
 ROWS = "metrics.jsonl"
+INPUTS = "inputs"
+"""Images that were sent with a launch."""
 NOT_A_RECORD = (ValueError, TypeError, KeyError, OverflowError, RecursionError)
 """What reading JSON of another kind raises: `1e999` has no whole number, and brackets may be nested without end."""
 TEXT, WHOLE, NUMBER, NOTHING = (str,), (int,), (int, float), (type(None),)

@@ -28,8 +28,8 @@ FULL = {"trials": 5, "scheduler": ASHA, "confirm": {"top": 2, "seeds": [7]}}
 CROSSFIT = {"images": "embedded://digits/shots", "shots": 4, "holdout": {"crossfit": 2}}
 
 
-class NoBoard:
-    """TensorBoard starts a thread a trial; it has tests of its own."""
+class NoBoards:
+    """TensorBoard's events have tests of their own."""
 
     def __init__(self, *args: object, **options: object) -> None:
         pass
@@ -40,7 +40,7 @@ class NoBoard:
 
 @pytest.fixture(autouse=True)
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_module, "TrialBoard", NoBoard)
+    monkeypatch.setattr(sweep_module, "Boards", NoBoards)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 

@@ -1,0 +1,104 @@
+"""TensorBoard on a sweep, local or remote."""
+
+from __future__ import annotations
+
+import io
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from fewshot_ray.cli.show import read_sweep
+from fewshot_ray.errors import UserError
+from fewshot_ray.report.board import Mirror
+
+FIRST_COPY_SEC = 5.0
+"""So long is waited for a remote sweep's events; the rest shows as it comes."""
+MOST_IMAGES = 50
+"""Kept of each kind and trial. At TensorBoard's own 10, trials would be shown at different steps."""
+
+
+def show_board(sweep: str, *, host: str = "127.0.0.1", port: int = 6006, console: Console) -> int:
+    """Serve TensorBoard until Ctrl-C, SIGTERM or SIGHUP, on the sweep's folder or on a copy of a remote one's events; the exit code.
+
+    Raises UserError where there is no such sweep, or where the port is taken; 0 is any that is free.
+    """
+    folder = read_sweep(sweep)[0].folder
+    _check_port(host, port)
+    with _signals_interrupt():
+        try:
+            with ExitStack() as stack:
+                if folder.local is not None:
+                    trials = folder.local / "trials"
+                else:
+                    mirror = stack.enter_context(Mirror(folder, lambda line: console.print(line, highlight=False, soft_wrap=True)))
+                    with console.status("copying the events"):
+                        mirror.wait(FIRST_COPY_SEC)
+                    trials = mirror.trials
+                with console.status("starting TensorBoard"):
+                    url = _serve(trials, host, port)
+                console.print(f"TensorBoard of {folder.name}: {url} (Ctrl-C ends it)", highlight=False, soft_wrap=True)
+                if not any(trials.glob("*/events.out.tfevents.*")):
+                    console.print("there are no events yet; they show within half a minute of an evaluation", highlight=False)
+                threading.Event().wait()
+        except KeyboardInterrupt:
+            pass
+    return 0
+
+
+def _check_port(host: str, port: int) -> None:
+    """Before anything is copied. Raises UserError."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except (OSError, OverflowError) as error:
+        # Python adds the address to what the system says.
+        raise _not_to_be_had(host, port, (getattr(error, "strerror", None) or str(error)).split(" (")[0]) from error
+
+
+def _not_to_be_had(host: str, port: int, why: str) -> UserError:
+    return UserError(f"--port {port}: cannot be had on {host} ({why}); another one is right, or 0 for any that is free")
+
+
+def _serve(trials: Path, host: str, port: int) -> str:
+    """Start TensorBoard in threads of this process, which end with it; its URL, once it answers."""
+    from tensorboard import program
+
+    board = program.TensorBoard()
+    board.configure(
+        ["", "--logdir", str(trials), "--host", host, "--port", str(port), "--samples_per_plugin", f"images={MOST_IMAGES}"],
+    )
+    try:
+        with redirect_stderr(io.StringIO()):  # it would speak of options that this command doesn't have
+            return str(board.launch())
+    except program.TensorBoardServerException as error:
+        raise _not_to_be_had(host, port, error.msg) from error
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Within the block the first SIGINT, SIGTERM or SIGHUP is a KeyboardInterrupt, and the others are passed over: it is being tidied up.
+
+    Outside of the main thread, which alone may set handlers, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    try:
+        for number in before:
+            signal.signal(number, on_signal)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
