@@ -4,22 +4,41 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from fewshot_ray.cli.cost import plan_lines
+from fewshot_ray.cli.cost import Work, here_lines, plan_lines, work
 from fewshot_ray.cluster.opened import planned_sweep
 from fewshot_ray.data.inspection import inspect_images
 from fewshot_ray.spec.document import Document
+from fewshot_ray.spec.sections import FileSpec
+from fewshot_ray.trial.materials import Materials
 from fewshot_ray.trial.preflight import check_materials, preset_materials
+
+
+class Say:
+    """Lines of a topic and a text each."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def __call__(self, topic: str, text: str, style: str = "bold") -> None:
+        """Print one."""
+        self.console.print(f"[{style}]{topic:<8}[/]", end="")
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def check_file(document: Document, console: Console) -> None:
     """Raise UserError at the first thing that would stop the run; print findings, warnings and the plan."""
-
-    def say(topic: str, text: str, style: str = "bold") -> None:
-        console.print(f"[{style}]{topic:<8}[/]", end="")
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
+    say = Say(console)
     opened = planned_sweep(document)
-    document, file = opened.document, opened.file
+    materials = check_sources(opened.document, opened.file, say)
+    opened.folder.folder.check_writable()
+    state = "exists, `run` goes on with it" if opened.folder.trials() else "can be written"
+    say("storage", f"{opened.folder.folder.url} {state}")
+    for topic, text in here_lines(check_plan(opened.document, materials, say)):
+        say(topic, text)
+
+
+def check_sources(document: Document, file: FileSpec, say: Say) -> Materials:
+    """The model and the images. Raises UserError at the first thing that would stop the run."""
     materials = preset_materials(document, file)
     say("model", f"{file.source.model or 'from scratch'}: {materials.describe()}")
     for finding in inspect_images(file.target.images, materials.size):
@@ -29,8 +48,12 @@ def check_file(document: Document, console: Console) -> None:
     say("images", f"{len(materials.shots)} different ones; held out: {held_out}")
     for line in materials.warnings():
         say("warning", line, "yellow")
-    opened.folder.folder.check_writable()
-    state = "exists, `run` goes on with it" if opened.folder.trials() else "can be written"
-    say("storage", f"{opened.folder.folder.url} {state}")
-    for topic, text in plan_lines(document, materials):
+    return materials
+
+
+def check_plan(document: Document, materials: Materials, say: Say) -> Work:
+    """A few steps of training, and what the whole of it is. Raises UserError where already those fail."""
+    measured = work(materials)
+    for topic, text in plan_lines(document, materials, measured):
         say(topic, text)
+    return measured

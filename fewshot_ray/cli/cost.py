@@ -42,35 +42,79 @@ class Cost:
     device: str
 
 
-def plan_lines(document: Document, materials: Materials) -> Iterator[tuple[str, str]]:
-    """Topic and text of every line of the plan."""
+@dataclass(frozen=True)
+class Work:
+    """Of a whole sweep, every trial to its end, on workers like this machine's."""
+
+    file: FileSpec
+    cost: Cost
+    evaluation_sec: float
+    worker_sec: float
+    """With one worker at a time."""
+    folds: int
+    reruns: int
+    refit: bool
+
+    @property
+    def speed(self) -> str:
+        """Whose it is, in words."""
+        return f"this machine's {self.cost.device} ({self.cost.step_sec * 1000:.0f} ms a step, {self.evaluation_sec:.1f} s an evaluation)"
+
+
+def work(materials: Materials) -> Work:
+    """From a few steps that are trained for it."""
     spec, file = materials.spec, materials.spec.file
+    confirm, folds = file.search.confirm, len(materials.folds)
+    reruns = _arms(file) * len(confirm.seeds) * confirm.top if confirm else 0
+    refit = isinstance(file.target.holdout, CrossFit)
+    cost, steps = measure(spec), file.train.steps
+    evaluation_sec = _forward_images(spec, materials) * cost.forward_sec
+    trial_sec = folds * (steps * cost.step_sec + _evaluations(file) * evaluation_sec)
+    worker_sec = (file.search.trials + reruns) * trial_sec + (steps * cost.step_sec if refit else 0)
+    return Work(file, cost, evaluation_sec, worker_sec, folds, reruns, refit)
+
+
+def plan_lines(document: Document, materials: Materials, work: Work) -> Iterator[tuple[str, str]]:
+    """Topic and text of every line of the plan, wherever it runs."""
+    spec, file, steps = materials.spec, work.file, work.file.train.steps
     for path, range_ in ranges(document.tree).items():
         yield "range", f"{path}: {range_.describe()}"
-    confirm, folds = file.search.confirm, len(materials.folds)
-    arms = 1 if PLAIN in file.method else 2
-    reruns = arms * len(confirm.seeds) * confirm.top if confirm else 0
-    refit = ", then a refit on all images" if isinstance(file.target.holdout, CrossFit) else ""
-    workers, steps = file.resources.workers, file.train.steps
     yield (
         "plan",
-        f"{_count(file.search.trials, 'trial')}{f' and {reruns} reruns' if reruns else ''}{refit}; each {steps} steps"
-        f"{f' in {folds} folds' if folds > 1 else ''} with {-(-steps // file.evaluate.every)} evaluations, on {_count(workers, 'worker')}",
+        f"{_count(file.search.trials, 'trial')}{f' and {work.reruns} reruns' if work.reruns else ''}"
+        f"{', then a refit on all images' if work.refit else ''}; each {steps} steps"
+        f"{f' in {work.folds} folds' if work.folds > 1 else ''} with {_evaluations(file)} evaluations, "
+        f"on {_count(file.resources.workers, 'worker')}",
     )
-    cost = measure(spec)
-    yield "trained", f"{spec.params}: {100 * cost.trained_share:.3g} % of the network's parameters, at the preset"
-    evaluation = _forward_images(spec, materials) * cost.forward_sec
-    trial = folds * (steps * cost.step_sec + -(-steps // file.evaluate.every) * evaluation)
-    whole = (file.search.trials + reruns) * trial + (steps * cost.step_sec if refit else 0)
-    at_once = _workers_at_once(file)
+    yield "trained", f"{spec.params}: {100 * work.cost.trained_share:.3g} % of the network's parameters, at the preset"
+
+
+def here_lines(work: Work) -> Iterator[tuple[str, str]]:
+    """Topic and text of what it takes on a Ray of this machine's own."""
+    file, at_once = work.file, _workers_at_once(work.file)
     yield (
         "time",
-        f"at most about {duration(whole / at_once)} with {_count(at_once, 'worker')} at a time like this machine's {cost.device} "
-        f"({cost.step_sec * 1000:.0f} ms a step, {evaluation:.1f} s an evaluation, at the preset); early stopping makes it less",
+        f"at most about {duration(work.worker_sec / at_once)} with {_count(at_once, 'worker')} at a time like {work.speed}, at the preset; "
+        "early stopping makes it less",
     )
-    kept = min(file.search.trials, file.search.keep_checkpoints + arms) + reruns + bool(refit)
-    disk = (at_once // workers * CHECKPOINTS_OF_A_RUNNING_TRIAL + kept) * folds * cost.checkpoint_bytes
-    yield "disk", f"at most {disk / 1e6:.0f} MB of checkpoints (search.keep_checkpoints: {file.search.keep_checkpoints})"
+    yield "disk", disk_line(work, at_once // file.resources.workers)
+
+
+def disk_line(work: Work, trials_at_once: int) -> str:
+    """What a sweep's checkpoints take."""
+    search = work.file.search
+    kept = min(search.trials, search.keep_checkpoints + _arms(work.file)) + work.reruns + bool(work.refit)
+    disk = (trials_at_once * CHECKPOINTS_OF_A_RUNNING_TRIAL + kept) * work.folds * work.cost.checkpoint_bytes
+    return f"at most {disk / 1e6:.0f} MB of checkpoints (search.keep_checkpoints: {search.keep_checkpoints})"
+
+
+def _arms(file: FileSpec) -> int:
+    """A winner is confirmed beside plain fine-tuning, unless it is that."""
+    return 1 if PLAIN in file.method else 2
+
+
+def _evaluations(file: FileSpec) -> int:
+    return -(-file.train.steps // file.evaluate.every)
 
 
 def _count(number: int, noun: str) -> str:

@@ -6,10 +6,11 @@ import io
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from fewshot_ray.cli.remote import ClusterOption, board_there, check_cluster, is_server, leaderboard_there, register, resume_there
 from fewshot_ray.errors import UserError
 
 app = typer.Typer(
@@ -29,12 +30,12 @@ def run(file: FileArgument, address: AddressOption = None) -> None:
     """Run a file: one training, or a sweep where values are ranges. The same file again goes on where it was left."""
     from fewshot_ray.spec.document import read_document
 
+    if is_server(address):
+        raise UserError(f"--address {address}: `fewshot-ray launch` submits to a dashboard; `run` joins a Ray cluster (auto, or HOST:6379)")
     document = read_document(file)  # before the imports that take seconds
     from fewshot_ray.cluster.opened import planned_sweep
 
-    opened = planned_sweep(document)
-    _preflight(opened)
-    _run(opened, address)
+    _run(planned_sweep(document), address)
 
 
 @app.command()
@@ -43,17 +44,43 @@ def resume(
     address: AddressOption = None,
     extend: Annotated[str | None, typer.Option(metavar="trials=N", help="A larger number of trials than the sweep began with.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Workers a trial, from now on.")] = None,
+    cluster: ClusterOption = None,
 ) -> None:
-    """Go on with an interrupted sweep, from its folder."""
+    """Go on with an interrupted sweep, from its folder; with --cluster there, as a job that `launch` would submit."""
     from fewshot_ray.cli.show import read_sweep
     from fewshot_ray.storage import Folder
 
+    trials = _trials(extend)
+    if cluster is not None or is_server(address):
+        resume_there(sweep, cluster, None if cluster else address, trials=trials, workers=workers)
     read_sweep(sweep)  # before the imports that take seconds
     from fewshot_ray.cluster.opened import changed, existing_sweep
 
-    opened = changed(existing_sweep(Folder(sweep)), trials=_trials(extend), workers=workers)
-    _preflight(opened)
-    _run(opened, address)
+    _run(changed(existing_sweep(Folder(sweep)), trials=trials, workers=workers), address)
+
+
+@app.command(hidden=True)
+def launched(request: Annotated[Path, typer.Argument()]) -> None:
+    """What a launched job does: `run`, `resume` or `check` on the cluster's head."""
+    from fewshot_ray.cli import launched as job
+
+    asked = job.request_at(request)
+    job.check_versions(asked["versions"])
+    from fewshot_ray.cluster.opened import changed, existing_sweep, planned_sweep
+    from fewshot_ray.storage import Folder
+
+    if asked["command"] == "check":
+        from rich.console import Console
+
+        from fewshot_ray.cli.check import check_file
+
+        check_file(job.received(asked, request.parent), Console())
+        return
+    if asked["command"] == "resume":
+        opened = changed(existing_sweep(Folder(asked["sweep"])), trials=asked["trials"], workers=asked["workers"])
+    else:
+        opened = planned_sweep(job.received(asked, request.parent))
+    _run(opened, job.ray_of_the_job(), nodes=asked["nodes"], there=asked["there"])
 
 
 def _trials(extend: str | None) -> int | None:
@@ -81,7 +108,8 @@ def _preflight(opened: object) -> None:
         typer.echo(f"warning: {line}", err=True)
 
 
-def _run(opened: object, address: str | None) -> None:
+def _run(opened: object, address: str | None, *, nodes: Any = None, there: str = "") -> None:
+    """`nodes`: how many of what a cluster may grow to; `there`: the option that the user reaches it with."""
     from rich.console import Console
 
     from fewshot_ray.cli.show import show_sweep
@@ -89,39 +117,72 @@ def _run(opened: object, address: str | None) -> None:
     from fewshot_ray.cluster.opened import Opened
 
     assert isinstance(opened, Opened)
+    _preflight(opened)
     console = Console()
     console.print(f"sweep {opened.folder.folder.url}", highlight=False, soft_wrap=True)
     try:
-        run_sweep(opened, address=address, console=console)
+        run_sweep(opened, address=address, console=console, nodes=nodes)
     except KeyboardInterrupt as interrupt:
-        console.print(f"interrupted; go on with: fewshot-ray resume {opened.folder.folder.url}", highlight=False, soft_wrap=True)
+        console.print(f"interrupted; go on with: fewshot-ray resume {opened.folder.folder.url}{there}", highlight=False, soft_wrap=True)
         raise typer.Exit(interrupt.exit_code if isinstance(interrupt, Interrupted) else 130) from None
     show_sweep(opened.folder, opened.file, console)
-    console.print(f"export the winner with: fewshot-ray export {opened.folder.folder.url} OUT", highlight=False, soft_wrap=True)
+    command = "fetch" if there else "export"
+    console.print(
+        f"{command} the winner with: fewshot-ray {command} {opened.folder.folder.url} OUT{there}", highlight=False, soft_wrap=True
+    )
 
 
 @app.command()
-def check(file: FileArgument) -> None:
-    """Validate a file, its images, model and storage without training, and print the plan."""
+def check(
+    file: FileArgument,
+    cluster: ClusterOption = None,
+    price: Annotated[list[str] | None, typer.Option(metavar="TYPE=USD", help="An hour of a node type of the cluster file.")] = None,
+) -> None:
+    """Validate a file, its images, model and storage without training, and print the plan; with --cluster what it takes there."""
     from rich.console import Console
 
     from fewshot_ray.spec.document import read_document
 
     document = read_document(file)  # before the imports that take seconds
+    if cluster is not None:
+        from fewshot_ray.spec.validate import file_spec
+
+        found = check_cluster(cluster, file_spec(document))  # before them as well
+        from fewshot_ray.cli.cluster_check import check_on_cluster
+
+        raise typer.Exit(check_on_cluster(document, found, price or [], Console()))
     from fewshot_ray.cli.check import check_file
 
     check_file(document, Console())
 
 
 @app.command()
-def leaderboard(sweep: SweepArgument) -> None:
-    """Show a sweep's trials in order of merit, running or finished."""
+def leaderboard(sweep: SweepArgument, cluster: ClusterOption = None) -> None:
+    """Show a sweep's trials in order of merit, running or finished; with --cluster as its head reads them."""
     from rich.console import Console
 
     from fewshot_ray.cli.show import read_sweep, show_sweep
 
+    if cluster is not None:
+        raise typer.Exit(leaderboard_there(sweep, cluster))
     folder, file = read_sweep(sweep)
     show_sweep(folder, file, Console())
+
+
+@app.command()
+def board(
+    sweep: SweepArgument,
+    cluster: ClusterOption = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="On the loopback interface.")] = 6006,
+) -> None:
+    """TensorBoard on a sweep, running or finished, on disk or at a URL; with --cluster as its head reads it."""
+    from rich.console import Console
+
+    from fewshot_ray.cli.board import show_board
+
+    if cluster is not None:
+        raise typer.Exit(board_there(sweep, cluster, port))
+    raise typer.Exit(show_board(sweep, port=port, console=Console()))
 
 
 @app.command()
@@ -170,6 +231,9 @@ def sample(
 
     sample_images(model, out, number=number, seed=seed, sampler=sampler, steps=steps, guidance_scale=guidance_scale)
     typer.echo(f"{number} images and grid.png: {out}")
+
+
+register(app)
 
 
 def main() -> None:

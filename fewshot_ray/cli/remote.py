@@ -1,0 +1,295 @@
+"""Commands that a laptop gives a cluster: a sweep goes there as a Ray job, and this machine may be closed. Imports no training library."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fewshot_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from fewshot_ray.cluster.cluster_file import ClusterFile
+    from fewshot_ray.spec.document import Document
+    from fewshot_ray.spec.sections import FileSpec
+
+ClusterOption = Annotated[Path | None, typer.Option(metavar="FILE", help="The cluster file that `ray up` was given.")]
+ServerOption = Annotated[str | None, typer.Option(help="A dashboard's address, http://127.0.0.1:8265 say, instead of a cluster file.")]
+SweepName = Annotated[str, typer.Argument(help="A sweep's name, or its URL, <storage>/<name>.")]
+SAID_AT_A_TIME = 5
+
+
+def is_server(address: str | None) -> bool:
+    """Whether an address is a dashboard's, where jobs go, and not a Ray's that this process would join."""
+    return bool(address and address.startswith(("http://", "https://")))
+
+
+def launch(
+    file: Annotated[Path, typer.Argument(help="A run's YAML file (see sweeps/).")],
+    cluster: ClusterOption = None,
+    address: ServerOption = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Don't follow what it prints.")] = False,
+) -> None:
+    """Run a file on a cluster, as a Ray job that goes on when this machine is closed; follows its progress. The same file again goes on."""
+    from fewshot_ray.cluster.package import check_storage, pack
+    from fewshot_ray.spec.document import read_document
+    from fewshot_ray.spec.validate import file_spec
+    from fewshot_ray.storage import Folder
+
+    document = read_document(file)
+    spec = file_spec(document)
+    check_storage(document, spec)
+    if cluster is not None:
+        check_cluster(cluster, spec)
+    with tempfile.TemporaryDirectory(prefix="fewshot-ray-launch-") as scratch:
+        packed = pack(document, Path(scratch))
+        sweep = (Folder(spec.storage) / spec.name).url
+        _submit({"command": "run"}, sweep, cluster, address, detach=detach, package=Path(scratch), document=packed)
+
+
+def check_cluster(path: Path, file: FileSpec) -> ClusterFile:
+    """A cluster file that a run can be launched with, from this machine. Raises UserError, at once and without a network."""
+    from fewshot_ray.cluster.capacity import workers_at_once
+    from fewshot_ray.cluster.cluster_file import check_file_mounts, check_ssh_key, read_cluster_file
+
+    cluster = read_cluster_file(path)
+    check_ssh_key(cluster)
+    check_file_mounts(cluster)
+    workers_at_once(cluster, file.resources)
+    return cluster
+
+
+def resume_there(sweep: str, cluster: Path | None, address: str | None, *, trials: int | None, workers: int | None) -> None:
+    """`resume` on a cluster."""
+    with tempfile.TemporaryDirectory(prefix="fewshot-ray-launch-") as scratch:
+        request = {"command": "resume", "trials": trials, "workers": workers}
+        _submit(request, sweep, cluster, address, detach=False, package=Path(scratch))
+
+
+def check_there(document: Document, file: FileSpec, cluster: Path) -> int:
+    """`check` on a cluster's head: what it says of bucket, hub and images; its exit code."""
+    from fewshot_ray.cluster.package import pack
+    from fewshot_ray.cluster.submission import job_server
+
+    with tempfile.TemporaryDirectory(prefix="fewshot-ray-launch-") as scratch, job_server(cluster, None) as server:
+        _write(Path(scratch), {"command": "check"}, cluster, None, pack(document, Path(scratch)))
+        return _follow(server, server.submit(Path(scratch), sweep=f"check/{file.name}", command="check"), cluster, None)
+
+
+def status(
+    sweep: Annotated[str | None, typer.Argument(help="A sweep's name or URL; all of them otherwise.")] = None,
+    cluster: ClusterOption = None,
+    address: ServerOption = None,
+) -> None:
+    """What was launched on a cluster, and how far it is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from fewshot_ray.cluster.submission import job_server
+
+    with job_server(cluster, address) as server:
+        jobs = server.jobs() if sweep is None else server.of_sweep(server.latest(sweep).sweep)
+        table = Table("sweep", "state", "command", "started", "for", "at", box=None, pad_edge=False)
+        for job in jobs:
+            lasted = (job.ended_sec or time.time()) - job.started_sec
+            started = time.strftime("%m-%d %H:%M", time.localtime(job.started_sec)) if job.started_sec else ""
+            table.add_row(job.name, job.state.lower(), job.command, started, _duration(lasted) if job.started_sec else "", job.sweep)
+        console = Console()
+        if not jobs:
+            console.print("nothing was launched there")
+            return
+        console.print(table, soft_wrap=True)
+        if sweep is not None:
+            for line in server.output(jobs[0]).splitlines()[-SAID_AT_A_TIME:]:
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def logs(
+    sweep: SweepName,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what it prints until it ends.")] = False,
+    cluster: ClusterOption = None,
+    address: ServerOption = None,
+) -> None:
+    """What a launched sweep has printed. Exit code with -f: the sweep's own."""
+    from fewshot_ray.cluster.submission import job_server
+
+    with job_server(cluster, address) as server:
+        job = server.latest(sweep)
+        if not follow:
+            sys.stdout.write(server.output(job))
+            return
+        raise typer.Exit(_follow(server, job, cluster, address))
+
+
+def stop(sweep: SweepName, cluster: ClusterOption = None, address: ServerOption = None) -> None:
+    """End a launched sweep: its trials save where they are, and `resume` goes on from there."""
+    from fewshot_ray.cluster.submission import STOP_SEC, job_server
+
+    with job_server(cluster, address) as server:
+        job = server.latest(sweep)
+        if job.ended:
+            typer.echo(f"{job.name} has ended already ({job.state.lower()})")
+            return
+        server.stop(job)
+        typer.echo(f"{job.name}: the trials save where they are")
+        job = server.ended(job, wait_sec=STOP_SEC + 10)
+        if not job.ended:
+            raise UserError(f"{job.name} has not ended within {STOP_SEC} s; `fewshot-ray logs {sweep}` may say why")
+        typer.echo(f"stopped; go on with: fewshot-ray resume {job.sweep}{_there(cluster, address)}")
+
+
+def fetch(
+    sweep: SweepName,
+    out: Annotated[Path, typer.Argument(help="Where the pipeline's folder is to be, on this machine.")],
+    cluster: ClusterOption = None,
+    trial: Annotated[str | None, typer.Option(help="A trial's id; the sweep's result otherwise.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what OUT holds.")] = False,
+) -> None:
+    """Export a sweep's result on the cluster's head and bring it home: a diffusers pipeline with a model card."""
+    out = out.expanduser().resolve()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
+        raise UserError(f"{out} is there already; another folder, or --overwrite, would be right")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    head, url = _on_head(sweep, cluster, "fetch")
+    made = head.run("mktemp", "-d", capture=True)
+    folder = made.stdout.strip()
+    if made.returncode != 0 or not folder.startswith("/"):
+        raise UserError(f"{head.address}: no temporary folder could be made there ({made.stderr.strip()})")
+    arriving = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        exported = head.run("fewshot-ray", "export", url, f"{folder}/model", *(["--trial", trial] if trial else []), capture=True)
+        if exported.returncode != 0:
+            lines = [line for line in exported.stderr.splitlines() if line.strip()]
+            raise UserError(
+                (lines[-1] if lines else f"`fewshot-ray export` ended with {exported.returncode} there").removeprefix("error: ")
+            )
+        typer.echo(exported.stdout.strip().rsplit(":", 1)[0], nl=False)
+        head.copy_from(f"{folder}/model", arriving)
+        arriving.chmod(0o755)
+        if out.exists():
+            shutil.rmtree(out)
+        arriving.rename(out)
+    finally:
+        shutil.rmtree(arriving, ignore_errors=True)
+        head.run("rm", "-rf", folder, capture=True)
+    typer.echo(f": {out}")
+
+
+def leaderboard_there(sweep: str, cluster: Path) -> int:
+    """`leaderboard` on the cluster's head, which has the storage's credentials; its exit code."""
+    head, url = _on_head(sweep, cluster, "leaderboard")
+    return int(head.run("fewshot-ray", "leaderboard", url, terminal=sys.stdout.isatty()).returncode)
+
+
+def board_there(sweep: str, cluster: Path, port: int) -> int:
+    """`board` on the cluster's head, seen through a tunnel."""
+    head, url = _on_head(sweep, cluster, "board")
+    return int(head.board(url, port))
+
+
+def _on_head(sweep: str, cluster: Path | None, command: str) -> tuple[Any, str]:
+    """The head, and a sweep's URL there; a bare name is looked up among what was launched."""
+    from fewshot_ray.cluster.cluster_file import read_cluster_file
+    from fewshot_ray.cluster.head import DASHBOARD_PORT, Head
+    from fewshot_ray.cluster.submission import JobServer
+
+    if cluster is None:
+        raise UserError(f"{command} goes through a cluster's head: --cluster FILE (as for `ray up`) would be right")
+    head = Head(read_cluster_file(cluster))
+    if "/" in sweep:
+        return head, sweep
+    with head.tunnel(DASHBOARD_PORT) as port:
+        return head, JobServer(f"http://127.0.0.1:{port}", f"`ray up {cluster}` starts it").latest(sweep).sweep
+
+
+def _submit(
+    request: dict[str, Any],
+    sweep: str,
+    cluster: Path | None,
+    address: str | None,
+    *,
+    detach: bool,
+    package: Path,
+    document: Any = None,
+) -> None:
+    from fewshot_ray.cluster.submission import job_server
+
+    with job_server(cluster, address) as server:
+        if request["command"] == "resume":
+            sweep = sweep if "/" in sweep else server.latest(sweep).sweep
+            request["sweep"] = sweep
+        for job in server.of_sweep(sweep):
+            if not job.ended:
+                there = _there(cluster, address)
+                raise UserError(f"{job.name} runs there already; `fewshot-ray logs -f {job.name}{there}` follows it, `stop` ends it")
+        _write(package, request, cluster, address, document)
+        job = server.submit(package, sweep=sweep, command=request["command"])
+        typer.echo(f"submitted as {job.id}", err=True)
+        if detach:
+            typer.echo(f"follow it with: fewshot-ray logs -f {job.name}{_there(cluster, address)}", err=True)
+            return
+        raise typer.Exit(_follow(server, job, cluster, address))
+
+
+def _write(package: Path, request: dict[str, Any], cluster: Path | None, address: str | None, document: Any) -> None:
+    """The request, with what the cluster should have, and the file as the cluster is to read it."""
+    from fewshot_ray.cluster.capacity import most_nodes
+    from fewshot_ray.cluster.cluster_file import read_cluster_file
+    from fewshot_ray.cluster.submission import write_request
+    from fewshot_ray.cluster.versions import versions
+    from fewshot_ray.report.sweep_folder import SPEC
+    from fewshot_ray.spec.document import to_yaml
+
+    if document is not None:
+        (package / SPEC).write_text(to_yaml(document.tree))
+        request |= {"name": document.name, "lines": dict(document.lines)}
+    nodes = most_nodes(read_cluster_file(cluster)) if cluster else None
+    write_request(package, {**request, "versions": dict(versions()), "nodes": nodes, "there": _there(cluster, address)})
+
+
+def _follow(server: Any, job: Any, cluster: Path | None = None, address: str | None = None) -> int:
+    """Print what a job prints until it ends; its exit code. Ctrl-C leaves it running."""
+    there = _there(cluster, address)
+    try:
+        for piece in server.follow(job):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        job = server.ended(job, wait_sec=30)
+    except KeyboardInterrupt:
+        typer.echo(
+            f"\nit goes on there; `fewshot-ray logs -f {job.name}{there}` follows it, `fewshot-ray stop {job.name}{there}` ends it",
+            err=True,
+        )
+        return 130
+    except UserError as error:
+        raise UserError(f"{error}; it may well go on there: `fewshot-ray status {job.name}{there}` says") from error
+    if job.state == "SUCCEEDED":
+        return 0
+    if job.exit_code is None:  # Ray's own word: it never ran, or was stopped
+        raise UserError(f"{job.name}: {job.state.lower()} ({' '.join(job.message.split())[:300] or 'no reason given'})")
+    return int(job.exit_code)
+
+
+def _there(cluster: Path | None, address: str | None) -> str:
+    """The option that names the cluster, as it was given."""
+    return f" --cluster {cluster}" if cluster else f" --address {address}" if address else ""
+
+
+def _duration(seconds: float) -> str:
+    from datetime import timedelta
+
+    return str(timedelta(seconds=int(seconds)))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands that have no counterpart on one machine."""
+    for command in (launch, status, logs, stop, fetch):
+        app.command()(command)
+
+
+__all__ = ["board_there", "check_there", "is_server", "leaderboard_there", "register", "resume_there"]

@@ -1,0 +1,147 @@
+"""What a cluster file's nodes hold at most, beside what a trial asks for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from fewshot_ray.cluster.cluster_file import ClusterFile, NodeType
+from fewshot_ray.cluster.instances import INSTANCES
+from fewshot_ray.errors import UserError
+from fewshot_ray.spec.sections import ResourcesSpec
+
+__all__ = ["Hourly", "Used", "hourly", "most_nodes", "nodes_for", "trials_at_once", "workers_at_once"]
+
+
+class Used(NamedTuple):
+    """Nodes of one type, and the workers on each."""
+
+    node_type: NodeType
+    nodes: int
+    workers_each: int
+
+
+class Hourly(NamedTuple):
+    """What nodes cost an hour, at most: spot is counted as on demand."""
+
+    usd: float
+    unknown: tuple[str, ...]
+    """Types without a price; `usd` is without them."""
+    has_spot: bool
+
+
+def most_nodes(cluster: ClusterFile) -> list[tuple[dict[str, float], int]] | None:
+    """Resources of a node and how many of it there may be, the head among them; None where the file doesn't say what its nodes have.
+
+    The largest where the types' counts come to more than the cluster's `max_workers`.
+    """
+    if not _known(cluster):
+        return None
+    left = cluster.most_workers
+    nodes = [(dict(node_type.resources), 1) for node_type in cluster.node_types if node_type.is_head]
+    for node_type in sorted(
+        cluster.node_types, key=lambda node_type: (node_type.resources.get("GPU", 0), node_type.resources["CPU"]), reverse=True
+    ):
+        if number := min(node_type.most, left):
+            nodes.append((dict(node_type.resources), number))
+            left -= number
+    return nodes
+
+
+def workers_at_once(cluster: ClusterFile, resources: ResourcesSpec) -> int | None:
+    """Workers that fit when every node is up; None where that shows only once the cluster is up.
+
+    Raises UserError where not even one trial's ever do.
+    """
+    if not _known(cluster):
+        return None
+    hold = sum(used.nodes * used.workers_each for used in _filled(cluster, resources))
+    for kind, amount in _asked(resources).items():
+        best = max(cluster.node_types, key=lambda node_type: node_type.resources.get(kind, 0))
+        if amount > (has := best.resources.get(kind, 0)):
+            field = "gpus_per_worker" if kind == "GPU" else "cpus_per_worker"
+            raise UserError(
+                f"resources.{field}: a worker asks for {amount:g} {kind}s, no node of {cluster.path} has more than {has:g} ({best.name}); "
+                f"{f'at most {has:g}' if has else 'a node type with some'} would be right"
+            )
+    if hold < resources.workers:
+        each = " and ".join(f"{amount:g} {kind}s" for kind, amount in _asked(resources).items())
+        counts = ", ".join(f"{node_type.most} {node_type.name}" for node_type in cluster.node_types if node_type.most)
+        raise UserError(
+            f"resources.workers: a trial asks for {resources.workers} workers of {each} each, {cluster.path} holds {hold} at most "
+            f"(max_workers {cluster.most_workers}: {counts or 'the head alone'}); "
+            f"{f'at most {hold}, or a larger max_workers,' if hold else 'one node type with enough of each'} would be right"
+        )
+    return hold
+
+
+def trials_at_once(cluster: ClusterFile, resources: ResourcesSpec) -> int | None:
+    """As `workers_at_once`, in trials."""
+    workers = workers_at_once(cluster, resources)
+    return None if workers is None else workers // resources.workers
+
+
+def nodes_for(cluster: ClusterFile, resources: ResourcesSpec, workers: int) -> list[Used]:
+    """The nodes that `workers` workers take; of a cluster whose nodes' resources are known."""
+    used, left = [], workers
+    for node_type, nodes, each in _filled(cluster, resources):
+        if left > 0 and each > 0:
+            needed = min(nodes, -(-left // each))
+            used.append(Used(node_type, needed, each))
+            left -= needed * each
+    return used
+
+
+def hourly(cluster: ClusterFile, used: list[Used], prices: Mapping[str, float]) -> Hourly:
+    """Of the nodes used, of those that are always there, and of the head. `prices`: USD an hour by node type, before the table's.
+
+    Raises UserError for the price of a type that there isn't.
+    """
+    names = [node_type.name for node_type in cluster.node_types]
+    for name in prices:
+        if name not in names:
+            raise UserError(f"--price {name}: {cluster.path} has no such node type; one of {', '.join(names)} would be right")
+    taken: Counter[str] = Counter()
+    for node_type, nodes, _ in used:
+        taken[node_type.name] += nodes
+    usd, unknown, has_spot = 0.0, [], False
+    for node_type in cluster.node_types:
+        # A worker on the head's own node, or on one that is always there, takes no other.
+        if not (number := max(taken[node_type.name], node_type.least + node_type.is_head)):
+            continue
+        has_spot |= node_type.spot and node_type.name not in prices
+        listed = INSTANCES.get(node_type.instance or "")
+        price = prices.get(node_type.name, listed.usd_per_hour if listed else None)
+        if price is None:
+            unknown.append(node_type.name)
+        else:
+            usd += number * price
+    return Hourly(usd, tuple(unknown), has_spot)
+
+
+def _known(cluster: ClusterFile) -> bool:
+    """Whether every node's resources are."""
+    return all("CPU" in node_type.resources for node_type in cluster.node_types)
+
+
+def _asked(resources: ResourcesSpec) -> dict[str, float]:
+    """By one worker; a driver asks for nothing."""
+    asked = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    return {kind: amount for kind, amount in asked.items() if amount > 0}
+
+
+def _filled(cluster: ClusterFile, resources: ResourcesSpec) -> Iterator[Used]:
+    """Every node there may be, with as many workers as it holds: the head's first, then those that hold most."""
+
+    def hold(node_type: NodeType) -> int:
+        return min(int(node_type.resources.get(kind, 0) / amount + 1e-9) for kind, amount in _asked(resources).items())
+
+    for node_type in cluster.node_types:
+        if node_type.is_head and hold(node_type):
+            yield Used(node_type, 1, hold(node_type))
+    left = cluster.most_workers
+    for node_type in sorted(cluster.node_types, key=hold, reverse=True):
+        if (number := min(node_type.most, left)) and hold(node_type):
+            yield Used(node_type, number, hold(node_type))
+            left -= number

@@ -1,0 +1,319 @@
+"""Ray's cluster file (what `ray up` reads), checked on this machine and without a network."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewshot_ray.cluster.cluster_yaml import Source
+from fewshot_ray.cluster.instances import INSTANCES
+from fewshot_ray.errors import UserError
+from fewshot_ray.spec.wording import nearest, show
+
+__all__ = ["ClusterFile", "NodeType", "check_file_mounts", "check_ssh_key", "read_cluster_file"]
+
+_RAYS_MAX_WORKERS = 2
+"""Of a file that doesn't say."""
+
+
+@dataclass(frozen=True)
+class NodeType:
+    """One kind of machine; a local provider's are `head` and `worker`."""
+
+    name: str
+    resources: Mapping[str, float]
+    """Of one node, e.g. {"CPU": 8, "GPU": 1}; empty where the file doesn't say and nothing is known."""
+    least: int
+    """Nodes that are always there, beside the head node itself."""
+    most: int
+    """Nodes there may be, beside the head node itself; bounded by the cluster's `max_workers`."""
+    instance: str | None
+    """AWS instance type."""
+    spot: bool
+    is_head: bool
+
+
+@dataclass(frozen=True)
+class ClusterFile:
+    """A cluster file that Ray's own schema accepts."""
+
+    path: Path
+    tree: dict[str, Any]
+    """As written, Ray's defaults not filled in."""
+    node_types: tuple[NodeType, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the cluster."""
+        return str(self.tree["cluster_name"])
+
+    @property
+    def provider(self) -> str:
+        """`aws`, `local` and so on."""
+        return str(self.tree["provider"]["type"])
+
+    @property
+    def most_workers(self) -> int:
+        """Nodes beside the head, of all types together."""
+        if self.provider == "local":
+            return sum(node_type.most for node_type in self.node_types)
+        return int(self.tree.get("max_workers", _RAYS_MAX_WORKERS))
+
+
+def read_cluster_file(path: Path) -> ClusterFile:
+    """The file at `path`. Raises UserError for what `ray up` would stumble over, as far as it can be told without a network."""
+    source = Source.read(path)
+    _check_begin(source)
+    _check_schema(source)
+    _check_texts(source)
+    _check_provider(source)
+    _check_counts(source)
+    config = _with_defaults(source)
+    return ClusterFile(path, source.tree, tuple(_node_types(config)))
+
+
+def check_ssh_key(cluster: ClusterFile) -> None:
+    """Raise UserError where the file names a private key that isn't on this machine."""
+    key = cluster.tree["auth"].get("ssh_private_key")
+    if key is not None and not _is_there(key):
+        raise UserError(
+            f"{cluster.path}: auth.ssh_private_key: {show(key)} is no file of this machine; the private key's path would be right"
+        )
+
+
+def check_file_mounts(cluster: ClusterFile) -> None:
+    """Raise UserError where `ray up` would not find what it is to copy to the nodes, paths that begin in its working folder aside."""
+    for remote, local in cluster.tree.get("file_mounts", {}).items():
+        if local.startswith(("~", "/")) and not _is_there(local):
+            remedy = (
+                "`ray get-auth-token --generate` makes it" if local.endswith(".ray/auth_token") else "a path of this machine would be right"
+            )
+            raise UserError(f"{cluster.path}: file_mounts.{remote}: {show(local)} is not there; {remedy}")
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # a name that can't be one, a user who isn't there
+        return False
+
+
+def _check_begin(source: Source) -> None:
+    """What decides which of Ray's rules hold."""
+    tree = source.tree
+    if not isinstance(tree.get("cluster_name"), str) or not tree["cluster_name"]:
+        raise source.error(("cluster_name",), f"is {show(tree.get('cluster_name'))}; a name would be right")
+    provider = tree.get("provider")
+    known = _providers()
+    if not isinstance(provider, dict) or provider.get("type") is None:
+        raise source.error(("provider", "type"), f"is missing; one of {', '.join(known)} would be right")
+    if provider["type"] not in known:
+        guess = nearest(str(provider["type"]), known)
+        raise source.error(
+            ("provider", "type"),
+            f"is {show(provider['type'])}; {f'{guess!r}, or one of ' if guess else 'one of '}{', '.join(known)} would be right",
+        )
+
+
+def _providers() -> list[str]:
+    """Of clusters that `ray up` makes; of some, Ray's wheel has no more than the name."""
+    from ray.autoscaler._private.providers import _DEFAULT_CONFIGS
+
+    inner = ("readonly", "spark", "fake_multinode", "fake_multinode_docker")
+    return [str(name) for name, defaults in _DEFAULT_CONFIGS.items() if name not in inner and Path(defaults()).is_file()]
+
+
+def _check_schema(source: Source) -> None:
+    """Ray's schema on the file as it is written: Ray checks it with its defaults filled in, where places are lost."""
+    import json
+
+    import jsonschema  # type: ignore[import-untyped]
+    import ray.autoscaler
+
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    tree = {key: value for key, value in source.tree.items() if not (key == "min_workers" and source.tree["provider"]["type"] == "local")}
+    # Ray finds out itself what an AWS machine has.
+    for definition in schema["properties"]["available_node_types"]["patternProperties"].values():
+        definition["required"] = ["node_config"]
+    errors = sorted(jsonschema.Draft7Validator(schema).iter_errors(tree), key=lambda error: [str(key) for key in error.absolute_path])
+    if errors:
+        raise _worded(source, errors[0])
+
+
+_TYPES = {
+    "object": "a mapping",
+    "array": "a list",
+    "string": "text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "null": "null",
+}
+
+
+def _worded(source: Source, error: Any) -> UserError:
+    """A finding of the schema's in the words of this project."""
+    place = tuple(error.absolute_path)
+    if error.validator == "additionalProperties":
+        known = list(error.schema.get("properties", {}))
+        key = next(key for key in error.instance if key not in known)
+        guess = nearest(key, known)
+        return source.error((*place, key), f"is no field of Ray's; {repr(guess) if guess else 'one of ' + ', '.join(known)} would be right")
+    if error.validator == "required":
+        missing = next(key for key in error.validator_value if key not in error.instance)
+        return source.error((*place, missing), "is missing; Ray needs it")
+    if error.validator == "type":
+        types = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
+        return source.error(place, f"is {show(error.instance)}; {' or '.join(_TYPES[str(name)] for name in types)} would be right")
+    if error.validator == "minimum":
+        return source.error(place, f"is {show(error.instance)}; at least {error.validator_value} would be right")
+    return source.error(place, " ".join(str(error.message).split()))
+
+
+def _check_texts(source: Source) -> None:
+    """What Ray's schema leaves open, and Ray then ends with a traceback on."""
+    tree = source.tree
+    if not tree.get("auth", {}).get("ssh_user"):
+        raise source.error(("auth", "ssh_user"), "is missing; the name to log in with on the nodes, ubuntu say, would be right")
+    for remote, local in tree.get("file_mounts", {}).items():
+        if not isinstance(local, str) or not local:
+            raise source.error(("file_mounts", remote), f"is {show(local)}; the path of a file or folder of this machine would be right")
+    for key in ("cluster_synced_files", "rsync_exclude", "rsync_filter"):
+        for index, item in enumerate(tree.get(key, [])):
+            if not isinstance(item, str):
+                raise source.error((key, index), f"is {show(item)}; text would be right")
+
+
+def _check_provider(source: Source) -> None:
+    tree, provider = source.tree, source.tree["provider"]
+    if provider["type"] == "local":
+        _check_machines(source)
+        return
+    types = tree.get("available_node_types")
+    if types is not None:
+        head = tree.get("head_node_type")
+        if head not in types:
+            raise source.error(
+                ("head_node_type",),
+                f"is {show(head)}; the name of a type of available_node_types ({', '.join(types) or 'it has none'}) would be right",
+            )
+    if provider["type"] == "aws":
+        if not provider.get("region"):
+            raise source.error(
+                ("provider", "region"), f"is {show(provider.get('region'))}; a region of AWS's such as us-east-1 would be right"
+            )
+        for name, data in (types or {}).items():
+            node = data["node_config"]
+            if "LaunchTemplate" not in node and not isinstance(node.get("InstanceType"), str):
+                place = ("available_node_types", name, "node_config", "InstanceType")
+                raise source.error(place, f"is {show(node.get('InstanceType'))}; an instance type such as g5.xlarge would be right")
+            if "ssh_private_key" in tree["auth"] and not {"KeyName", "UserData", "LaunchTemplate"} & set(node):
+                place = ("available_node_types", name, "node_config", "KeyName")
+                raise source.error(place, "is missing; AWS's name of the key pair of auth.ssh_private_key would be right")
+
+
+def _check_machines(source: Source) -> None:
+    """Of a local provider."""
+    tree, provider = source.tree, source.tree["provider"]
+    for key in ("available_node_types", "head_node_type"):
+        if key in tree:
+            raise source.error((key,), "is not for the provider 'local', whose machines are provider.head_ip and provider.worker_ips")
+    if "coordinator_address" in provider:
+        if "max_workers" not in tree:
+            raise source.error(("max_workers",), "is missing; the number of nodes to take of the coordinator's would be right")
+        return
+    if not isinstance(provider.get("head_ip"), str) or not provider["head_ip"]:
+        raise source.error(("provider", "head_ip"), f"is {show(provider.get('head_ip'))}; the head's address would be right")
+    if "worker_ips" not in provider:
+        raise source.error(("provider", "worker_ips"), "is missing; a list of the workers' addresses, [] for none, would be right")
+    for index, ip in enumerate(provider["worker_ips"]):
+        if not isinstance(ip, str) or not ip:
+            raise source.error(("provider", "worker_ips", index), f"is {show(ip)}; an address would be right")
+
+
+def _check_counts(source: Source) -> None:
+    """How many nodes of each type, and of all."""
+    tree = source.tree
+    if tree["provider"]["type"] == "local":
+        least, most = tree.get("min_workers", 0), tree.get("max_workers")
+        ips = len(tree["provider"].get("worker_ips", []))
+        if isinstance(least, bool) or not isinstance(least, int) or least < 0:
+            raise source.error(("min_workers",), f"is {show(least)}; a whole number of at least 0 would be right")
+        for key, count in (("min_workers", least), ("max_workers", most)):
+            if "coordinator_address" not in tree["provider"] and count is not None and count > ips:
+                raise source.error((key,), f"is {count}, provider.worker_ips names {ips}; at most {ips} would be right")
+        return
+    total = 0
+    for name, data in tree.get("available_node_types", {}).items():
+        place = ("available_node_types", name)
+        least = data.get("min_workers", 0)
+        for key in ("min_workers", "max_workers"):
+            if data.get(key, 0) < 0:
+                raise source.error((*place, key), f"is {data[key]}; at least 0 would be right")
+        if least > data.get("max_workers", 0 if name == tree["head_node_type"] else least):
+            most = data.get("max_workers", 0)
+            raise source.error((*place, "min_workers"), f"is {least}, max_workers is {most}; at most {most} would be right")
+        total += least
+    most = tree.get("max_workers")
+    if most is not None and total > most:
+        raise source.error(("max_workers",), f"is {most}, the node types' min_workers are {total} in all; at least {total} would be right")
+
+
+def _with_defaults(source: Source) -> dict[str, Any]:
+    """The file as Ray completes and checks it."""
+    import copy
+
+    import click
+    import jsonschema
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    # What Ray says of it is for `ray up`.
+    logging.getLogger("ray.autoscaler").setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            config: dict[str, Any] = prepare_config(copy.deepcopy(source.tree))
+            for data in config["available_node_types"].values():
+                data.setdefault("resources", {})
+            validate_config(config)
+    except jsonschema.ValidationError as error:
+        raise _worded(source, error) from error
+    except (click.ClickException, ValueError, RuntimeError, AssertionError) as error:
+        raise UserError(f"{source.name}: Ray refuses it: {' '.join(str(error).split())}") from error
+    return config
+
+
+def _node_types(config: dict[str, Any]) -> Iterator[NodeType]:
+    """Of a file with Ray's defaults; a local provider's are two."""
+    most = int(config["max_workers"])
+    if config["provider"]["type"] == "local":
+        data = next(iter(config["available_node_types"].values()))
+        yield NodeType("head", {}, 0, 0, None, False, True)
+        yield NodeType("worker", {}, int(data["min_workers"]), int(data["max_workers"]), None, False, False)
+        return
+    for name, data in config["available_node_types"].items():
+        node = data["node_config"]
+        instance = node.get("InstanceType") if config["provider"]["type"] == "aws" else None
+        market = node.get("InstanceMarketOptions")
+        yield NodeType(
+            name=name,
+            resources=_resources(instance, data["resources"]),
+            least=int(data["min_workers"]),
+            most=min(int(data["max_workers"]), most),
+            instance=instance,
+            spot=isinstance(market, dict) and market.get("MarketType") == "spot",
+            is_head=name == config["head_node_type"],
+        )
+
+
+def _resources(instance: str | None, written: Mapping[str, float]) -> dict[str, float]:
+    """What Ray takes a node to have: the machine's, and over it what the file says."""
+    known = INSTANCES.get(instance or "")
+    if known is None:
+        return {kind: float(amount) for kind, amount in written.items()}
+    machine = {"CPU": known.cpus, **({"GPU": known.gpus} if known.gpus else {})}
+    return {kind: float(amount) for kind, amount in {**machine, **written}.items()}

@@ -1,0 +1,180 @@
+"""A cluster's head as a laptop reaches it: by SSH, with the user and key that `ray up` uses."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fewshot_ray.cluster.cluster_file import ClusterFile, check_ssh_key
+from fewshot_ray.errors import UserError
+
+Answer = TypeVar("Answer")
+
+ANSWER_SEC = 9.0
+"""For a provider or a host to answer; then it is taken to be away."""
+DASHBOARD_PORT = 8265
+
+
+class Head:
+    """Commands, files and ports of the node that runs a cluster's head. Whatever fails is a UserError of one line."""
+
+    def __init__(self, cluster: ClusterFile) -> None:
+        check_ssh_key(cluster)
+        for program in ("ssh", "rsync"):
+            if shutil.which(program) is None:
+                raise UserError(f"{program} isn't installed here, and clusters are reached with it; install it")
+        self.cluster = cluster
+        self.auth: dict[str, Any] = cluster.tree.get("auth") or {}
+
+    @cached_property
+    def address(self) -> str:
+        """What the provider says is the head's."""
+        from ray.autoscaler.sdk import get_head_node_ip
+
+        hint = f"`ray up {self.cluster.path}` starts it"
+        try:
+            return _within(ANSWER_SEC, lambda: str(get_head_node_ip(str(self.cluster.path))))
+        except TimeoutError:
+            raise UserError(f"{self.cluster.path}: {self.cluster.provider} doesn't answer; is this machine online?") from None
+        except ImportError as error:
+            needs = error.name or ("boto3" if self.cluster.provider == "aws" else "a package")
+            raise UserError(
+                f"{self.cluster.path}: provider {self.cluster.provider} needs {needs} on this machine; "
+                "pip install 'fewshot-ray[aws]' would be right for AWS, what `ray up` asks for elsewhere"
+            ) from error
+        except RuntimeError as error:  # Ray's only word for "there is none"
+            raise UserError(f"{self.cluster.path}: cluster {self.cluster.name} has no head that runs; {hint}") from error
+        except Exception as error:  # the provider's own clients have no common class: no credentials, no such region
+            text = " ".join(str(error).split())
+            raise UserError(f"{self.cluster.path}: {self.cluster.provider} doesn't say where the head is ({text[:200]})") from error
+
+    def ssh(self, *options: str) -> list[str]:
+        """The command up to the host; a shell's command may follow."""
+        return ["ssh", *self._options, *options, f"{self.auth['ssh_user']}@{self.address}"]
+
+    @property
+    def _options(self) -> list[str]:
+        known = Path("~/.ssh").expanduser() / f"known_hosts.{self.cluster.name}"
+        options = {
+            "BatchMode": "yes",
+            "ConnectTimeout": "8",
+            "ServerAliveInterval": "15",
+            "ServerAliveCountMax": "4",
+            # Its key is new to us when the cluster is, and must be the same from then on.
+            "StrictHostKeyChecking": "accept-new",
+            "UserKnownHostsFile": str(known),
+            "LogLevel": "ERROR",
+        }
+        if proxy := self.auth.get("ssh_proxy_command"):
+            options["ProxyCommand"] = str(proxy)
+        arguments = [argument for name, value in options.items() for argument in ("-o", f"{name}={value}")]
+        if key := self.auth.get("ssh_private_key"):
+            arguments += ["-i", os.path.expanduser(str(key)), "-o", "IdentitiesOnly=yes"]
+        return arguments
+
+    def run(self, *command: str, terminal: bool = False, capture: bool = False) -> subprocess.CompletedProcess[str]:
+        """Run a command in a login shell there, as `ray exec` does; with `capture` its output is kept, else it is ours."""
+        line = f"bash --login -c {shlex.quote('source ~/.bashrc; exec ' + shlex.join(command))}"
+        done = subprocess.run([*self.ssh(*(["-t"] if terminal else [])), line], text=True, capture_output=capture, check=False)
+        if done.returncode == 255:
+            raise self._unreachable(done.stderr or "")
+        return done
+
+    @contextmanager
+    def tunnel(self, port: int, *, local_port: int = 0) -> Iterator[int]:
+        """Within the block a port of this machine's loopback leads to one of the head's; yields ours."""
+        local = local_port or _free_port()
+        forward = f"127.0.0.1:{local}:127.0.0.1:{port}"
+        process = subprocess.Popen(
+            self.ssh("-N", "-L", forward, "-o", "ExitOnForwardFailure=yes"),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the command, which then ends the tunnel
+        )
+        try:
+            given_up_sec = time.monotonic() + ANSWER_SEC
+            while not _listens(local):
+                if process.poll() is not None:
+                    raise self._unreachable(process.stderr.read() if process.stderr else "")
+                if time.monotonic() > given_up_sec:
+                    raise self._unreachable("no answer")
+                time.sleep(0.02)
+            yield local
+        finally:
+            process.terminate()
+            process.communicate()
+
+    def board(self, sweep: str, port: int) -> int:
+        """`fewshot-ray board` there, shown at the same port of this machine's loopback; ends with Ctrl-C. Returns its exit code."""
+        line = shlex.join(["fewshot-ray", "board", sweep, "--port", str(port)])
+        forward = ["-L", f"127.0.0.1:{port}:127.0.0.1:{port}", "-o", "ExitOnForwardFailure=yes"]
+        # A terminal there, so that it ends when this side does.
+        done = subprocess.run([*self.ssh("-tt", *forward), f"bash --login -c {shlex.quote('source ~/.bashrc; exec ' + line)}"], check=False)
+        if done.returncode == 255:
+            raise self._unreachable("")
+        return done.returncode
+
+    def copy_from(self, folder: str, local: Path) -> None:
+        """Copy a folder of the head's into `local`, going on with what an interrupted copy left."""
+        shell = shlex.join(["ssh", *self._options])
+        source = f"{self.auth['ssh_user']}@{self.address}:{folder.rstrip('/')}/"
+        done = subprocess.run(
+            ["rsync", "-az", "--partial", "--delete", "-e", shell, source, f"{local}/"], capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise self._unreachable(done.stderr)
+
+    def _unreachable(self, said: str) -> UserError:
+        lines = [line for line in said.splitlines() if line.strip()]
+        where = f"{self.auth['ssh_user']}@{self.address}"
+        text = f"{self.cluster.path}: {where} can't be reached by SSH ({lines[-1].strip() if lines else 'no answer'})"
+        if "HOST IDENTIFICATION HAS CHANGED" in said or "Host key verification failed" in said:
+            return UserError(f"{text}; if you built the cluster anew, remove ~/.ssh/known_hosts.{self.cluster.name}")
+        if "Permission denied" in said:
+            return UserError(f"{text}; auth.ssh_user and auth.ssh_private_key as for `ray up` would be right")
+        return UserError(f"{text}; is the cluster up? `ray up {self.cluster.path}` starts it")
+
+
+def _within(seconds: float, work: Callable[[], Answer]) -> Answer:
+    """What `work` returns or raises. Raises TimeoutError where that takes longer; a provider's own clients try for minutes."""
+    answer: list[Answer] = []
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            answer.append(work())
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if raised:
+        raise raised[0]
+    if not answer:
+        raise TimeoutError
+    return answer[0]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,224 @@
+"""Sweeps as Ray jobs: submitted to a cluster's job server, followed, listed and stopped from anywhere that reaches it.
+
+Ray's own client does the talking; it needs no training library.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from fewshot_ray.cluster.cluster_file import read_cluster_file
+from fewshot_ray.cluster.head import DASHBOARD_PORT, Head
+from fewshot_ray.errors import UserError
+
+REQUEST = "request.json"
+"""In the package: what the cluster is to do with it, and the versions it was made with."""
+METADATA = "fewshot_ray."
+CONNECT_SEC = 5.0
+STOP_SEC = 120
+"""For the trials to save after `stop`; then Ray kills the driver, and what they have since their last checkpoint is lost."""
+RAYS_LOGGERS = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
+RUNNING = ("PENDING", "RUNNING")
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """A Ray job that runs a sweep, or ran it."""
+
+    id: str
+    sweep: str
+    """The sweep's URL as the cluster sees it."""
+    command: str
+    state: str
+    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
+    message: str
+    started_sec: float
+    ended_sec: float | None
+    exit_code: int | None
+
+    @property
+    def name(self) -> str:
+        """The sweep's."""
+        return self.sweep.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of it runs any more."""
+        return self.state not in RUNNING
+
+
+class JobServer:
+    """The job server of a Ray cluster, at the dashboard's address. Raises UserError where it can't be used."""
+
+    def __init__(self, address: str, remedy: str) -> None:
+        """`remedy`: what the user may do where nothing answers."""
+        self.address = address.rstrip("/")
+        parts = urlsplit(self.address)
+        try:
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+        except ValueError:
+            port = 0
+        if parts.scheme not in ("http", "https") or not parts.hostname or not port:
+            raise UserError(f"--address {address}: the dashboard's address, http://127.0.0.1:{DASHBOARD_PORT} say, would be right")
+        _use_token()
+        try:
+            socket.create_connection((parts.hostname, port), CONNECT_SEC).close()
+        except OSError as error:
+            raise UserError(f"{self.address}: no dashboard answers ({error.strerror or 'no answer'}); {remedy}") from error
+        with self._asking():
+            from ray.job_submission import JobSubmissionClient
+
+            for logger in RAYS_LOGGERS:
+                logging.getLogger(logger).setLevel(logging.WARNING)
+            os.environ.pop("RAY_API_SERVER_ADDRESS", None)  # Ray would ask there instead
+            self._client = JobSubmissionClient(self.address)
+            theirs = str(self._client._server_ray_version)  # `get_version` is the API's own
+        import ray
+
+        if theirs != ray.__version__:
+            raise UserError(
+                f"{self.address}: the cluster has Ray {theirs}, this machine {ray.__version__}; the same on both would be right"
+            )
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """What Ray's client raises, in one line."""
+        from ray.exceptions import AuthenticationError
+        from requests import RequestException
+
+        try:
+            yield
+        except AuthenticationError as error:
+            raise UserError(
+                f"{self.address}: the cluster refuses this machine's token; ~/.ray/auth_token (or RAY_AUTH_TOKEN) as it was "
+                "when the cluster was brought up is right"
+            ) from error
+        except (RuntimeError, ConnectionError, RequestException, ValueError) as error:
+            text = " ".join(str(error).split())
+            raise UserError(f"{self.address}: the job server says: {text[:300]}") from error
+
+    def submit(self, package: Path, *, sweep: str, command: str) -> SweepJob:
+        """Start what `package` (a folder with `request.json`) asks for."""
+        name = re.sub(r"[^A-Za-z0-9_-]", "-", sweep.rstrip("/").rsplit("/", 1)[-1])
+        submission_id = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
+        with self._asking():
+            self._client.submit_job(
+                entrypoint=f"exec fewshot-ray launched {REQUEST}",
+                submission_id=submission_id,
+                runtime_env={
+                    "working_dir": str(package),
+                    "env_vars": {"PYTHONUNBUFFERED": "1", "COLUMNS": "120", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SEC)},
+                },
+                metadata={f"{METADATA}sweep": sweep, f"{METADATA}command": command},
+            )
+        return self.job(submission_id)
+
+    def job(self, submission_id: str) -> SweepJob:
+        """As it is now."""
+        with self._asking():
+            return _sweep_job(self._client.get_job_info(submission_id))
+
+    def jobs(self) -> list[SweepJob]:
+        """All that this program has submitted, the newest first."""
+        with self._asking():
+            found = [_sweep_job(job) for job in self._client.list_jobs() if (job.metadata or {}).get(f"{METADATA}sweep")]
+        return sorted(found, key=lambda job: job.started_sec, reverse=True)
+
+    def of_sweep(self, sweep: str) -> list[SweepJob]:
+        """Those of a sweep, by its name or URL, the newest first."""
+        return [job for job in self.jobs() if sweep.rstrip("/") in (job.sweep, job.name)]
+
+    def latest(self, sweep: str) -> SweepJob:
+        """The newest job of a sweep. Raises UserError where there is none."""
+        found = self.of_sweep(sweep)
+        if not found:
+            names = list(dict.fromkeys(job.name for job in self.jobs()))
+            known = f"{', '.join(names[:5])} {'is' if len(names) == 1 else 'are'} there" if names else "none was launched there"
+            raise UserError(
+                f"{sweep}: the cluster knows no such sweep ({known}); its name, or the URL that `launch` printed, would be right"
+            )
+        return found[0]
+
+    def output(self, job: SweepJob) -> str:
+        """All that it has printed."""
+        with self._asking():
+            return str(self._client.get_job_logs(job.id))
+
+    def follow(self, job: SweepJob) -> Iterator[str]:
+        """What it prints, from its beginning, as it comes, until it ends."""
+        loop = asyncio.new_event_loop()
+        pieces = self._client.tail_job_logs(job.id)
+        try:
+            while True:
+                with self._asking():
+                    try:
+                        piece = loop.run_until_complete(anext(pieces))
+                    except StopAsyncIteration:
+                        break
+                yield piece
+        finally:
+            loop.run_until_complete(pieces.aclose())
+            loop.close()
+
+    def ended(self, job: SweepJob, *, wait_sec: float) -> SweepJob:
+        """The job once it has ended, or as it is after `wait_sec`."""
+        until_sec = time.monotonic() + wait_sec
+        while not (job := self.job(job.id)).ended and time.monotonic() < until_sec:
+            time.sleep(0.2)
+        return job
+
+    def stop(self, job: SweepJob) -> None:
+        """Tell it to save and end, as SIGTERM does."""
+        with self._asking():
+            self._client.stop_job(job.id)
+
+
+@contextmanager
+def job_server(cluster: Path | None, address: str | None) -> Iterator[JobServer]:
+    """The job server at a dashboard's `address`, or on the head of a cluster file's cluster through a tunnel, for the block."""
+    if (cluster is None) == (address is None):
+        raise UserError("--cluster FILE (as for `ray up`) or --address URL (of a dashboard) would be right, one of them")
+    if cluster is None:
+        yield JobServer(str(address), "the address of a dashboard that this machine reaches would be right")
+        return
+    head = Head(read_cluster_file(cluster))
+    with head.tunnel(DASHBOARD_PORT) as port:
+        yield JobServer(f"http://127.0.0.1:{port}", f"`ray up {cluster}` starts it")
+
+
+def write_request(package: Path, request: Mapping[str, Any]) -> None:
+    """Into a package's folder."""
+    (package / REQUEST).write_text(json.dumps(request))
+
+
+def _sweep_job(job: Any) -> SweepJob:
+    metadata = job.metadata or {}
+    return SweepJob(
+        id=job.submission_id,
+        sweep=metadata.get(f"{METADATA}sweep", "").rstrip("/"),
+        command=metadata.get(f"{METADATA}command", ""),
+        state=str(getattr(job.status, "value", job.status)),
+        message=job.message or "",
+        started_sec=(job.start_time or 0) / 1000,
+        ended_sec=job.end_time / 1000 if job.end_time else None,
+        exit_code=job.driver_exit_code,
+    )
+
+
+def _use_token() -> None:
+    """Ray's client sends the token only where this is set; a cluster without one passes it over."""
+    given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or Path("~/.ray/auth_token").expanduser().exists()
+    if given:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")

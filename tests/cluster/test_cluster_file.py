@@ -1,0 +1,216 @@
+"""A cluster file is taken or refused before anything is started, and the ones that come with the project are taken."""
+
+from __future__ import annotations
+
+import copy
+import random
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+from fewshot_ray.cluster.cluster_file import check_file_mounts, check_ssh_key, read_cluster_file
+from fewshot_ray.cluster.instances import INSTANCES
+from fewshot_ray.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = {"cluster.yaml": {"<region>": "us-east-1", "<bucket>": "b"}}
+SHIPPED["cluster/onprem.yaml"] = {"<address of the head>": "10.0.0.1", "<address of a worker>": "10.0.0.2", "<user>": "u"}
+
+AWS = """
+cluster_name: c
+max_workers: 3
+provider: {type: aws, region: us-east-1}
+auth: {ssh_user: ubuntu}
+head_node_type: head
+available_node_types:
+  head: {node_config: {InstanceType: m6i.large}}
+  spot:
+    max_workers: 8
+    resources: {CPU: 2}
+    node_config: {InstanceType: g5.xlarge, InstanceMarketOptions: {MarketType: spot}}
+file_mounts: {~/.ray/auth_token: ~/.ray/auth_token}
+"""
+LOCAL = """
+cluster_name: c
+provider: {type: local, head_ip: 10.0.0.1, worker_ips: [10.0.0.2, 10.0.0.3]}
+auth: {ssh_user: me, ssh_private_key: ~/.ssh/id}
+"""
+
+
+def filled_in(name: str, folder: Path) -> Path:
+    text = (ROOT / name).read_text()
+    for placeholder, value in SHIPPED[name].items():
+        assert placeholder in text
+        text = text.replace(placeholder, value)
+    path = folder / "filled.yaml"
+    path.write_text(text)
+    return path
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "cluster.yaml"
+    path.write_text(text)
+    return path
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UserError) as raised:
+        read_cluster_file(path)
+    return str(raised.value)
+
+
+def test_aws_types(tmp_path: Path) -> None:
+    """Oracle: written by hand. What the file says of a type stands over what AWS says; no type has more nodes than all together."""
+    cluster = read_cluster_file(written(tmp_path, AWS))
+    head, spot = cluster.node_types
+    assert (cluster.name, cluster.provider, cluster.most_workers) == ("c", "aws", 3)
+    assert (head.is_head, head.least, head.most, dict(head.resources), head.spot) == (True, 0, 0, {"CPU": 2}, False)
+    assert (spot.is_head, spot.least, spot.most, dict(spot.resources), spot.spot) == (False, 0, 3, {"CPU": 2, "GPU": 1}, True)
+
+
+def test_local_machines(tmp_path: Path) -> None:
+    cluster = read_cluster_file(written(tmp_path, LOCAL))
+    assert [(t.name, t.least, t.most, dict(t.resources), t.is_head) for t in cluster.node_types] == [
+        ("head", 0, 0, {}, True),
+        ("worker", 2, 2, {}, False),
+    ]
+    assert cluster.most_workers == 2
+
+
+def test_workers_that_the_file_does_not_bound(tmp_path: Path) -> None:
+    """Oracle: Ray's own default."""
+    from ray.autoscaler._private.util import prepare_config
+
+    text = AWS.replace("max_workers: 3\n", "", 1)
+    assert read_cluster_file(written(tmp_path, text)).most_workers == prepare_config(yaml.safe_load(text))["max_workers"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_files_are_complete_once_filled_in(name: str, tmp_path: Path) -> None:
+    """Each placeholder is asked for; with all filled in Ray's schema holds, and what is to be copied is in the repository."""
+    placeholder = next(iter(SHIPPED[name]))
+    assert f"{placeholder} is still to be filled in" in refusal(ROOT / name)
+    cluster = read_cluster_file(filled_in(name, tmp_path))
+    for local in cluster.tree["file_mounts"].values():
+        assert local.startswith("~") or (ROOT / local).exists()
+    for node_type in cluster.node_types:
+        if node_type.instance:
+            known = INSTANCES[node_type.instance]
+            assert node_type.resources.get("GPU", 0) == known.gpus
+            assert node_type.is_head or node_type.resources["CPU"] == known.cpus
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_files_shut_the_doors(name: str) -> None:
+    """The token is asked for in every shell that starts Ray, the dashboard is the head's own, and Ray knows every option."""
+    tree = yaml.safe_load((ROOT / name).read_text())
+    setup = "\n".join(tree["setup_commands"])
+    assert "RAY_AUTH_MODE=token" in setup
+    assert "chmod 600 ~/.ray/auth_token" in setup
+    assert tree["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    starts = [tree["head_start_ray_commands"][-1], tree["worker_start_ray_commands"][-1]]
+    assert "--dashboard-host=127.0.0.1" in starts[0]
+    known = subprocess.run(["ray", "start", "--help"], capture_output=True, text=True, check=True).stdout
+    for option in re.findall(r"--[a-z-]+", " ".join(starts)):
+        assert option in known
+    ports = re.compile(r"--(?:node-manager|object-manager|min-worker|max-worker)-port=\d+")
+    assert ports.findall(starts[0]) == ports.findall(starts[1]) != []
+
+
+def test_aws_file_holds_no_key_and_opens_no_port() -> None:
+    tree = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    assert "IpPermissions" not in tree["provider"]["security_group"]
+    assert all("IamInstanceProfile" in data["node_config"] for data in tree["available_node_types"].values())
+    assert not re.search(r"AKIA|aws_secret|aws_credentials", (ROOT / "cluster.yaml").read_text())
+
+
+BAD = {
+    "max_workers: many": ("max_workers: 3", "line 3: max_workers: is 'many'; a whole number would be right"),
+    "max_worker: 3": ("max_workers: 3", "line 3: max_worker: is no field of Ray's; 'max_workers' would be right"),
+    "max_workers: 3\nmax_workers: 4": ("max_workers: 3", "line 4: max_workers: is given twice (first in line 3); once is right"),
+    "provider: {region: us-east-1}": ("provider: {type: aws, region: us-east-1}", "line 4: provider.type: is missing"),
+    "provider: {type: asw}": ("provider: {type: aws, region: us-east-1}", "line 4: provider.type: is 'asw'; 'aws', or one of"),
+    "provider: {type: aws}": ("provider: {type: aws, region: us-east-1}", "line 4: provider.region: is nothing; a region"),
+    "head_node_type: haed": ("head_node_type: head", "line 6: head_node_type: is 'haed'; the name of a type"),
+    "min_workers: 4": ("max_workers: 8", "line 3: max_workers: is 3, the node types' min_workers are 4 in all; at least 4"),
+    "resources: {CPU: two}": ("resources: {CPU: 2}", "available_node_types.spot.resources.CPU: is 'two'; a whole number"),
+    "auth: {ssh_user: u, ssh_private_key: k}": ("auth: {ssh_user: ubuntu}", "available_node_types.head.node_config.KeyName: is missing"),
+    "auth: {}": ("auth: {ssh_user: ubuntu}", "auth.ssh_user: is missing"),
+    "cluster_name: 2026-01-01": (
+        "cluster_name: c",
+        "line 2: cluster_name: is read as a date (2026-01-01); quotes around it would be right",
+    ),
+    "cluster_name: <name>": ("cluster_name: c", "line 2: cluster_name: <name> is still to be filled in"),
+    "cluster_name: [": ("cluster_name: c", "not valid YAML"),
+    "cluster_name: !!int ''": ("cluster_name: c", "line 2: the tag"),
+    "apiVersion: ray.io/v1": ("cluster_name: c", "is a Kubernetes manifest; `kubectl apply"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_refused_in_one_line(bad: str, tmp_path: Path) -> None:
+    good, expected = BAD[bad]
+    assert good in AWS
+    line = refusal(written(tmp_path, AWS.replace(good, bad, 1)))
+    assert expected in line
+    assert "\n" not in line
+
+
+def test_no_file_to_read(tmp_path: Path) -> None:
+    assert "there is no such file" in refusal(tmp_path / "none.yaml")
+    assert "is a folder" in refusal(tmp_path)
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe")
+    assert "is not UTF-8" in refusal(tmp_path / "bytes.yaml")
+
+
+def test_what_is_to_be_copied_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    aws = read_cluster_file(written(tmp_path, AWS))
+    check_ssh_key(aws)  # it names none: Ray makes one
+    with pytest.raises(UserError, match="get-auth-token --generate"):
+        check_file_mounts(aws)
+    local = read_cluster_file(written(tmp_path, LOCAL))
+    with pytest.raises(UserError, match=r"auth\.ssh_private_key: '~/.ssh/id' is no file of this machine"):
+        check_ssh_key(local)
+    for name in (".ray/auth_token", ".ssh/id"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    check_file_mounts(aws)
+    check_ssh_key(local)
+
+
+JUNK: list[Any] = [None, True, -1, 0, 1.5, 10**30, float("nan"), "", "x", "local", [], ["a"], [None], {}, {"a": 1}, {7: {}}, "~nobody/x"]
+
+
+def places(tree: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    below = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    return [place] * bool(place) + [found for key, value in below for found in places(value, (*place, key))]
+
+
+@pytest.mark.parametrize("text", [AWS, LOCAL], ids=["aws", "local"])
+def test_no_value_at_any_place_ends_in_a_traceback(text: str, tmp_path: Path) -> None:
+    """Every place of a file with other values, or gone: it is taken, or refused with a UserError of one line."""
+    draw = random.Random(0)
+    original, lines = yaml.safe_load(text), []
+    for place in places(original):
+        for value in draw.sample(JUNK, 6):
+            tree = copy.deepcopy(original)
+            node = tree
+            for key in place[:-1]:
+                node = node[key]
+            if value is None and isinstance(node, dict):
+                del node[place[-1]]
+            else:
+                node[place[-1]] = value
+            try:
+                cluster = read_cluster_file(written(tmp_path, yaml.safe_dump(tree)))
+                check_ssh_key(cluster)
+                check_file_mounts(cluster)
+            except UserError as error:
+                lines.append(str(error))
+    assert len(lines) > 50
+    assert not [line for line in lines if "\n" in line]

@@ -1,0 +1,138 @@
+"""What leaves the laptop with a launch, and what the cluster reads of it."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fewshot_ray.cli.launched import check_versions, received, request_at
+from fewshot_ray.cluster import package
+from fewshot_ray.cluster.package import check_storage, pack
+from fewshot_ray.cluster.submission import REQUEST
+from fewshot_ray.cluster.versions import different, versions
+from fewshot_ray.data.places import pictures
+from fewshot_ray.errors import UserError
+from fewshot_ray.report.sweep_folder import SPEC
+from fewshot_ray.spec.document import Document, read_document, to_yaml
+from fewshot_ray.spec.validate import file_spec
+
+FILE = """\
+name: sent
+source: {model: "embedded://digits-ddpm"}
+target:
+  images: %s
+method: {finetune: {}}
+train: {lr: {log: [1e-5, 1e-4]}}
+storage: %s
+"""
+
+
+def png(shade: int) -> bytes:
+    content = io.BytesIO()
+    Image.new("L", (8, 8), shade).save(content, "PNG")
+    return content.getvalue()
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "ten"
+    for number in range(3):
+        path = folder / ("below" if number == 2 else ".") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(number))
+    return folder
+
+
+def document(tmp_path: Path, images: object, storage: str = "memory://package") -> Document:
+    path = tmp_path / "sent.yaml"
+    path.write_text(FILE % (images, storage))
+    return read_document(path)
+
+
+def arrived(packed: Document, folder: Path) -> Document:
+    """As the cluster reads it."""
+    (folder / SPEC).write_text(to_yaml(packed.tree))
+    return received({"name": packed.name, "lines": dict(packed.lines)}, folder)
+
+
+def sent(tmp_path: Path, name: str, images: object, storage: str = "memory://package") -> tuple[Document, Path]:
+    folder = tmp_path / name
+    folder.mkdir()
+    return arrived(pack(document(tmp_path, images, storage), folder), folder), folder
+
+
+def test_images_arrive_and_nothing_else(images: Path, tmp_path: Path) -> None:
+    """Oracle: the cluster's pictures are the laptop's, by name and byte; no other file of the folder has left."""
+    before = [(picture.name, picture.content) for picture in pictures(str(images))]
+    (images / "passwords.txt").write_text("secret")
+    (images / ".hidden.png").write_bytes(png(9))
+    there, folder = sent(tmp_path, "package", images)
+    place = there.tree["target"]["images"]
+    assert place.startswith("memory://package/sent/inputs/")
+    assert [(picture.name, picture.content) for picture in pictures(place)] == before
+    assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == ["0.png", "1.png", "2.png", SPEC]
+    assert there.tree["source"] == {"model": "embedded://digits-ddpm"}
+    assert there.tree["train"] == document(tmp_path, images).tree["train"]
+    assert str(there.error("target.images", "is wrong")).startswith(f"{tmp_path}/sent.yaml, line 4: target.images")
+
+
+def test_the_same_images_are_the_same_place(images: Path, tmp_path: Path) -> None:
+    """Oracle: launched again a file is the same file, with another picture it is not."""
+    first = sent(tmp_path, "one", images)[0].tree
+    assert sent(tmp_path, "two", images)[0].tree == first
+    (images / "0.png").write_bytes(png(100))
+    assert sent(tmp_path, "three", images)[0].tree != first
+
+
+def test_a_zip_goes_as_it_is(images: Path, tmp_path: Path) -> None:
+    """Oracle: its pictures."""
+    import shutil
+
+    archive = shutil.make_archive(str(tmp_path / "ten"), "zip", images)
+    there, _ = sent(tmp_path, "package", archive)
+    assert {picture.content for picture in pictures(there.tree["target"]["images"])} == {png(number) for number in range(3)}
+
+
+def test_places_elsewhere_stay(tmp_path: Path) -> None:
+    """Oracle: the file's own."""
+    there, folder = sent(tmp_path, "package", "s3://bucket/images")
+    assert there.tree["target"]["images"] == "s3://bucket/images"
+    assert [path.name for path in folder.iterdir()] == [SPEC]
+
+
+def test_what_is_not_sent(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the rule for messages: the line in the file, and what would be right."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"line 4: target.images: .*holds no PNG, JPEG"):
+        pack(document(tmp_path, tmp_path / "empty"), tmp_path / "a")
+    with_model = document(tmp_path, images)
+    with_model.tree["source"]["model"] = str(images)
+    with pytest.raises(UserError, match=r"source.model: .* lies on this machine; where the cluster can read it"):
+        pack(with_model, tmp_path / "b")
+    monkeypatch.setattr(package, "MOST_BYTES", 100)
+    with pytest.raises(UserError, match=r"target.images: .* too large to be sent .*; copied to storage once"):
+        pack(document(tmp_path, images), tmp_path / "c")
+    local = document(tmp_path, images, "runs")
+    with pytest.raises(UserError, match=r"line 7: storage: runs is a folder of this machine; .*s3://bucket/sweeps"):
+        check_storage(local, file_spec(local))
+
+
+def test_versions(tmp_path: Path) -> None:
+    """Oracle: equal to themselves; one that differs is named with both sides, and how to mend it."""
+    assert different(versions()) == []
+    check_versions(json.loads(json.dumps(dict(versions()))))
+    with pytest.raises(UserError, match=r"torch 1\.0 on the laptop, .* on the cluster.*constraints\.txt"):
+        check_versions({**versions(), "torch": "1.0"})
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"command": "run"}', '{"command": "run", "versions": 3}', "\x00"])
+def test_no_request(content: str, tmp_path: Path) -> None:
+    """Oracle: the rule for messages."""
+    (tmp_path / REQUEST).write_text(content)
+    with pytest.raises(UserError, match="no request of `fewshot-ray launch`"):
+        request_at(tmp_path / REQUEST)
