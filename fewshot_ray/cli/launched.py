@@ -24,8 +24,8 @@ def check_versions(laptops: Mapping[str, str]) -> None:
         )
 
 
-def received(request: Mapping[str, Any], package: Path) -> Document:
-    """The file that was sent, under its own name, its images where every node can read them."""
+def received(request: Mapping[str, Any], package: Path, *, store: bool = True) -> Document:
+    """The file that was sent, under its own name, its images where every node can read them; without `store` where this one can."""
     from fewshot_ray.cluster.package import unpack
     from fewshot_ray.patience import LONG_PATIENCE_SEC, patience
     from fewshot_ray.report.sweep_folder import SPEC
@@ -33,7 +33,7 @@ def received(request: Mapping[str, Any], package: Path) -> Document:
 
     document = Document(read_document(package / SPEC).tree, str(request["name"]), request["lines"])
     with patience(LONG_PATIENCE_SEC):
-        return unpack(document, file_spec(document), package)
+        return unpack(document, file_spec(document), package, store=store)
 
 
 def request_at(path: Path) -> dict[str, Any]:

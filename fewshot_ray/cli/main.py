@@ -74,7 +74,7 @@ def launched(request: Annotated[Path, typer.Argument()]) -> None:
 
         from fewshot_ray.cli.check import check_file
 
-        check_file(job.received(asked, request.parent), Console())
+        check_file(job.received(asked, request.parent, store=False), Console())
         return
     if asked["command"] == "resume":
         opened = changed(existing_sweep(Folder(asked["sweep"])), trials=asked["trials"], workers=asked["workers"])

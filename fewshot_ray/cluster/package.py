@@ -86,20 +86,28 @@ def _hash(here: Path, files: list[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def unpack(document: Document, file: FileSpec, packed: Path) -> Document:
-    """Put what was packed where all nodes, and a later resume, can read it, the sweep's own folder, and name it there."""
+def unpack(document: Document, file: FileSpec, packed: Path, *, store: bool = True) -> Document:
+    """Put what was packed where all nodes, and a later resume, can read it, the sweep's own folder, and name it there.
+
+    Without `store` it stays where it has arrived, and is named there.
+    """
     inputs = Folder(file.storage) / file.name / INPUTS
     tree: dict[str, Any] = copy.deepcopy(document.tree)
     for place in places(tree):
         if not place.value.startswith(PACKED):
             continue
         name = place.value.removeprefix(PACKED)
-        source = packed / name
+        source = packed.resolve() / name
         if not source.exists():
             raise UserError(f"{place.path}: what was packed for it hasn't arrived; launch it again")
-        for path in [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file()):
-            relative = path.relative_to(packed).as_posix()
-            if not inputs.exists(relative):
-                inputs.write_bytes(relative, path.read_bytes())
-        place.put((inputs / name).url)
+        if store:
+            _store(source, inputs)
+        place.put((inputs / name).url if store else str(source))
     return replace(document, tree=tree)
+
+
+def _store(source: Path, inputs: Folder) -> None:
+    for path in [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file()):
+        relative = path.relative_to(source.parent).as_posix()
+        if not inputs.exists(relative):
+            inputs.write_bytes(relative, path.read_bytes())

@@ -13,7 +13,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,10 @@ METADATA = "fewshot_ray."
 CONNECT_SEC = 5.0
 STOP_SEC = 120
 """For the trials to save after `stop`; then Ray kills the driver, and what they have since their last checkpoint is lost."""
-RAYS_LOGGERS = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
+RAYS_LOGGERS = (
+    *("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"),
+    *("ray._private.runtime_env.packaging", "ray._private.authentication"),
+)
 RUNNING = ("PENDING", "RUNNING")
 
 
@@ -72,16 +75,17 @@ class JobServer:
             port = 0
         if parts.scheme not in ("http", "https") or not parts.hostname or not port:
             raise UserError(f"--address {address}: the dashboard's address, http://127.0.0.1:{DASHBOARD_PORT} say, would be right")
-        _use_token()
         try:
             socket.create_connection((parts.hostname, port), CONNECT_SEC).close()
         except OSError as error:
             raise UserError(f"{self.address}: no dashboard answers ({error.strerror or 'no answer'}); {remedy}") from error
         with self._asking():
+            from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
             from ray.job_submission import JobSubmissionClient
 
             for logger in RAYS_LOGGERS:
-                logging.getLogger(logger).setLevel(logging.WARNING)
+                logging.getLogger(logger).setLevel(logging.ERROR)
+            maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
             os.environ.pop("RAY_API_SERVER_ADDRESS", None)  # Ray would ask there instead
             self._client = JobSubmissionClient(self.address)
             theirs = str(self._client._server_ray_version)  # `get_version` is the API's own
@@ -95,6 +99,7 @@ class JobServer:
     @contextmanager
     def _asking(self) -> Iterator[None]:
         """What Ray's client raises, in one line."""
+        from aiohttp import ClientError
         from ray.exceptions import AuthenticationError
         from requests import RequestException
 
@@ -105,7 +110,7 @@ class JobServer:
                 f"{self.address}: the cluster refuses this machine's token; ~/.ray/auth_token (or RAY_AUTH_TOKEN) as it was "
                 "when the cluster was brought up is right"
             ) from error
-        except (RuntimeError, ConnectionError, RequestException, ValueError) as error:
+        except (RuntimeError, ConnectionError, RequestException, ClientError, ValueError) as error:
             text = " ".join(str(error).split())
             raise UserError(f"{self.address}: the job server says: {text[:300]}") from error
 
@@ -160,15 +165,22 @@ class JobServer:
         """What it prints, from its beginning, as it comes, until it ends."""
         loop = asyncio.new_event_loop()
         pieces = self._client.tail_job_logs(job.id)
+
+        async def next_piece() -> str | None:
+            return await anext(pieces, None)
+
         try:
             while True:
+                task = loop.create_task(next_piece())
                 with self._asking():
-                    try:
-                        piece = loop.run_until_complete(anext(pieces))
-                    except StopAsyncIteration:
+                    if (piece := loop.run_until_complete(task)) is None:
                         break
                 yield piece
-        finally:
+        finally:  # Ctrl-C comes in the middle of waiting for a piece
+            if not task.done():
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    loop.run_until_complete(task)
             loop.run_until_complete(pieces.aclose())
             loop.close()
 
@@ -215,10 +227,3 @@ def _sweep_job(job: Any) -> SweepJob:
         ended_sec=job.end_time / 1000 if job.end_time else None,
         exit_code=job.driver_exit_code,
     )
-
-
-def _use_token() -> None:
-    """Ray's client sends the token only where this is set; a cluster without one passes it over."""
-    given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or Path("~/.ray/auth_token").expanduser().exists()
-    if given:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")

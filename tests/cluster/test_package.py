@@ -19,6 +19,7 @@ from fewshot_ray.errors import UserError
 from fewshot_ray.report.sweep_folder import SPEC
 from fewshot_ray.spec.document import Document, read_document, to_yaml
 from fewshot_ray.spec.validate import file_spec
+from fewshot_ray.storage import Folder
 
 FILE = """\
 name: sent
@@ -86,6 +87,16 @@ def test_the_same_images_are_the_same_place(images: Path, tmp_path: Path) -> Non
     assert sent(tmp_path, "two", images)[0].tree == first
     (images / "0.png").write_bytes(png(100))
     assert sent(tmp_path, "three", images)[0].tree != first
+
+
+def test_a_check_stores_nothing(images: Path, tmp_path: Path) -> None:
+    """Oracle: the pictures are read where they arrived, and the storage stays empty."""
+    (tmp_path / "package").mkdir()
+    packed = pack(document(tmp_path, images, "memory://checked"), tmp_path / "package")
+    (tmp_path / "package" / SPEC).write_text(to_yaml(packed.tree))
+    there = received({"name": "x", "lines": {}}, tmp_path / "package", store=False)
+    assert [picture.content for picture in pictures(there.tree["target"]["images"])] == [png(number) for number in range(3)]
+    assert Folder("memory://checked").names() == []
 
 
 def test_a_zip_goes_as_it_is(images: Path, tmp_path: Path) -> None:
