@@ -34,6 +34,7 @@ _PASSING_STATUSES = {408, 425, 429, *range(500, 600)} - {501, 505, 507}
 _PASSING_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "RequestTimeout", "InternalError"} | {
     *("ServiceUnavailable", "OperationAborted", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "NoSuchUpload")
 }
+_OTHER_REGION_CODES = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 
 _CLIENT_ERRORS = {
     "botocore.exceptions": "BotoCoreError ClientError",
@@ -116,6 +117,12 @@ class _Answer(NamedTuple):
     status: int
     code: str
     foreign: bool
+
+
+def is_elsewhere(error: BaseException) -> bool:
+    """Whether S3 says that the bucket is in another region than the one it was asked in."""
+    answer = _answer(error)
+    return answer is not None and (answer.status == 301 or answer.code in _OTHER_REGION_CODES)
 
 
 def _answer(error: BaseException | None) -> _Answer | None:

@@ -17,7 +17,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from fewshot_ray.errors import UserError
-from fewshot_ray.patience import Result, is_full, is_transient, patiently, place_errors, reason
+from fewshot_ray.patience import Result, is_elsewhere, is_full, is_transient, patiently, place_errors, reason
 
 CONNECT_SEC = 5.0
 SILENCE_SEC = 30.0
@@ -195,6 +195,8 @@ class Folder:
             right = "a place you may read and write"
             if is_full(error):
                 right = "freeing space there, or another place,"
+            elif is_elsewhere(error):
+                right = "AWS_DEFAULT_REGION naming the bucket's own region"
             elif is_transient(error):
                 right = "a place that answers"
             raise UserError(f"storage {self.url}: cannot {action} ({reason(error)}); {right} is right") from error

@@ -146,6 +146,18 @@ def test_what_is_refused_is_one_line_at_once(act: Act, result: Any, ask: Act, an
     assert len(proxy.requests) == 1
 
 
+@pytest.mark.parametrize(("status", "code"), [(301, "PermanentRedirect"), (400, "AuthorizationHeaderMalformed")])
+def test_another_region_is_said(status: int, code: str, folder: Folder, proxy: FaultyProxy) -> None:
+    """Oracle: S3's answers to a request that names the wrong region; the remedy, at once."""
+    set_patience(600)
+    proxy.faults.extend([Fault("status", status=status, code=code, method="PUT")] * 2)
+    with pytest.raises(
+        UserError, match=r"^storage s3://bucket\S*: cannot write .*; AWS_DEFAULT_REGION naming the bucket's own region is right$"
+    ):
+        folder.write_bytes("a", b"b")
+    assert len(proxy.requests) <= 4
+
+
 def test_what_is_missing_is_not_waited_for(folder: Folder, proxy: FaultyProxy) -> None:
     """Oracle: the requests of one attempt."""
     with pytest.raises(FileNotFoundError):

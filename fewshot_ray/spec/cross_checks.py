@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from fewshot_ray.spec.sections import CrossFit, FileSpec
 from fewshot_ray.spec.wording import nearest, show
 
+PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
+
 
 def cross_checks(spec: FileSpec) -> Iterator[tuple[str, str]]:
     """(dotted path, message) for everything in `spec` that its sections, each for itself, cannot see to be wrong."""
+    yield from _secrets(spec)
     yield from _source(spec)
     yield from _holdout(spec)
     yield from _steps(spec)
     yield from _confirm(spec)
     yield from _metrics(spec)
     yield from _workers(spec)
+
+
+def _secrets(spec: FileSpec) -> Iterator[tuple[str, str]]:
+    for path, text in _texts(spec.model_dump(), ""):
+        if PASSWORD.search(text):  # which is not repeated here: messages end up in logs
+            yield path, "the URL holds a password, and files and logs are no place for one; the store's own variables or files are right"
+
+
+def _texts(tree: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(tree, str):
+        yield path, tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _texts(value, f"{path}.{key}" if path else str(key))
 
 
 def _workers(spec: FileSpec) -> Iterator[tuple[str, str]]:

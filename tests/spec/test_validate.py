@@ -91,6 +91,9 @@ def test_a_mistake_is_named_with_line_field_value_and_remedy(section: str, text:
          "1: evaluate.every: 50 is above train.steps (20), so nothing would be evaluated; at most 20 is right"),
         ({"train": "{steps: {int: [20, 300]}}"},
          "1: evaluate.every: 50 is above train.steps (20), so nothing would be evaluated; at most 20 is right"),
+        ({"target": "{images: 'https://me:secret@example.org/ten.zip'}"},
+         "3: target.images: the URL holds a password, and files and logs are no place for one; "
+         "the store's own variables or files are right"),
         ({"train": "{lr_warmup_steps: 301}"}, "5: train.lr_warmup_steps: 301 is above train.steps (300); at most 300 is right"),
         ({"train": "{steps: {int: [60, 300]}, lr_warmup_steps: {int: [0, 100]}}"},
          "5: train.lr_warmup_steps: 100 is above train.steps (60); at most 60 is right"),
