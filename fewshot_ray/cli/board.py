@@ -29,7 +29,7 @@ def show_board(sweep: str, *, host: str = "127.0.0.1", port: int = 6006, console
     Raises UserError where there is no such sweep, or where the port is taken; 0 is any that is free.
     """
     folder = read_sweep(sweep)[0].folder
-    _check_port(host, port)
+    check_port(host, port)
     with _signals_interrupt():
         try:
             with ExitStack() as stack:
@@ -51,7 +51,7 @@ def show_board(sweep: str, *, host: str = "127.0.0.1", port: int = 6006, console
     return 0
 
 
-def _check_port(host: str, port: int) -> None:
+def check_port(host: str, port: int) -> None:
     """Before anything is copied. Raises UserError."""
     try:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()

@@ -188,6 +188,9 @@ def leaderboard_there(sweep: str, cluster: Path) -> int:
 
 def board_there(sweep: str, cluster: Path, port: int) -> int:
     """`board` on the cluster's head, seen through a tunnel."""
+    from fewshot_ray.cli.board import check_port
+
+    check_port("127.0.0.1", port)
     head, url = _on_head(sweep, cluster, "board")
     return int(head.board(url, port))
 

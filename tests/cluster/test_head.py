@@ -1,0 +1,83 @@
+"""What is said when a cluster's head can't be reached: one line, within ten seconds, and what to do."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from fewshot_ray.cluster.cluster_file import read_cluster_file
+from fewshot_ray.cluster.head import Head
+from fewshot_ray.errors import UserError
+
+FILE = """\
+cluster_name: %s
+provider: {type: local, head_ip: 192.0.2.1, worker_ips: [192.0.2.2]}
+auth: {ssh_user: nobody, ssh_private_key: %s}
+"""
+
+
+@pytest.fixture
+def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Head:
+    """Of a cluster whose file is right, and which may not be there."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    key = tmp_path / "key"
+    key.write_text("")
+    path = tmp_path / "cluster.yaml"
+    path.write_text(FILE % (f"absent{os.getpid()}", key))
+    return Head(read_cluster_file(path))
+
+
+def found(head: Head) -> Head:
+    """The same where the provider knows of a head."""
+    head.__dict__["address"] = "192.0.2.1"
+    return head
+
+
+def ssh_that_says(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ssh that fails with these words."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "ssh"
+    program.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{text}\nEND\nexit 255\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_a_cluster_that_is_not_up(head: Head) -> None:
+    """Oracle: the rule for messages."""
+    with pytest.raises(UserError, match=r"cluster.yaml: cluster absent\d+ has no head that runs; `ray up .*cluster.yaml` starts it$"):
+        _ = head.address
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("nobody@192.0.2.1: Permission denied (publickey).", "auth.ssh_user and auth.ssh_private_key as for `ray up` would be right"),
+        (
+            "@ WARNING @\nREMOTE HOST IDENTIFICATION HAS CHANGED!\nHost key verification failed.",
+            "if you built the cluster anew, remove ~/.ssh/known",
+        ),
+        ("ssh: connect to host 192.0.2.1 port 22: Connection refused", r"\(.*Connection refused\); is the cluster up\?"),
+        ("bind [127.0.0.1]:6006: Address already in use\nCould not request local forwarding.", r"\(Could not request local forwarding.\)"),
+        ("", r"\(no answer\); is the cluster up\?"),
+    ],
+)
+def test_what_ssh_says(said: str, message: str, head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: ssh's own words, and the remedy, in one line, for commands and tunnels alike."""
+    ssh_that_says(said, tmp_path, monkeypatch)
+    with pytest.raises(UserError, match=message) as raised:
+        found(head).run("true", capture=True)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match=message), found(head).tunnel(8265):
+        pass
+
+
+def test_a_host_that_does_not_answer(head: Head) -> None:
+    """Oracle: ten seconds. 192.0.2.0/24 is set aside for examples: nobody is there."""
+    began = time.monotonic()
+    with pytest.raises(UserError, match="can't be reached by SSH"), found(head).tunnel(8265):
+        pass
+    assert time.monotonic() - began < 10
