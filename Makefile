@@ -4,11 +4,12 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv quickstart test check clean
+.PHONY: help .venv quickstart test test-cluster check clean
 
 help:
 	@echo "make quickstart   a sweep on the embedded digits: search, export, samples, test metrics (about two minutes)"
 	@echo "make test         run the tests"
+	@echo "make test-cluster a round trip to a cluster, in namespaces of its own (as root; about ten minutes)"
 	@echo "make check        lint, format, types and layers"
 	@echo "make .venv        install into .venv what the others need (they do it themselves)"
 	@echo "make clean        remove caches and build outputs; .venv and runs/ stay"
@@ -30,6 +31,10 @@ quickstart: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# On Debian: apt-get install openssh-server openssh-client rsync iproute2 chromium. Where it can't run, it says why and skips.
+test-cluster: $(STAMP)
+	$(BIN)/python -m pytest -m roundtrip tests/roundtrip
 
 check: $(STAMP)
 	$(BIN)/ruff check .
