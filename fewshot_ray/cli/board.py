@@ -26,7 +26,7 @@ MOST_IMAGES = 50
 def show_board(sweep: str, *, host: str = "127.0.0.1", port: int = 6006, console: Console) -> int:
     """Serve TensorBoard until Ctrl-C, SIGTERM or SIGHUP, on the sweep's folder or on a copy of a remote one's events; the exit code.
 
-    Raises UserError where there is no such sweep, or where the port is taken; 0 is any that is free.
+    Raises UserError where there is no such sweep, or where the port is taken.
     """
     folder = read_sweep(sweep)[0].folder
     check_port(host, port)
@@ -61,7 +61,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def _not_to_be_had(host: str, port: int, why: str) -> UserError:
-    return UserError(f"--port {port}: cannot be had on {host} ({why}); another one is right, or 0 for any that is free")
+    return UserError(f"--port {port}: cannot be had on {host} ({why}); another one is right")
 
 
 def _serve(trials: Path, host: str, port: int) -> str:

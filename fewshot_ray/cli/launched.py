@@ -6,10 +6,13 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.spec.document import Document, read_document
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def check_versions(laptops: Mapping[str, str]) -> None:
@@ -24,16 +27,25 @@ def check_versions(laptops: Mapping[str, str]) -> None:
         )
 
 
-def received(request: Mapping[str, Any], package: Path, *, store: bool = True) -> Document:
-    """The file that was sent, under its own name, its images where every node can read them; without `store` where this one can."""
+def received(request: Mapping[str, Any], package: Path, *, stays: bool = False) -> tuple[Document, list[Path]]:
+    """The file that was sent, under its own name, and what `store` is to put where the file now says; nothing with `stays`."""
     from fewshot_ray.cluster.package import unpack
-    from fewshot_ray.patience import LONG_PATIENCE_SEC, patience
     from fewshot_ray.report.sweep_folder import SPEC
     from fewshot_ray.spec.validate import file_spec
 
     document = Document(read_document(package / SPEC).tree, str(request["name"]), request["lines"])
-    with patience(LONG_PATIENCE_SEC):
-        return unpack(document, file_spec(document), package, store=store)
+    return unpack(document, file_spec(document), package, stays=stays)
+
+
+def check_here(document: Document, console: Console) -> None:
+    """What a node sees of the model, the images and the storage. Raises UserError. The plan is the laptop's."""
+    from fewshot_ray.cli.check import Say, check_sources
+    from fewshot_ray.cluster.opened import planned_sweep
+
+    opened = planned_sweep(document)
+    check_sources(opened.document, opened.file, Say(console))
+    opened.folder.folder.check_writable()
+    Say(console)("storage", f"{opened.folder.folder.url} can be written")
 
 
 def request_at(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
 from pathlib import Path
@@ -30,8 +31,7 @@ def run(file: FileArgument, address: AddressOption = None) -> None:
     """Run a file: one training, or a sweep where values are ranges. The same file again goes on where it was left."""
     from fewshot_ray.spec.document import read_document
 
-    if is_server(address):
-        raise UserError(f"--address {address}: `fewshot-ray launch` submits to a dashboard; `run` joins a Ray cluster (auto, or HOST:6379)")
+    _joined(address)
     document = read_document(file)  # before the imports that take seconds
     from fewshot_ray.cluster.opened import planned_sweep
 
@@ -41,7 +41,7 @@ def run(file: FileArgument, address: AddressOption = None) -> None:
 @app.command()
 def resume(
     sweep: SweepArgument,
-    address: AddressOption = None,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster (RAY_ADDRESS), or a dashboard's http://... .")] = None,
     extend: Annotated[str | None, typer.Option(metavar="trials=N", help="A larger number of trials than the sweep began with.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Workers a trial, from now on.")] = None,
     cluster: ClusterOption = None,
@@ -52,7 +52,8 @@ def resume(
 
     trials = _trials(extend)
     if cluster is not None or is_server(address):
-        resume_there(sweep, cluster, None if cluster else address, trials=trials, workers=workers)
+        resume_there(sweep, cluster, address, trials=trials, workers=workers)
+    address = _joined(address or os.environ.get("RAY_ADDRESS"))
     read_sweep(sweep)  # before the imports that take seconds
     from fewshot_ray.cluster.opened import changed, existing_sweep
 
@@ -72,15 +73,29 @@ def launched(request: Annotated[Path, typer.Argument()]) -> None:
     if asked["command"] == "check":
         from rich.console import Console
 
-        from fewshot_ray.cli.check import check_file
-
-        check_file(job.received(asked, request.parent, store=False), Console())
+        job.check_here(job.received(asked, request.parent, stays=True)[0], Console())
         return
     if asked["command"] == "resume":
         opened = changed(existing_sweep(Folder(asked["sweep"])), trials=asked["trials"], workers=asked["workers"])
     else:
-        opened = planned_sweep(job.received(asked, request.parent))
+        from fewshot_ray.cluster.package import store
+        from fewshot_ray.patience import LONG_PATIENCE_SEC, patience
+
+        document, arrived = job.received(asked, request.parent)
+        opened = planned_sweep(document)  # refused before anything is stored
+        with patience(LONG_PATIENCE_SEC):
+            store(arrived, opened.file)
     _run(opened, job.ray_of_the_job(), nodes=asked["nodes"], there=asked["there"])
+
+
+def _joined(address: str | None) -> str | None:
+    """The address of a Ray that this process is to join."""
+    if is_server(address):
+        raise UserError(
+            f"--address {address} (or RAY_ADDRESS): is a dashboard, which `fewshot-ray launch` submits to; "
+            "auto, or HOST:6379, would be right"
+        )
+    return address
 
 
 def _trials(extend: str | None) -> int | None:
@@ -144,6 +159,8 @@ def check(
     from fewshot_ray.spec.document import read_document
 
     document = read_document(file)  # before the imports that take seconds
+    if cluster is None and price:
+        raise UserError("--price: is for --cluster FILE, whose node types cost money")
     if cluster is not None:
         from fewshot_ray.spec.validate import file_spec
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,11 +76,11 @@ def resume_there(sweep: str, cluster: Path | None, address: str | None, *, trial
 def check_there(document: Document, file: FileSpec, cluster: Path) -> int:
     """`check` on a cluster's head: what it says of bucket, hub and images; its exit code."""
     from fewshot_ray.cluster.package import pack
-    from fewshot_ray.cluster.submission import job_server
+    from fewshot_ray.cluster.submission import CHECK, job_server
 
     with tempfile.TemporaryDirectory(prefix="fewshot-ray-launch-") as scratch, job_server(cluster, None) as server:
-        _write(Path(scratch), {"command": "check"}, cluster, None, pack(document, Path(scratch)))
-        return _follow(server, server.submit(Path(scratch), sweep=f"check/{file.name}", command="check"), cluster, None)
+        _write(Path(scratch), {"command": CHECK}, cluster, None, pack(document, Path(scratch)))
+        return _follow(server, server.submit(Path(scratch), sweep=file.name, command=CHECK), cluster, None)
 
 
 def status(
@@ -139,7 +141,9 @@ def stop(sweep: SweepName, cluster: ClusterOption = None, address: ServerOption 
         typer.echo(f"{job.name}: the trials save where they are")
         job = server.ended(job, wait_sec=STOP_SEC + 10)
         if not job.ended:
-            raise UserError(f"{job.name} has not ended within {STOP_SEC} s; `fewshot-ray logs {sweep}` may say why")
+            raise UserError(
+                f"{job.name} has not ended within {STOP_SEC} s; `fewshot-ray logs {sweep}{_there(cluster, address)}` may say why"
+            )
         typer.echo(f"stopped; go on with: fewshot-ray resume {job.sweep}{_there(cluster, address)}")
 
 
@@ -151,33 +155,26 @@ def fetch(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what OUT holds.")] = False,
 ) -> None:
     """Export a sweep's result on the cluster's head and bring it home: a diffusers pipeline with a model card."""
+    from fewshot_ray.report.placing import placed
+
     out = out.expanduser().resolve()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
-        raise UserError(f"{out} is there already; another folder, or --overwrite, would be right")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    head, url = _on_head(sweep, cluster, "fetch")
-    made = head.run("mktemp", "-d", capture=True)
-    folder = made.stdout.strip()
-    if made.returncode != 0 or not folder.startswith("/"):
-        raise UserError(f"{head.address}: no temporary folder could be made there ({made.stderr.strip()})")
-    arriving = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        exported = head.run("fewshot-ray", "export", url, f"{folder}/model", *(["--trial", trial] if trial else []), capture=True)
-        if exported.returncode != 0:
-            lines = [line for line in exported.stderr.splitlines() if line.strip()]
-            raise UserError(
-                (lines[-1] if lines else f"`fewshot-ray export` ended with {exported.returncode} there").removeprefix("error: ")
-            )
-        typer.echo(exported.stdout.strip().rsplit(":", 1)[0], nl=False)
-        head.copy_from(f"{folder}/model", arriving)
-        arriving.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        arriving.rename(out)
-    finally:
-        shutil.rmtree(arriving, ignore_errors=True)
-        head.run("rm", "-rf", folder, capture=True)
-    typer.echo(f": {out}")
+    with placed(out, overwrite=overwrite) as arriving:
+        head, url = _on_head(sweep, cluster, "fetch")
+        made = head.run("mktemp", "-d", capture=True)
+        folder = made.stdout.strip()
+        if made.returncode != 0 or not folder.startswith("/"):
+            raise UserError(f"{head.address}: no temporary folder could be made there ({made.stderr.strip()})")
+        try:
+            exported = head.run("fewshot-ray", "export", url, f"{folder}/model", *(["--trial", trial] if trial else []), capture=True)
+            if exported.returncode != 0:
+                lines = [line for line in exported.stderr.splitlines() if line.strip()]
+                said = lines[-1].removeprefix("error: ") if lines else f"`fewshot-ray export` ended with {exported.returncode} there"
+                raise UserError(said)
+            head.copy_from(f"{folder}/model", arriving)
+        finally:
+            with suppress(UserError):
+                head.run("rm", "-rf", folder, capture=True)
+    typer.echo(f"{exported.stdout.strip().rsplit(':', 1)[0]}: {out}")
 
 
 def leaderboard_there(sweep: str, cluster: Path) -> int:
@@ -229,9 +226,12 @@ def _submit(
         for job in server.of_sweep(sweep):
             if not job.ended:
                 there = _there(cluster, address)
-                raise UserError(f"{job.name} runs there already; `fewshot-ray logs -f {job.name}{there}` follows it, `stop` ends it")
+                raise UserError(
+                    f"{job.name} runs there already; `fewshot-ray logs -f {job.name}{there}` follows it, `stop {job.name}{there}` ends it"
+                )
         _write(package, request, cluster, address, document)
         job = server.submit(package, sweep=sweep, command=request["command"])
+        shutil.rmtree(package, ignore_errors=True)  # also where the terminal is closed while this follows
         typer.echo(f"submitted as {job.id}", err=True)
         if detach:
             typer.echo(f"follow it with: fewshot-ray logs -f {job.name}{_there(cluster, address)}", err=True)
@@ -257,6 +257,8 @@ def _write(package: Path, request: dict[str, Any], cluster: Path | None, address
 
 def _follow(server: Any, job: Any, cluster: Path | None = None, address: str | None = None) -> int:
     """Print what a job prints until it ends; its exit code. Ctrl-C leaves it running."""
+    from fewshot_ray.cluster.submission import CHECK
+
     there = _there(cluster, address)
     try:
         for piece in server.follow(job):
@@ -264,6 +266,9 @@ def _follow(server: Any, job: Any, cluster: Path | None = None, address: str | N
             sys.stdout.flush()
         job = server.ended(job, wait_sec=30)
     except KeyboardInterrupt:
+        if job.command == CHECK:
+            server.stop(job)
+            return 130
         typer.echo(
             f"\nit goes on there; `fewshot-ray logs -f {job.name}{there}` follows it, `fewshot-ray stop {job.name}{there}` ends it",
             err=True,
@@ -280,7 +285,8 @@ def _follow(server: Any, job: Any, cluster: Path | None = None, address: str | N
 
 def _there(cluster: Path | None, address: str | None) -> str:
     """The option that names the cluster, as it was given."""
-    return f" --cluster {cluster}" if cluster else f" --address {address}" if address else ""
+    option = ("--cluster", str(cluster)) if cluster else ("--address", address) if address else ()
+    return "".join(f" {shlex.quote(word)}" for word in option)
 
 
 def _duration(seconds: float) -> str:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, TypedDict
 
 from fewshot_ray.cluster.cluster_file import ClusterFile, NodeType
 from fewshot_ray.cluster.instances import INSTANCES
 from fewshot_ray.errors import UserError
 from fewshot_ray.spec.sections import ResourcesSpec
 
-__all__ = ["Hourly", "Used", "hourly", "most_nodes", "nodes_for", "trials_at_once", "workers_at_once"]
+__all__ = ["Growth", "Hourly", "Used", "hourly", "most_nodes", "nodes_for", "nodes_of", "trials_at_once", "workers_at_once", "workers_on"]
+
+
+class Growth(TypedDict):
+    """What a cluster may grow to, beside what it is; plain JSON."""
+
+    head: Mapping[str, float]
+    types: Sequence[tuple[Mapping[str, float], int]]
+    """What a node of each type has, and how many there may be."""
+    together: int
+    """Nodes of all types, beside the head."""
 
 
 class Used(NamedTuple):
@@ -31,22 +41,29 @@ class Hourly(NamedTuple):
     has_spot: bool
 
 
-def most_nodes(cluster: ClusterFile) -> list[tuple[dict[str, float], int]] | None:
-    """Resources of a node and how many of it there may be, the head among them; None where the file doesn't say what its nodes have.
-
-    The largest where the types' counts come to more than the cluster's `max_workers`.
-    """
+def most_nodes(cluster: ClusterFile) -> Growth | None:
+    """What it may grow to; None where the file doesn't say what its nodes have."""
     if not _known(cluster):
         return None
-    left = cluster.most_workers
-    nodes = [(dict(node_type.resources), 1) for node_type in cluster.node_types if node_type.is_head]
-    for node_type in sorted(
-        cluster.node_types, key=lambda node_type: (node_type.resources.get("GPU", 0), node_type.resources["CPU"]), reverse=True
-    ):
-        if number := min(node_type.most, left):
-            nodes.append((dict(node_type.resources), number))
-            left -= number
+    heads = [dict(node_type.resources) for node_type in cluster.node_types if node_type.is_head]
+    types = [(dict(node_type.resources), node_type.most) for node_type in cluster.node_types if node_type.most]
+    return {"head": heads[0], "types": types, "together": cluster.most_workers}
+
+
+def nodes_of(growth: Growth, resources: ResourcesSpec) -> list[tuple[Mapping[str, float], int]]:
+    """A node's resources, and how many of it there may be: the head's first, then those that hold most of these workers."""
+    nodes: list[tuple[Mapping[str, float], int]] = [(growth["head"], 1)]
+    left = growth["together"]
+    for node, most in sorted(growth["types"], key=lambda pair: workers_on(pair[0], resources), reverse=True):
+        number = min(most, left) if workers_on(node, resources) else 0
+        nodes.append((node, number))
+        left -= number
     return nodes
+
+
+def workers_on(node: Mapping[str, float], resources: ResourcesSpec) -> int:
+    """How many fit on a node of these resources."""
+    return min(int(node.get(kind, 0) / amount + 1e-9) for kind, amount in _asked(resources).items())
 
 
 def workers_at_once(cluster: ClusterFile, resources: ResourcesSpec) -> int | None:
@@ -135,7 +152,7 @@ def _filled(cluster: ClusterFile, resources: ResourcesSpec) -> Iterator[Used]:
     """Every node there may be, with as many workers as it holds: the head's first, then those that hold most."""
 
     def hold(node_type: NodeType) -> int:
-        return min(int(node_type.resources.get(kind, 0) / amount + 1e-9) for kind, amount in _asked(resources).items())
+        return workers_on(node_type.resources, resources)
 
     for node_type in cluster.node_types:
         if node_type.is_head and hold(node_type):

@@ -22,12 +22,13 @@ from ray.tune.error import TuneError
 from rich.console import Console
 
 from fewshot_ray.cluster.actors import TrialActor, build_stages
+from fewshot_ray.cluster.capacity import Growth
 from fewshot_ray.cluster.ending import EVERYBODY, start_messenger
 from fewshot_ray.cluster.journal import Journal
 from fewshot_ray.cluster.lease import Lease
 from fewshot_ray.cluster.losses import error_line
 from fewshot_ray.cluster.opened import Opened, put_on_record
-from fewshot_ray.cluster.session import Nodes, check_resources, ray_session, trials_on_nodes
+from fewshot_ray.cluster.session import check_resources, ray_session, trials_on_nodes
 from fewshot_ray.cluster.sweep import Sweep
 from fewshot_ray.cluster.tune import WATCH_SEC, RayLost, Silent, SweepScheduler, SweepSearcher, Watch
 from fewshot_ray.cluster.workers import run_with_workers
@@ -58,7 +59,7 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
-def run_sweep(opened: Opened, *, address: str | None = None, console: Console | None = None, nodes: Nodes | None = None) -> None:
+def run_sweep(opened: Opened, *, address: str | None = None, console: Console | None = None, nodes: Growth | None = None) -> None:
     """Run all that is left of a sweep, on the Ray at `address`, on one that is initialised, or on one of its own.
 
     `nodes`: what a cluster that grows may grow to; without, what it has is what there is.
@@ -78,7 +79,7 @@ def run_sweep(opened: Opened, *, address: str | None = None, console: Console | 
     write_results(opened)
 
 
-def _run_on_ray(opened: Opened, address: str | None, console: Console, lease: Lease, nodes: Nodes | None) -> RayLost | None:
+def _run_on_ray(opened: Opened, address: str | None, console: Console, lease: Lease, nodes: Growth | None) -> RayLost | None:
     """Run all that is left on one Ray; what is returned is that one of our own was lost underway."""
     is_own = False
     try:

@@ -8,9 +8,8 @@ import shutil
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +22,7 @@ Answer = TypeVar("Answer")
 ANSWER_SEC = 9.0
 """For a provider or a host to answer; then it is taken to be away."""
 DASHBOARD_PORT = 8265
+TUNNEL = "fewshot-ray: the tunnel is there"
 
 
 class Head:
@@ -95,26 +95,33 @@ class Head:
         """Within the block a port of this machine's loopback leads to one of the head's; yields ours."""
         local = local_port or _free_port()
         forward = f"127.0.0.1:{local}:127.0.0.1:{port}"
+        # It ends with its standard input, so with this process however that ends; and it speaks only once the port is its own, so that
+        # nobody else who took it meanwhile is sent a token.
         process = subprocess.Popen(
-            self.ssh("-N", "-L", forward, "-o", "ExitOnForwardFailure=yes"),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            [*self.ssh("-L", forward, "-o", "ExitOnForwardFailure=yes"), f"echo {shlex.quote(TUNNEL)}; exec cat"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,  # Ctrl-C is for the command, which then ends the tunnel
         )
         try:
-            given_up_sec = time.monotonic() + ANSWER_SEC
-            while not _listens(local):
-                if process.poll() is not None:
-                    raise self._unreachable(process.stderr.read() if process.stderr else "")
-                if time.monotonic() > given_up_sec:
-                    raise self._unreachable("no answer")
-                time.sleep(0.02)
+            assert process.stdout is not None
+            answers = process.stdout
+            try:
+                up = _within(ANSWER_SEC, lambda: any(line.strip() == TUNNEL for line in answers))
+            except TimeoutError:
+                raise self._unreachable("no answer") from None
+            if not up:
+                raise self._unreachable(process.stderr.read() if process.stderr else "")
             yield local
         finally:
-            process.terminate()
-            process.communicate()
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    with suppress(OSError, ValueError):
+                        pipe.close()
 
     def board(self, sweep: str, port: int) -> int:
         """`fewshot-ray board` there, shown at the same port of this machine's loopback; ends with Ctrl-C. Returns its exit code."""
@@ -127,12 +134,10 @@ class Head:
         return done.returncode
 
     def copy_from(self, folder: str, local: Path) -> None:
-        """Copy a folder of the head's into `local`, going on with what an interrupted copy left."""
+        """Copy a folder of the head's into `local`, which is empty."""
         shell = shlex.join(["ssh", *self._options])
         source = f"{self.auth['ssh_user']}@{self.address}:{folder.rstrip('/')}/"
-        done = subprocess.run(
-            ["rsync", "-az", "--partial", "--delete", "-e", shell, source, f"{local}/"], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(["rsync", "-az", "-e", shell, source, f"{local}/"], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise self._unreachable(done.stderr)
 
@@ -172,9 +177,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,15 +14,16 @@ from typing import Any
 from fewshot_ray.errors import UserError
 from fewshot_ray.report.sweep_folder import INPUTS
 from fewshot_ray.spec.document import Document
-from fewshot_ray.spec.places import places
+from fewshot_ray.spec.places import READABLE, UNREADABLE, Place, places
 from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.storage import Folder, is_remote
 
 MOST_BYTES = 64 * 2**20
 """Of images; more belongs on storage, once, not into every launch."""
-PICTURES = (".jpeg", ".jpg", ".png", ".webp", ".zip", ".parquet")
+PICTURES = (*READABLE, *UNREADABLE, ".zip", ".parquet")
 PACKED = "packed://"
 """How a packed place begins in the file that is sent."""
+NAME = r"[0-9a-f]{16}(\.[a-z0-9]+)?"
 
 
 def check_storage(document: Document, file: FileSpec) -> None:
@@ -42,31 +44,41 @@ def pack(document: Document, folder: Path) -> Document:
     tree: dict[str, Any] = copy.deepcopy(document.tree)
     total = 0
     for place in places(tree):
-        here = place.here
-        if here is None:
+        if place.value.startswith(PACKED):
+            raise document.error(place.path, f"{place.value} is what a launch makes of a folder; the folder itself is right")
+        if (here := place.here) is None:
             continue
         if not place.images:
             raise document.error(
                 place.path,
-                f"{place.value} lies on this machine; where the cluster can read it (s3://..., or a hub id for a model) is right",
+                f"{place.value} lies on this machine; a place that the cluster can read (s3://..., or a hub id for a model) is right",
             )
-        files = list(_pictures(here))
-        total += sum(path.stat().st_size for path in files)
-        if total > MOST_BYTES:
-            raise document.error(
-                place.path,
-                f"{place.value} is too large to be sent with the run ({total / 2**20:.0f} MB, at most {MOST_BYTES >> 20}); "
-                "copied to storage once, and named by its URL, is right",
-            )
-        if not files:
-            raise document.error(place.path, f"{place.value} holds no PNG, JPEG or WebP file, zip or Parquet; a folder of images is right")
-        name = f"{_hash(here, files)}{here.suffix.lower() if here.is_file() else ''}"
-        for path in files:
-            target = folder / name / path.relative_to(here) if here.is_dir() else folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-        place.put(PACKED + name)
+        try:
+            total += _pack(document, place, here, folder, MOST_BYTES - total)
+        except OSError as error:
+            raise document.error(place.path, f"{error.filename or place.value} cannot be read ({error.strerror or error})") from error
     return replace(document, tree=tree)
+
+
+def _pack(document: Document, place: Place, here: Path, folder: Path, left_bytes: int) -> int:
+    """Copy the pictures of one place; how many bytes they are."""
+    files = list(_pictures(here))
+    size = sum(path.stat().st_size for path in files)
+    if size > left_bytes:
+        raise document.error(
+            place.path,
+            f"{place.value} is too large to be sent with the run ({size / 2**20:.0f} MB; {MOST_BYTES >> 20} MB in all are sent); "
+            "copied to storage once, and named by its URL, is right",
+        )
+    if not files:
+        raise document.error(place.path, f"{place.value} holds no PNG, JPEG or WebP file, zip or Parquet; a folder of images is right")
+    name = f"{_hash(here, files)}{here.suffix.lower() if here.is_file() else ''}"
+    for path in files:
+        target = folder / name / path.relative_to(here) if here.is_dir() else folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    place.put(PACKED + name)
+    return size
 
 
 def _pictures(here: Path) -> Iterator[Path]:
@@ -86,28 +98,31 @@ def _hash(here: Path, files: list[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def unpack(document: Document, file: FileSpec, packed: Path, *, store: bool = True) -> Document:
-    """Put what was packed where all nodes, and a later resume, can read it, the sweep's own folder, and name it there.
+def unpack(document: Document, file: FileSpec, packed: Path, *, stays: bool = False) -> tuple[Document, list[Path]]:
+    """The file with the places that its images are to have, and where they are now.
 
-    Without `store` it stays where it has arrived, and is named there.
+    The sweep's own folder, once `store` has put them there: all nodes and a later resume read them. With `stays` where they have arrived.
     """
     inputs = Folder(file.storage) / file.name / INPUTS
     tree: dict[str, Any] = copy.deepcopy(document.tree)
+    sources = []
     for place in places(tree):
         if not place.value.startswith(PACKED):
             continue
         name = place.value.removeprefix(PACKED)
         source = packed.resolve() / name
-        if not source.exists():
+        if not re.fullmatch(NAME, name) or not source.exists():
             raise UserError(f"{place.path}: what was packed for it hasn't arrived; launch it again")
-        if store:
-            _store(source, inputs)
-        place.put((inputs / name).url if store else str(source))
-    return replace(document, tree=tree)
+        sources.append(source)
+        place.put(str(source) if stays else (inputs / name).url)
+    return replace(document, tree=tree), sources
 
 
-def _store(source: Path, inputs: Folder) -> None:
-    for path in [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file()):
-        relative = path.relative_to(source.parent).as_posix()
-        if not inputs.exists(relative):
-            inputs.write_bytes(relative, path.read_bytes())
+def store(sources: list[Path], file: FileSpec) -> None:
+    """Copy what has arrived into the sweep's folder, where it isn't there yet."""
+    inputs = Folder(file.storage) / file.name / INPUTS
+    for source in sources:
+        for path in [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file()):
+            relative = path.relative_to(source.parent).as_posix()
+            if not inputs.exists(relative):
+                inputs.write_bytes(relative, path.read_bytes())

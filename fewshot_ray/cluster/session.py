@@ -7,18 +7,16 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
 
 import ray
 from ray._private import ray_constants
+from ray.exceptions import AuthenticationError
 
+from fewshot_ray.cluster.capacity import Growth, nodes_of, workers_on
 from fewshot_ray.errors import UserError
 from fewshot_ray.spec.sections import ResourcesSpec
 
-__all__ = ["Nodes", "check_resources", "ray_session", "trials_on_nodes"]
-
-Nodes: TypeAlias = Sequence[tuple[Mapping[str, float], int]]
-"""What a node holds (CPU, GPU), and how many such nodes there are."""
+__all__ = ["check_resources", "ray_session", "trials_on_nodes"]
 
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.05",
@@ -62,6 +60,11 @@ def ray_session(address: str | None, *, dashboard: bool = False) -> Iterator[boo
             logging_level=logging.ERROR,
             configure_logging=False,
         )
+    except AuthenticationError as error:
+        where = f"--address {address}" if address else "Ray"
+        raise UserError(
+            f"{where}: Ray's token is missing or another one; ~/.ray/auth_token as the cluster's nodes have it is right"
+        ) from error
     except (ConnectionError, ValueError) as error:
         raise UserError(
             f"--address {address}: no Ray answers there ({str(error).splitlines()[0]}); `ray status` shows a cluster's"
@@ -75,7 +78,7 @@ def ray_session(address: str | None, *, dashboard: bool = False) -> Iterator[boo
 
 
 def check_resources(
-    resources: ResourcesSpec, *, begun: bool = False, most: Nodes | None = None, join_sec: float = 0.0, say: Callable[[str], None] = print
+    resources: ResourcesSpec, *, begun: bool = False, most: Growth | None = None, join_sec: float = 0.0, say: Callable[[str], None] = print
 ) -> int:
     """How many trials fit at a time. Raises UserError where not even one ever will.
 
@@ -83,7 +86,7 @@ def check_resources(
     A sweep that has `begun` goes on where a trial fits with `min_workers`: it may have lost a node.
     """
     if most is not None:
-        return _trials_on(most, resources, begun)
+        return _trials_on(nodes_of(most, resources), resources, begun)
     until_sec, waited = time.monotonic() + join_sec, False
     while True:
         try:
@@ -102,7 +105,7 @@ def trials_on_nodes(resources: ResourcesSpec, *, begun: bool = False) -> int:
     return _trials_on([(node["Resources"], 1) for node in ray.nodes() if node["Alive"]], resources, begun)
 
 
-def _trials_on(nodes: Nodes, resources: ResourcesSpec, begun: bool) -> int:
+def _trials_on(nodes: Sequence[tuple[Mapping[str, float], int]], resources: ResourcesSpec, begun: bool) -> int:
     worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     have = {kind: sum(node.get(kind, 0) * number for node, number in nodes) for kind in worker}
     least = resources.min_workers if begun else resources.workers
@@ -113,9 +116,7 @@ def _trials_on(nodes: Nodes, resources: ResourcesSpec, begun: bool) -> int:
                 f"the cluster has {have[kind]:g}; at most that would be right"
             )
     # A worker is on one node: two nodes of 2 CPUs hold no worker of 3.
-    hold = sum(
-        number * min(int(node.get(kind, 0) / amount + 1e-9) for kind, amount in worker.items() if amount > 0) for node, number in nodes
-    )
+    hold = sum(number * workers_on(node, resources) for node, number in nodes)
     if hold < least:
         each = " and ".join(f"{amount:g} {kind}s" for kind, amount in worker.items() if amount > 0)
         raise UserError(

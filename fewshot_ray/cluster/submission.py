@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -34,6 +35,8 @@ RAYS_LOGGERS = (
     *("ray._private.runtime_env.packaging", "ray._private.authentication"),
 )
 RUNNING = ("PENDING", "RUNNING")
+CHECK = "check"
+"""The command of a job that only looks: it stands for no sweep."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,9 @@ class JobServer:
             port = parts.port or (443 if parts.scheme == "https" else 80)
         except ValueError:
             port = 0
-        if parts.scheme not in ("http", "https") or not parts.hostname or not port:
-            raise UserError(f"--address {address}: the dashboard's address, http://127.0.0.1:{DASHBOARD_PORT} say, would be right")
+        if parts.scheme not in ("http", "https") or not parts.hostname or not port or "@" in parts.netloc:
+            shown = address.rpartition("@")[2]  # what stands before it is a password
+            raise UserError(f"--address {shown}: the dashboard's address, http://127.0.0.1:{DASHBOARD_PORT} say, would be right")
         try:
             socket.create_connection((parts.hostname, port), CONNECT_SEC).close()
         except OSError as error:
@@ -87,6 +91,9 @@ class JobServer:
                 logging.getLogger(logger).setLevel(logging.ERROR)
             maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
             os.environ.pop("RAY_API_SERVER_ADDRESS", None)  # Ray would ask there instead
+            if is_loopback(parts.hostname):  # and a proxy, where one is set, would be sent the token
+                for name in ("no_proxy", "NO_PROXY"):
+                    os.environ[name] = ",".join(filter(None, [os.environ.get(name), parts.hostname]))
             self._client = JobSubmissionClient(self.address)
             theirs = str(self._client._server_ray_version)  # `get_version` is the API's own
         import ray
@@ -128,7 +135,7 @@ class JobServer:
                 },
                 metadata={f"{METADATA}sweep": sweep, f"{METADATA}command": command},
             )
-        return self.job(submission_id)
+        return SweepJob(submission_id, sweep.rstrip("/"), command, "PENDING", "", time.time(), None, None)
 
     def job(self, submission_id: str) -> SweepJob:
         """As it is now."""
@@ -138,15 +145,15 @@ class JobServer:
     def jobs(self) -> list[SweepJob]:
         """All that this program has submitted, the newest first."""
         with self._asking():
-            found = [_sweep_job(job) for job in self._client.list_jobs() if (job.metadata or {}).get(f"{METADATA}sweep")]
-        return sorted(found, key=lambda job: job.started_sec, reverse=True)
+            found = [_sweep_job(job) for job in self._client.list_jobs()]
+        return sorted((job for job in found if job.sweep and job.command != CHECK), key=lambda job: job.started_sec, reverse=True)
 
     def of_sweep(self, sweep: str) -> list[SweepJob]:
         """Those of a sweep, by its name or URL, the newest first."""
         return [job for job in self.jobs() if sweep.rstrip("/") in (job.sweep, job.name)]
 
     def latest(self, sweep: str) -> SweepJob:
-        """The newest job of a sweep. Raises UserError where there is none."""
+        """The job of a sweep that runs, or the newest. Raises UserError where there is none."""
         found = self.of_sweep(sweep)
         if not found:
             names = list(dict.fromkeys(job.name for job in self.jobs()))
@@ -154,7 +161,7 @@ class JobServer:
             raise UserError(
                 f"{sweep}: the cluster knows no such sweep ({known}); its name, or the URL that `launch` printed, would be right"
             )
-        return found[0]
+        return next((job for job in found if not job.ended), found[0])
 
     def output(self, job: SweepJob) -> str:
         """All that it has printed."""
@@ -208,6 +215,14 @@ def job_server(cluster: Path | None, address: str | None) -> Iterator[JobServer]
     head = Head(read_cluster_file(cluster))
     with head.tunnel(DASHBOARD_PORT) as port:
         yield JobServer(f"http://127.0.0.1:{port}", f"`ray up {cluster}` starts it")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine itself."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def write_request(package: Path, request: Mapping[str, Any]) -> None:

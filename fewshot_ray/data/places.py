@@ -26,11 +26,9 @@ from fewshot_ray.copies import local_copies, local_copy
 from fewshot_ray.data.digits import digit_indices, digits
 from fewshot_ray.errors import UserError
 from fewshot_ray.patience import is_transient, patiently, place_errors, reason
+from fewshot_ray.spec.places import READABLE, UNREADABLE
 from fewshot_ray.storage import open_file, open_place
 
-READABLE = (".jpeg", ".jpg", ".png", ".webp")
-# Pictures all the same: passing over two of somebody's ten photographs in silence would be worse than refusing them.
-UNREADABLE = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".ppm", ".tif", ".tiff")
 MAX_FILE_BYTES = 256 * 2**20
 READS_AT_ONCE = 8
 IMAGE_COLUMN_NAMES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes")

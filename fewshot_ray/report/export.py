@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ import torch
 
 import fewshot_ray
 from fewshot_ray.data.target import Fold
-from fewshot_ray.errors import UserError
 from fewshot_ray.metrics.suite import METRICS
 from fewshot_ray.report.leaderboard import compare_with_control, leaderboard
 from fewshot_ray.report.model_card import ModelCard, model_card
+from fewshot_ray.report.placing import CARD, placed
 from fewshot_ray.report.sweep_folder import SweepFolder, TrialRecord
 from fewshot_ray.report.winner import bounds, trial_tree
 from fewshot_ray.spec.document import Document, to_yaml
@@ -26,8 +25,6 @@ from fewshot_ray.trial.evaluation import Evaluator, Instruments
 from fewshot_ray.trial.families import materials_of
 from fewshot_ray.trial.finished import load_finished
 
-CARD = "README.md"
-CARD_MARK = "fewshot-ray"
 """Stands in every export's card."""
 CPU = torch.device("cpu")
 
@@ -47,37 +44,12 @@ def export_trial(folder: SweepFolder, file: FileSpec, record: TrialRecord, out: 
     Of a cross-fitted trial it is the first fold's model. `out` appears whole or not at all.
     Raises UserError, also where `out` holds something, unless that is an earlier export and `overwrite` is given.
     """
-    _check_place(out, overwrite=overwrite)
-    spec = trial_spec(folder, record)
-    assert record.best_step is not None
-    finished = load_finished(spec, folder.trial(record.id), record.best_step, cache=folder.folder / "cache", device=CPU)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-            staged = Path(temporary) / "pipeline"
-            staged.mkdir()  # here, since save_pretrained only logs that it can't
-            code = finished.candidate.save(staged)
-            _write_card(folder, file, record, finished.fold, staged, out.name, code=code, class_names=finished.candidate.class_names)
-            if out.exists():
-                out.rename(Path(temporary) / "before")
-            staged.rename(out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror or error}); a folder that you may write to would be right") from error
-
-
-def _check_place(out: Path, *, overwrite: bool) -> None:
-    """Raise UserError where the export would take something away."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise UserError(f"{out}: is a file; a folder that isn't there yet would be right")
-    if not any(out.iterdir()):
-        return
-    card = out / CARD
-    if not (out / "model_index.json").is_file() or not card.is_file() or CARD_MARK not in card.read_text(errors="replace"):
-        raise UserError(f"{out}: holds something that is no earlier export; another place would be right")
-    if not overwrite:
-        raise UserError(f"{out}: holds an earlier export; another place, or --overwrite, would be right")
+    with placed(out, overwrite=overwrite) as staged:
+        spec = trial_spec(folder, record)
+        assert record.best_step is not None
+        finished = load_finished(spec, folder.trial(record.id), record.best_step, cache=folder.folder / "cache", device=CPU)
+        code = finished.candidate.save(staged)
+        _write_card(folder, file, record, finished.fold, staged, out.name, code=code, class_names=finished.candidate.class_names)
 
 
 def _write_card(

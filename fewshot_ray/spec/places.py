@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+READABLE = (".jpeg", ".jpg", ".png", ".webp")
+# Pictures all the same: passing over two of somebody's ten photographs in silence would be worse than refusing them.
+UNREADABLE = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".ppm", ".tif", ".tiff")
 IMAGES = {"source": ("images",), "target": ("images", "holdout", "test")}
 FILES = {"source": ("model",), "evaluate": ("extractor_weights", "lpips_weights")}
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fewshot_ray.cli.cluster_check import cluster_lines, prices_of
-from fewshot_ray.cluster.capacity import hourly, most_nodes, nodes_for, trials_at_once, workers_at_once
+from fewshot_ray.cluster.capacity import hourly, most_nodes, nodes_for, nodes_of, trials_at_once, workers_at_once
 from fewshot_ray.cluster.cluster_file import ClusterFile, NodeType
 from fewshot_ray.cluster.instances import INSTANCES
 from fewshot_ray.cluster.session import _trials_on
@@ -18,6 +19,7 @@ from fewshot_ray.spec.sections import FileSpec, ResourcesSpec
 SPOT = NodeType("spot", {"CPU": 8, "GPU": 1}, 0, 3, "g5.2xlarge", True, False)
 BIG = NodeType("big", {"CPU": 48, "GPU": 4}, 0, 2, "g5.12xlarge", False, False)
 HEAD = NodeType("head", {"CPU": 0}, 0, 0, "m6i.xlarge", False, True)
+CPUS = NodeType("cpus", {"CPU": 16}, 0, 4, None, False, False)
 UNKNOWN = NodeType("odd", {}, 0, 3, "x9.large", False, False)
 
 
@@ -40,6 +42,7 @@ def asks(workers: int = 1, gpus: float = 1, cpus: float = 1) -> ResourcesSpec:
         ((HEAD, SPOT), 4, asks(gpus=0.25, cpus=4), 6),  # CPUs bound
         ((NodeType("head", {"CPU": 4}, 0, 0, None, False, True), SPOT), 1, asks(gpus=0, cpus=2), 6),  # 2 on the head, 4 on spot
         ((NodeType("head", {"CPU": 4}, 0, 2, None, False, True),), 1, asks(gpus=0, cpus=4), 2),  # the head and one more of its type
+        ((HEAD, SPOT, CPUS), 4, asks(gpus=0, cpus=9), 4),  # on machines without a GPU alone, and they come first
         ((HEAD, SPOT), 4, asks(gpus=0.1, cpus=0.1), 30),  # 10 x 0.1 is 1 to a node
     ],
 )
@@ -48,9 +51,8 @@ def test_workers_at_once(types: tuple[NodeType, ...], most: int, resources: Reso
     file = cluster(*types, most=most)
     assert workers_at_once(file, resources) == hold
     assert sum(used.nodes * used.workers_each for used in nodes_for(file, resources, hold)) == hold
-    nodes = most_nodes(file)
-    assert nodes is not None
-    assert _trials_on(nodes, resources, False) == trials_at_once(file, resources) == hold
+    growth = json.loads(json.dumps(most_nodes(file)))  # as it is sent
+    assert _trials_on(nodes_of(growth, resources), resources, False) == trials_at_once(file, resources) == hold
 
 
 @pytest.mark.parametrize(

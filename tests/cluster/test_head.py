@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fewshot_ray.cluster.cluster_file import read_cluster_file
@@ -81,3 +83,22 @@ def test_a_host_that_does_not_answer(head: Head) -> None:
     with pytest.raises(UserError, match="can't be reached by SSH"), found(head).tunnel(8265):
         pass
     assert time.monotonic() - began < 10
+
+
+def test_a_tunnel_is_there_once_ssh_says_so(head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: a port that somebody else listens on is no tunnel, however soon it answers; and ssh ends with the block."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "ssh"
+    program.write_text(f'#!/bin/sh\necho $$ > {tmp_path}/pid\necho hello from a login script\nsleep 0.5\neval "$(eval echo \\$$#)"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = stranger.getsockname()[1]
+        began = time.monotonic()
+        with found(head).tunnel(8265, local_port=port) as local:
+            assert local == port
+            assert time.monotonic() - began >= 0.5
+            pid = int((tmp_path / "pid").read_text())
+            assert psutil.pid_exists(pid)
+    assert not psutil.pid_exists(pid)

@@ -11,9 +11,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from fewshot_ray.cluster.submission import JobServer
 from fewshot_ray.data.places import pictures
 from fewshot_ray.report.sweep_folder import SweepFolder
 from fewshot_ray.spec.document import to_yaml
@@ -152,3 +154,30 @@ def test_no_way_in(setting: dict[str, str], message: str, laptop: dict[str, str]
     assert message in refused.stderr
     assert refused.stderr.count("\n") == 1
     assert time.monotonic() - began < 10
+
+
+def job(name: str, state: str, command: str, started: int) -> SimpleNamespace:
+    """As Ray's client gives it."""
+    metadata = {"fewshot_ray.sweep": f"s3://bucket/sweeps/{name}", "fewshot_ray.command": command}
+    return SimpleNamespace(
+        submission_id=f"{name}-{started}",
+        metadata=metadata,
+        status=state,
+        message=None,
+        start_time=started * 1000,
+        end_time=None,
+        driver_exit_code=None,
+    )
+
+
+def test_the_job_that_runs_is_meant() -> None:
+    """Oracle: written out by hand: a check is no sweep's job, and one that runs goes before a newer one that has ended."""
+    server = JobServer.__new__(JobServer)
+    of_others = SimpleNamespace(
+        submission_id=None, metadata=None, status="RUNNING", message="", start_time=9, end_time=None, driver_exit_code=None
+    )
+    listed = [job("a", "RUNNING", "run", 1), job("a", "FAILED", "run", 2), job("a", "SUCCEEDED", "check", 3), job("b", "FAILED", "run", 4)]
+    server._client = SimpleNamespace(list_jobs=lambda: [of_others, *listed])
+    assert [found.id for found in server.jobs()] == ["b-4", "a-2", "a-1"]
+    assert server.latest("a").id == server.latest("s3://bucket/sweeps/a/").id == "a-1"
+    assert server.latest("b").id == "b-4"

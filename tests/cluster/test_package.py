@@ -11,7 +11,7 @@ from PIL import Image
 
 from fewshot_ray.cli.launched import check_versions, received, request_at
 from fewshot_ray.cluster import package
-from fewshot_ray.cluster.package import check_storage, pack
+from fewshot_ray.cluster.package import check_storage, pack, store
 from fewshot_ray.cluster.submission import REQUEST
 from fewshot_ray.cluster.versions import different, versions
 from fewshot_ray.data.places import pictures
@@ -57,7 +57,9 @@ def document(tmp_path: Path, images: object, storage: str = "memory://package") 
 def arrived(packed: Document, folder: Path) -> Document:
     """As the cluster reads it."""
     (folder / SPEC).write_text(to_yaml(packed.tree))
-    return received({"name": packed.name, "lines": dict(packed.lines)}, folder)
+    there, files = received({"name": packed.name, "lines": dict(packed.lines)}, folder)
+    store(files, file_spec(there))
+    return there
 
 
 def sent(tmp_path: Path, name: str, images: object, storage: str = "memory://package") -> tuple[Document, Path]:
@@ -94,7 +96,7 @@ def test_a_check_stores_nothing(images: Path, tmp_path: Path) -> None:
     (tmp_path / "package").mkdir()
     packed = pack(document(tmp_path, images, "memory://checked"), tmp_path / "package")
     (tmp_path / "package" / SPEC).write_text(to_yaml(packed.tree))
-    there = received({"name": "x", "lines": {}}, tmp_path / "package", store=False)
+    there, _ = received({"name": "x", "lines": {}}, tmp_path / "package", stays=True)
     assert [picture.content for picture in pictures(there.tree["target"]["images"])] == [png(number) for number in range(3)]
     assert Folder("memory://checked").names() == []
 
@@ -123,7 +125,7 @@ def test_what_is_not_sent(images: Path, tmp_path: Path, monkeypatch: pytest.Monk
         pack(document(tmp_path, tmp_path / "empty"), tmp_path / "a")
     with_model = document(tmp_path, images)
     with_model.tree["source"]["model"] = str(images)
-    with pytest.raises(UserError, match=r"source.model: .* lies on this machine; where the cluster can read it"):
+    with pytest.raises(UserError, match=r"source.model: .* lies on this machine; a place that the cluster can read"):
         pack(with_model, tmp_path / "b")
     monkeypatch.setattr(package, "MOST_BYTES", 100)
     with pytest.raises(UserError, match=r"target.images: .* too large to be sent .*; copied to storage once"):
@@ -131,6 +133,24 @@ def test_what_is_not_sent(images: Path, tmp_path: Path, monkeypatch: pytest.Monk
     local = document(tmp_path, images, "runs")
     with pytest.raises(UserError, match=r"line 7: storage: runs is a folder of this machine; .*s3://bucket/sweeps"):
         check_storage(local, file_spec(local))
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc", "0123456789abcdef/../../secret"])
+def test_a_place_that_only_a_launch_may_name(name: str, tmp_path: Path) -> None:
+    """Oracle: refused on either side, and nothing beside the package is read."""
+    (tmp_path / "secret").mkdir()
+    with pytest.raises(UserError, match="is what a launch makes of a folder"):
+        pack(document(tmp_path, f"packed://{name}"), tmp_path / "package")
+    (tmp_path / "package").mkdir()
+    with pytest.raises(UserError, match="hasn't arrived"):
+        arrived(document(tmp_path, f"packed://{name}"), tmp_path / "package")
+
+
+def test_pictures_that_are_not_read_go_too(images: Path, tmp_path: Path) -> None:
+    """Oracle: the cluster refuses what this machine would, instead of training on fewer images."""
+    (images / "photo.HEIC").write_bytes(b"heic")
+    there, _ = sent(tmp_path, "package", images)
+    assert [picture.name for picture in pictures(there.tree["target"]["images"]) if picture.problem] == ["photo.HEIC"]
 
 
 def test_versions(tmp_path: Path) -> None:
