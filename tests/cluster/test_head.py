@@ -90,7 +90,8 @@ def test_a_tunnel_is_there_once_ssh_says_so(head: Head, tmp_path: Path, monkeypa
     folder = tmp_path / "bin"
     folder.mkdir()
     program = folder / "ssh"
-    program.write_text(f'#!/bin/sh\necho $$ > {tmp_path}/pid\necho hello from a login script\nsleep 0.5\neval "$(eval echo \\$$#)"\n')
+    lines = ["#!/bin/sh", f"echo $$ > {tmp_path}/pid", "echo a login script speaks", "sleep 0.5", "for last; do :; done", 'eval "$last"']
+    program.write_text("\n".join(lines))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     with socket.create_server(("127.0.0.1", 0)) as stranger:

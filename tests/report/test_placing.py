@@ -48,10 +48,15 @@ def test_an_end_in_the_middle_leaves_what_was(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", renamed)
-    with pytest.raises((error, UserError)), placed(out, overwrite=True) as staged:
-        (staged / "model_index.json").write_text("two")
-        if moment == "writing":
-            raise error
+
+    def ended() -> None:
+        with placed(out, overwrite=True) as staged:
+            (staged / "model_index.json").write_text("two")
+            if moment == "writing":
+                raise error
+
+    with pytest.raises((error, UserError)):
+        ended()
     assert contents(tmp_path) == before
 
 
