@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Once for an AWS account, before the first `ray up cluster.yaml`: the roles, the key pair and the bucket that cluster.yaml names.
-#   cluster/aws-once.sh REGION BUCKET
+#   cluster/aws-once.sh REGION BUCKET [CLUSTER]     CLUSTER: cluster_name of cluster.yaml, fewshot by default
 # Needs the AWS command line, logged in as somebody who may make roles. Calling it again changes nothing,
-# with another bucket it gives the roles that one instead.
+# with another bucket or cluster it gives the roles that one instead.
 set -euo pipefail
-[ $# -eq 2 ] || { echo "usage: $0 REGION BUCKET" >&2; exit 2; }
-region=$1 bucket=$2 key=${HOME}/.ssh/fewshot-ray.pem
+[ $# -eq 2 ] || [ $# -eq 3 ] || { echo "usage: $0 REGION BUCKET [CLUSTER]" >&2; exit 2; }
+region=$1 bucket=$2 cluster=${3:-fewshot} key=${HOME}/.ssh/fewshot-ray.pem
 export AWS_REGION=$region AWS_DEFAULT_REGION=$region AWS_PAGER=
 there() { "$@" >/dev/null 2>&1; }
 
@@ -31,11 +31,14 @@ role() {  # NAME POLICY: a role for nodes, its profile and all that it may do
 account=$(aws sts get-caller-identity --query Account --output text)
 storage='{"Effect":"Allow","Action":["s3:ListBucket","s3:GetBucketLocation"],"Resource":"arn:aws:s3:::'$bucket'"},
   {"Effect":"Allow","Action":["s3:GetObject","s3:PutObject","s3:DeleteObject","s3:AbortMultipartUpload"],"Resource":"arn:aws:s3:::'$bucket'/*"}'
-# The head starts and ends nodes in this region, ends and changes only those that Ray started, and hands them the workers' role.
+# The head starts nodes in this region and hands them the workers' role. It ends and tags those of its own cluster only: a node gets the
+# cluster's name at its start, and nothing else can be given it.
 nodes='{"Effect":"Allow","Action":["ec2:Describe*"],"Resource":"*"},
-  {"Effect":"Allow","Action":["ec2:RunInstances","ec2:CreateTags"],"Resource":"*","Condition":{"StringEquals":{"aws:RequestedRegion":"'$region'"}}},
-  {"Effect":"Allow","Action":["ec2:TerminateInstances"],"Resource":"*",
-   "Condition":{"StringLike":{"aws:ResourceTag/ray-cluster-name":"*"}}},
+  {"Effect":"Allow","Action":["ec2:RunInstances"],"Resource":"*","Condition":{"StringEquals":{"aws:RequestedRegion":"'$region'"}}},
+  {"Effect":"Allow","Action":["ec2:CreateTags"],"Resource":"*","Condition":{"StringEquals":
+   {"aws:RequestedRegion":"'$region'","ec2:CreateAction":"RunInstances","aws:RequestTag/ray-cluster-name":"'$cluster'"}}},
+  {"Effect":"Allow","Action":["ec2:CreateTags","ec2:TerminateInstances"],"Resource":"*","Condition":{"StringEquals":
+   {"aws:RequestedRegion":"'$region'","aws:ResourceTag/ray-cluster-name":"'$cluster'"}}},
   {"Effect":"Allow","Action":["ssm:GetParameters"],"Resource":"arn:aws:ssm:'$region'::parameter/aws/service/deeplearning/*"},
   {"Effect":"Allow","Action":["iam:PassRole"],"Resource":"arn:aws:iam::'$account':role/fewshot-ray-worker"}'
 role fewshot-ray-worker "$storage"
