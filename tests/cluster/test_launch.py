@@ -96,7 +96,10 @@ def test_stopped_and_resumed(laptop: dict[str, str], tmp_path: Path) -> None:
     assert "fewshot-ray logs -f far" in launched.stderr
     again = call(laptop, "launch", str(file))
     assert (again.returncode, again.stdout) == (2, "")
-    assert re.match(r"error: far runs there already; .*`stop` ends it\n", again.stderr.splitlines()[-1] + "\n")
+    assert re.match(
+        r"error: far runs there already; `fewshot-ray logs -f far --address \S+` follows it, `stop far --address \S+` ends it\n",
+        again.stderr.splitlines()[-1] + "\n",
+    )
     sweep = tmp_path / "store" / "far"
     rows = sweep / "trials" / "t0000" / "metrics.jsonl"
     given_up_sec = time.monotonic() + 90
