@@ -52,7 +52,7 @@ def resume(
 
     trials = _trials(extend)
     if cluster is not None or is_server(address):
-        resume_there(sweep, cluster, address, trials=trials, workers=workers)
+        raise typer.Exit(resume_there(sweep, cluster, address, trials=trials, workers=workers))
     address = _joined(address or os.environ.get("RAY_ADDRESS"))
     read_sweep(sweep)  # before the imports that take seconds
     from fewshot_ray.cluster.opened import changed, existing_sweep
@@ -141,10 +141,9 @@ def _run(opened: object, address: str | None, *, nodes: Any = None, there: str =
         console.print(f"interrupted; go on with: fewshot-ray resume {opened.folder.folder.url}{there}", highlight=False, soft_wrap=True)
         raise typer.Exit(interrupt.exit_code if isinstance(interrupt, Interrupted) else 130) from None
     show_sweep(opened.folder, opened.file, console)
-    command = "fetch" if there else "export"
-    console.print(
-        f"{command} the winner with: fewshot-ray {command} {opened.folder.folder.url} OUT{there}", highlight=False, soft_wrap=True
-    )
+    url = opened.folder.folder.url  # `fetch` goes by SSH, which a dashboard's address alone doesn't give
+    bring = f"fetch {url} OUT{there}" if there.startswith(" --cluster") else f"export {url} OUT"
+    console.print(f"export the winner with: fewshot-ray {bring}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -51,7 +51,8 @@ def launch(
     with tempfile.TemporaryDirectory(prefix="fewshot-ray-launch-") as scratch:
         packed = pack(document, Path(scratch))
         sweep = (Folder(spec.storage) / spec.name).url
-        _submit({"command": "run"}, sweep, cluster, address, detach=detach, package=Path(scratch), document=packed)
+        request = {"command": "run"}
+        raise typer.Exit(_submit(request, sweep, cluster, address, detach=detach, package=Path(scratch), document=packed))
 
 
 def check_cluster(path: Path, file: FileSpec) -> ClusterFile:
@@ -66,11 +67,11 @@ def check_cluster(path: Path, file: FileSpec) -> ClusterFile:
     return cluster
 
 
-def resume_there(sweep: str, cluster: Path | None, address: str | None, *, trials: int | None, workers: int | None) -> None:
-    """`resume` on a cluster."""
+def resume_there(sweep: str, cluster: Path | None, address: str | None, *, trials: int | None, workers: int | None) -> int:
+    """`resume` on a cluster; its exit code."""
     with tempfile.TemporaryDirectory(prefix="fewshot-ray-launch-") as scratch:
         request = {"command": "resume", "trials": trials, "workers": workers}
-        _submit(request, sweep, cluster, address, detach=False, package=Path(scratch))
+        return _submit(request, sweep, cluster, address, detach=False, package=Path(scratch))
 
 
 def check_there(document: Document, file: FileSpec, cluster: Path) -> int:
@@ -144,7 +145,7 @@ def stop(sweep: SweepName, cluster: ClusterOption = None, address: ServerOption 
             raise UserError(
                 f"{job.name} has not ended within {STOP_SEC} s; `fewshot-ray logs {sweep}{_there(cluster, address)}` may say why"
             )
-        typer.echo(f"stopped; go on with: fewshot-ray resume {job.sweep}{_there(cluster, address)}")
+        typer.echo(f"{job.state.lower()}; go on with: fewshot-ray resume {job.sweep}{_there(cluster, address)}")
 
 
 def fetch(
@@ -215,8 +216,9 @@ def _submit(
     *,
     detach: bool,
     package: Path,
-    document: Any = None,
-) -> None:
+    document: Document | None = None,
+) -> int:
+    """Start what a request asks for, and follow it unless told to `detach`; the exit code."""
     from fewshot_ray.cluster.submission import job_server
 
     with job_server(cluster, address) as server:
@@ -235,11 +237,11 @@ def _submit(
         typer.echo(f"submitted as {job.id}", err=True)
         if detach:
             typer.echo(f"follow it with: fewshot-ray logs -f {job.name}{_there(cluster, address)}", err=True)
-            return
-        raise typer.Exit(_follow(server, job, cluster, address))
+            return 0
+        return _follow(server, job, cluster, address)
 
 
-def _write(package: Path, request: dict[str, Any], cluster: Path | None, address: str | None, document: Any) -> None:
+def _write(package: Path, request: dict[str, Any], cluster: Path | None, address: str | None, document: Document | None) -> None:
     """The request, with what the cluster should have, and the file as the cluster is to read it."""
     from fewshot_ray.cluster.capacity import most_nodes
     from fewshot_ray.cluster.cluster_file import read_cluster_file
@@ -301,4 +303,4 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-__all__ = ["board_there", "check_there", "is_server", "leaderboard_there", "register", "resume_there"]
+__all__ = ["board_there", "check_cluster", "check_there", "is_server", "leaderboard_there", "register", "resume_there"]

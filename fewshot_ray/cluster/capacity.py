@@ -11,7 +11,7 @@ from fewshot_ray.cluster.instances import INSTANCES
 from fewshot_ray.errors import UserError
 from fewshot_ray.spec.sections import ResourcesSpec
 
-__all__ = ["Growth", "Hourly", "Used", "hourly", "most_nodes", "nodes_for", "nodes_of", "trials_at_once", "workers_at_once", "workers_on"]
+__all__ = ["Growth", "Hourly", "Used", "hourly", "most_nodes", "nodes_for", "nodes_of", "workers_at_once", "workers_on"]
 
 
 class Growth(TypedDict):
@@ -91,12 +91,6 @@ def workers_at_once(cluster: ClusterFile, resources: ResourcesSpec) -> int | Non
             f"{f'at most {hold}, or a larger max_workers,' if hold else 'one node type with enough of each'} would be right"
         )
     return hold
-
-
-def trials_at_once(cluster: ClusterFile, resources: ResourcesSpec) -> int | None:
-    """As `workers_at_once`, in trials."""
-    workers = workers_at_once(cluster, resources)
-    return None if workers is None else workers // resources.workers
 
 
 def nodes_for(cluster: ClusterFile, resources: ResourcesSpec, workers: int) -> list[Used]:

@@ -91,9 +91,9 @@ class Head:
         return done
 
     @contextmanager
-    def tunnel(self, port: int, *, local_port: int = 0) -> Iterator[int]:
+    def tunnel(self, port: int) -> Iterator[int]:
         """Within the block a port of this machine's loopback leads to one of the head's; yields ours."""
-        local = local_port or _free_port()
+        local = _free_port()
         forward = f"127.0.0.1:{local}:127.0.0.1:{port}"
         # It ends with its standard input, so with this process however that ends; and it speaks only once the port is its own, so that
         # nobody else who took it meanwhile is sent a token.
