@@ -55,7 +55,7 @@ class Answer:
     seconds: float
 
 
-def first_jobs(opened: Opened, *, address: str | None = None, console: Console | None = None) -> None:
+def first_jobs(opened: Opened, **_options: object) -> None:
     """In `run_sweep`'s place, without Ray.
 
     Reads the folder as the driver does, hands out two jobs, and goes on with what was interrupted as a worker does.

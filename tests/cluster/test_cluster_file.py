@@ -6,6 +6,7 @@ import copy
 import random
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,8 @@ def test_shipped_files_shut_the_doors(name: str) -> None:
     assert tree["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     starts = [tree["head_start_ray_commands"][-1], tree["worker_start_ray_commands"][-1]]
     assert "--dashboard-host=127.0.0.1" in starts[0]
-    known = subprocess.run(["ray", "start", "--help"], capture_output=True, text=True, check=True).stdout
+    ray = Path(sys.executable).with_name("ray")
+    known = subprocess.run([ray, "start", "--help"], capture_output=True, text=True, check=True).stdout
     for option in re.findall(r"--[a-z-]+", " ".join(starts)):
         assert option in known
     ports = re.compile(r"--(?:node-manager|object-manager|min-worker|max-worker)-port=\d+")
