@@ -10,6 +10,8 @@ import signal
 import time
 from typing import Any
 
+import psutil
+import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -24,12 +26,26 @@ from fewshot_ray.spec.sections import ResourcesSpec
 LAST_REPORTS_SEC = 120.0
 
 
-class SigtermGivesNotice(WorkerCallback):
-    """For Ray Train's workers, which train outside of their main thread, the only one that may set handlers."""
+class PreparedWorker(WorkerCallback):
+    """What a worker's process needs before its process group is made and its training begins, on a thread that isn't the main one."""
 
     def after_init_train_context(self) -> None:
-        """Called on a worker's main thread before it trains."""
+        """Called on the worker's main thread, the only one that may set handlers."""
         signal.signal(signal.SIGTERM, lambda number, frame: NOTICE.give("SIGTERM"))
+        reduce_over(ray.util.get_node_ip_address())
+
+
+def reduce_over(node_ip: str) -> None:
+    """NCCL and Gloo use the interface with this address, the one by which Ray's nodes know each other.
+
+    Without it Gloo takes where the machine's name leads (on Debian 127.0.1.1, which no other node reaches), NCCL the first interface it
+    likes. Names that are set already stay: `NCCL_SOCKET_IFNAME`, `GLOO_SOCKET_IFNAME`.
+    """
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address.partition("%")[0] == node_ip for address in addresses):
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # with "=" this one alone, and not every name that begins so
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+            return
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -88,7 +104,7 @@ def run_with_workers(config: dict[str, Any]) -> None:
             name=f"{config['id']}-{os.getpid()}",
             storage_path=config["scratch"],
             failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
-            callbacks=[reports, SigtermGivesNotice()],
+            callbacks=[reports, PreparedWorker()],
         ),
     )
     with nodes_watched():

@@ -87,6 +87,13 @@ class Group:
         """What the first worker that has something says; the same on every worker."""
         if self.size == 1:
             return own
-        said: list[str | None] = [None] * self.size
-        dist.all_gather_object(said, own)
-        return next((text for text in said if text is not None), None)
+        # As bytes: what torch.distributed does for objects unpickles, and whoever reached its ports could then run code here.
+        device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+        text = b"" if own is None else own.encode("utf-8", "backslashreplace")
+        lengths = self.gather_rows(torch.tensor([-1 if own is None else len(text)], device=device), self.size).tolist()
+        first = next((rank for rank, length in enumerate(lengths) if length >= 0), None)
+        if first is None:
+            return None
+        said = torch.tensor(list(text if self.rank == first else bytes(lengths[first])), dtype=torch.uint8, device=device)
+        dist.broadcast(said, src=first)
+        return bytes(said.tolist()).decode()

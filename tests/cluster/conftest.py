@@ -6,9 +6,12 @@ import io
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -58,6 +61,18 @@ def results(folder: SweepFolder) -> dict[str, Any]:
         )
         for record in folder.trials()
     }
+
+
+def listening() -> list[tuple[str, IPv4Address | IPv6Address]]:
+    """What this process and those that it started listen on, by the system's own list: command and address."""
+    heard = []
+    me = psutil.Process()
+    for process in [me, *me.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            for connection in process.net_connections():
+                if connection.status == psutil.CONN_LISTEN:
+                    heard.append((process.name(), ip_address(str(connection.laddr.ip).removeprefix("::ffff:"))))
+    return heard
 
 
 @pytest.fixture(scope="package")

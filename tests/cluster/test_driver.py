@@ -22,7 +22,7 @@ from fewshot_ray.report.winner import exported_trial
 from fewshot_ray.spec.document import ranges, read_document
 from fewshot_ray.spec.ranges import Choice
 from fewshot_ray.storage import Folder
-from tests.cluster.conftest import results, run, sweep_file
+from tests.cluster.conftest import listening, results, run, sweep_file
 
 pytestmark = pytest.mark.ray
 
@@ -128,7 +128,21 @@ def test_a_killed_worker(undisturbed: Opened, tmp_path: Path) -> None:
 
 def test_two_workers(undisturbed: Opened, tmp_path: Path) -> None:
     """Oracle: the same sweep on one worker, with its stopped trials; Ray Train shares the global batch of 4 between two processes."""
-    opened = run(sweep_file("tiny", tmp_path, resources={"workers": 2}, search={"trials": 3}))
+    open_ports: list[list[str]] = []
+    done = threading.Event()
+
+    def listen() -> None:
+        while not done.wait(0.2):
+            open_ports.append([name for name, address in listening() if not address.is_loopback])
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        opened = run(sweep_file("tiny", tmp_path, resources={"workers": 2}, search={"trials": 3}))
+    finally:
+        done.set()
+        thread.join(10)
+    assert max(map(len, open_ports)) == 1, "of all that a trial's workers listen on, PyTorch's rendezvous alone is open to the network"
     assert undisturbed.folder.trials()[1].state == "PRUNED", "one that is stopped with another after it"
     states = [record.state for record in undisturbed.folder.trials()]
     assert [record.state for record in opened.folder.trials()] == states[:3]

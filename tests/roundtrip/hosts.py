@@ -55,6 +55,9 @@ for folder in "$@"; do
     eval "exec $kept<&-"
     kept=$((kept + 1))
 done
+# A name that leads to the machine itself, as Debian sets it up.
+printf '127.0.0.1 localhost\n127.0.1.1 %s\n' "$NAME" > /run/hosts
+mount --bind /run/hosts /etc/hosts
 mount -o remount,bind,ro /
 hostname "$NAME"
 echo ready

@@ -76,3 +76,24 @@ def _smallest() -> int:
 def test_the_smallest_of_both(workers: Workers) -> None:
     """Oracle: 10 and 11."""
     assert workers.run(_smallest) == [10, 10]
+
+
+def _said(texts: list[str | None]) -> str | None:
+    group = Group()
+    return group.first_of(texts[group.rank])
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        ([None, None], None),
+        (["shots/Übung.png: no image", None], "shots/Übung.png: no image"),
+        ([None, "the second"], "the second"),
+        (["the first", "the second"], "the first"),
+        (["", "the second"], ""),
+        (["a name that is no text: \udcff", None], "a name that is no text: \\udcff"),
+    ],
+)
+def test_what_the_first_that_says_something_says(workers: Workers, texts: list[str | None], expected: str | None) -> None:
+    """Oracle: by hand, the same on both."""
+    assert workers.run(_said, texts) == [expected, expected]
