@@ -29,8 +29,13 @@ quickstart: $(STAMP)
 	$(BIN)/fewshot-ray sample runs/quickstart/model runs/quickstart/samples
 	$(BIN)/fewshot-ray evaluate runs/quickstart
 
+# Side by side, a thread each, what starts no Ray; then one after the other what does. Both, whatever the first has found.
+test: export OMP_NUM_THREADS = 1
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	@failed=0; set -x; \
+	$(BIN)/python -m pytest -m "not ray and not roundtrip" --numprocesses=logical --maxprocesses=4 --dist=worksteal || failed=1; \
+	$(BIN)/python -m pytest -m ray --durations=10 || failed=1; \
+	exit $$failed
 
 # On Debian: apt-get install openssh-server openssh-client rsync iproute2 chromium. Where it can't run, it says why and skips.
 test-cluster: $(STAMP)
