@@ -1,4 +1,4 @@
-"""bench/chaos.py for one kill of each kind."""
+"""bench/chaos.py for ten kills."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ def short_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def test_three_kills(short_folder: Path) -> None:
+def test_ten_kills(short_folder: Path) -> None:
     """Oracle: the same sweep undisturbed, bit for bit; nothing redone, lost, hung, broken, or left running."""
     with bench_module("chaos") as chaos:
-        tally = chaos.Tally(chaos.quotas(["disk"], 3))
+        tally = chaos.Tally(chaos.quotas(["disk"], 10))
         chaos.run_kind("disk", short_folder / "disk", tally, random.Random(5))
-        assert dict(tally.kills) == {"actor": 1, "raylet": 1, "driver": 1}
+        assert sum(tally.kills.values()) == 10
+        assert set(tally.kills) == {"actor", "raylet", "driver"}
         assert tally.clean, tally
         assert not tally.gave_up
