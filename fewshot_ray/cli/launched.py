@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def check_versions(laptops: Mapping[str, str]) -> None:
+def check_versions(laptops: Mapping[str, str], modules: Mapping[str, str]) -> None:
     """Raise UserError where this cluster has not what the laptop has; a training elsewhere would be another one."""
     from fewshot_ray.cluster.versions import different
 
-    differences = different(laptops)
+    differences = different(laptops, modules)
     if differences:
         raise UserError(
             f"versions differ ({'; '.join(differences[:4])}); the same constraints.txt and the same fewshot-ray on both "
@@ -52,7 +52,7 @@ def request_at(path: Path) -> dict[str, Any]:
     """What a package asks for. Raises UserError where it is none."""
     try:
         request = json.loads(path.read_bytes())
-        return {**request, "command": str(request["command"]), "versions": dict(request["versions"])}
+        return {**request, "command": str(request["command"]), "versions": dict(request["versions"]), "code": dict(request["code"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: no request of `fewshot-ray launch` ({error}); it is for launched jobs, `run` is for people") from error
 

@@ -66,7 +66,7 @@ def launched(request: Annotated[Path, typer.Argument()]) -> None:
     from fewshot_ray.cli import launched as job
 
     asked = job.request_at(request)
-    job.check_versions(asked["versions"])
+    job.check_versions(asked["versions"], asked["code"])
     from fewshot_ray.cluster.opened import changed, existing_sweep, planned_sweep
     from fewshot_ray.storage import Folder
 

@@ -246,7 +246,7 @@ def _write(package: Path, request: dict[str, Any], cluster: Path | None, address
     from fewshot_ray.cluster.capacity import most_nodes
     from fewshot_ray.cluster.cluster_file import read_cluster_file
     from fewshot_ray.cluster.submission import write_request
-    from fewshot_ray.cluster.versions import versions
+    from fewshot_ray.cluster.versions import code, versions
     from fewshot_ray.report.sweep_folder import SPEC
     from fewshot_ray.spec.document import to_yaml
 
@@ -254,7 +254,7 @@ def _write(package: Path, request: dict[str, Any], cluster: Path | None, address
         (package / SPEC).write_text(to_yaml(document.tree))
         request |= {"name": document.name, "lines": dict(document.lines)}
     nodes = most_nodes(read_cluster_file(cluster)) if cluster else None
-    write_request(package, {**request, "versions": dict(versions()), "nodes": nodes, "there": _there(cluster, address)})
+    write_request(package, {**request, "versions": versions(), "code": code(), "nodes": nodes, "there": _there(cluster, address)})
 
 
 def _follow(server: Any, job: Any, cluster: Path | None = None, address: str | None = None) -> int:

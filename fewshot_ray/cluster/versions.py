@@ -12,33 +12,38 @@ from pathlib import Path
 import fewshot_ray
 
 LIBRARIES = ("ray", "torch", "diffusers", "transformers", "peft", "optuna", "numpy")
-CODE = "fewshot-ray's code"
+FOLDER = Path(fewshot_ray.__file__).parent
 
 
 @cache
 def versions() -> Mapping[str, str]:
-    """Of this machine: Python, the libraries that results depend on (without a build's suffix), and a hash of fewshot-ray's own code."""
+    """Of this machine: Python, and the libraries that results depend on (without a build's suffix)."""
     found = {"python": ".".join(platform.python_version_tuple()[:2]), "fewshot-ray": fewshot_ray.__version__}
     for name in LIBRARIES:
         try:
             found[name] = version(name).split("+")[0]  # 2.15.0+cpu trains as 2.15.0 does
         except PackageNotFoundError:
             found[name] = "none"
-    return {**found, CODE: _code_hash()}
+    return found
 
 
-def _code_hash() -> str:
-    digest, folder = hashlib.sha256(), Path(fewshot_ray.__file__).parent
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:12]
+def code() -> dict[str, str]:
+    """The modules of this machine's fewshot-ray, below its folder, and a hash of each."""
+    return {path.relative_to(FOLDER).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in FOLDER.rglob("*.py")}
 
 
-def different(laptops: Mapping[str, str]) -> list[str]:
-    """What differs between the laptop's and this machine's, the cluster's, in words."""
-    own = versions()
-    return [
+def different(laptops: Mapping[str, str], modules: Mapping[str, str]) -> list[str]:
+    """What differs between the laptop's and this machine's, the cluster's, in words.
+
+    A module that only the cluster has, one that was removed since, is left out: the laptop's don't import it.
+    """
+    own, own_code = versions(), code()
+    found = [
         f"{name} {laptops.get(name, 'none')} on the laptop, {own.get(name, 'none')} on the cluster"
         for name in {**own, **laptops}
         if laptops.get(name) != own.get(name)
     ]
+    changed = sorted(name for name, content in modules.items() if own_code.get(name) != content)
+    if changed:
+        found.append(f"fewshot-ray's {changed[0]}{f' and {len(changed) - 1} more' if changed[1:] else ''}")
+    return found

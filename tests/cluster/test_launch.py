@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from tests.cluster.conftest import sweep_file
 
 pytestmark = pytest.mark.ray
 
+ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-c", "from fewshot_ray.cli import main; main()"]
 
 
@@ -74,9 +76,12 @@ def laptop(short_folder: Path) -> Iterator[dict[str, str]]:
         head.wait(60)
 
 
-def call(environment: dict[str, str], *arguments: str, timeout_sec: float = 120) -> subprocess.CompletedProcess[str]:
+def call(
+    environment: dict[str, str], *arguments: str, timeout_sec: float = 120, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     where = ["--address", environment["RAY_DASHBOARD"]]
-    return subprocess.run([*COMMAND, *arguments, *where], env=environment, capture_output=True, text=True, timeout=timeout_sec, check=False)
+    command = [*COMMAND, *arguments, *where]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_sec, check=False, cwd=cwd)
 
 
 def test_stopped_and_resumed(laptop: dict[str, str], tmp_path: Path) -> None:
@@ -137,6 +142,21 @@ def test_what_ends_a_job_ends_the_command(laptop: dict[str, str], tmp_path: Path
     assert ended.returncode == 2
     assert "lambda_destill" in ended.stdout.splitlines()[-1]
     assert ended.stdout.splitlines()[-1].startswith("error: ")
+
+
+def test_another_version_on_the_laptop(laptop: dict[str, str], tmp_path: Path) -> None:
+    """Oracle: one line of the head's that says what differs and the remedy, with its exit code; no sweep is begun."""
+    shutil.copytree(ROOT / "fewshot_ray", tmp_path / "fewshot_ray", ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "fewshot_ray/cluster/jobs.py").open("a") as module:
+        module.write("# changed since\n")
+    file = tmp_path / "other.yaml"
+    file.write_text(to_yaml(sweep_file("other", tmp_path / "store").tree))
+    refused = call(laptop, "launch", str(file), cwd=tmp_path)  # where Python looks first
+    assert refused.returncode == 2
+    said = refused.stdout.splitlines()[-1]
+    assert said.startswith("error: versions differ (fewshot-ray's cluster/jobs.py); ")
+    assert "`ray up` again installs the laptop's there" in said
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,8 @@ from PIL import Image
 from fewshot_ray.cli.launched import check_versions, received, request_at
 from fewshot_ray.cluster import package
 from fewshot_ray.cluster.package import check_storage, pack, store
-from fewshot_ray.cluster.submission import REQUEST
-from fewshot_ray.cluster.versions import different, versions
+from fewshot_ray.cluster.submission import REQUEST, write_request
+from fewshot_ray.cluster.versions import code, different, versions
 from fewshot_ray.data.places import pictures
 from fewshot_ray.errors import UserError
 from fewshot_ray.report.sweep_folder import SPEC
@@ -155,13 +154,25 @@ def test_pictures_that_are_not_read_go_too(images: Path, tmp_path: Path) -> None
 
 def test_versions(tmp_path: Path) -> None:
     """Oracle: equal to themselves; one that differs is named with both sides, and how to mend it."""
-    assert different(versions()) == []
-    check_versions(json.loads(json.dumps(dict(versions()))))
-    with pytest.raises(UserError, match=r"torch 1\.0 on the laptop, .* on the cluster.*constraints\.txt"):
-        check_versions({**versions(), "torch": "1.0"})
+    write_request(tmp_path, {"command": "run", "versions": versions(), "code": code()})
+    sent = request_at(tmp_path / REQUEST)
+    check_versions(sent["versions"], sent["code"])
+    with pytest.raises(UserError, match=r"torch 1\.0 on the laptop, .* on the cluster\).*constraints\.txt"):
+        check_versions({**versions(), "torch": "1.0"}, code())
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"command": "run"}', '{"command": "run", "versions": 3}', "\x00"])
+def test_modules() -> None:
+    """Oracle: what the laptop has must be there as it is; what the cluster has besides is nobody's."""
+    mine = code()
+    assert {"__init__.py", "cluster/versions.py"} <= mine.keys()
+    assert different(versions(), {name: mine[name] for name in list(mine)[1:]}) == []
+    assert different(versions(), {**mine, "cluster/versions.py": "0"}) == ["fewshot-ray's cluster/versions.py"]
+    assert different(versions(), {**mine, "cluster/jobs.py": "0", "zoo.py": "0"}) == ["fewshot-ray's cluster/jobs.py and 1 more"]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"command": "run"}', '{"command": "run", "versions": 3}', '{"command": "run", "versions": {}}', "\x00"]
+)
 def test_no_request(content: str, tmp_path: Path) -> None:
     """Oracle: the rule for messages."""
     (tmp_path / REQUEST).write_text(content)
