@@ -83,9 +83,24 @@ class Head:
         return arguments
 
     def run(self, *command: str, terminal: bool = False, capture: bool = False) -> subprocess.CompletedProcess[str]:
-        """Run a command in a login shell there, as `ray exec` does; with `capture` its output is kept, else it is ours."""
-        line = f"bash --login -c {shlex.quote('source ~/.bashrc; exec ' + shlex.join(command))}"
-        done = subprocess.run([*self.ssh(*(["-t"] if terminal else [])), line], text=True, capture_output=capture, check=False)
+        """Run a command in a login shell there, as `ray exec` does; with `capture` its output is kept, else it is ours.
+
+        It ends with the command here, however that ends: with its standard input, which nothing is written to.
+        """
+        watched = f"{shlex.join(command)} </dev/null & child=$!; {{ cat; kill $child; }} <&0 >/dev/null 2>&1 & wait $child"
+        line = f"bash --login -c {shlex.quote('source ~/.bashrc; ' + (f'exec {shlex.join(command)}' if terminal else watched))}"
+        theirs, ours = os.pipe()
+        try:
+            done = subprocess.run(
+                [*self.ssh(*(["-t"] if terminal else [])), line],
+                stdin=None if terminal else theirs,
+                text=True,
+                capture_output=capture,
+                check=False,
+            )
+        finally:
+            os.close(theirs)
+            os.close(ours)
         if done.returncode == 255:
             raise self._unreachable(done.stderr or "")
         return done

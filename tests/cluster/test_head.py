@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -104,3 +107,47 @@ def test_a_tunnel_is_there_once_ssh_says_so(head: Head, tmp_path: Path, monkeypa
             pid = int((tmp_path / "pid").read_text())
             assert psutil.pid_exists(pid)
     assert not psutil.pid_exists(pid)
+
+
+RUN = """
+import sys
+from pathlib import Path
+from fewshot_ray.cluster.cluster_file import read_cluster_file
+from fewshot_ray.cluster.head import Head
+
+head = Head(read_cluster_file(Path(sys.argv[1])))
+head.__dict__["address"] = "192.0.2.1"
+print(head.run("sh", "-c", sys.argv[2], capture=True), flush=True)
+"""
+
+
+@pytest.fixture
+def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ssh that runs what it is told, here."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / ".bashrc").touch()
+    program = tmp_path / "bin" / "ssh"
+    program.write_text('#!/bin/bash\nexec bash -c "${@: -1}"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+
+def test_what_a_command_says_there(head: Head, there: None) -> None:
+    """Oracle: the command's own output and exit code, where its arguments have blanks and quotes."""
+    done = found(head).run("sh", "-c", 'echo "it\'s here"; echo wrong >&2; exit 3', capture=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("it's here\n", "wrong\n", 3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_what_runs_there_ends_with_the_command_here(number: int, head: Head, there: None, tmp_path: Path) -> None:
+    """Oracle: the list of processes; Ctrl-C reaches ssh as well, a killed terminal this side alone."""
+    mark = tmp_path / "runs"
+    words = [sys.executable, "-c", RUN, str(head.cluster.path), f"echo $$ > {mark}; exec sleep 1000"]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+        while not (mark.exists() and mark.read_text().strip()):
+            assert process.poll() is None
+            time.sleep(0.01)
+        running = psutil.Process(int(mark.read_text()))
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.kill()
+        process.wait(20)
+    running.wait(20)
