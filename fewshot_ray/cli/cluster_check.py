@@ -141,7 +141,7 @@ def _cost(cluster: ClusterFile, resources: ResourcesSpec, prices: Mapping[str, f
     if price.unknown:
         return f"not known; `--price {price.unknown[0]}=USD` gives an hour's of {', '.join(price.unknown)}"
     nodes = "".join(f" and {nodes} {node_type.name}" for node_type, nodes, _ in used if not node_type.is_head)
-    listed = f" ({PRICES_OF}; they change: `--price TYPE=USD`{'; spot is less' if price.has_spot else ''})"
+    listed = f" ({PRICES_OF}; they change: `--price TYPE=USD`{'; spot is less' if price.has_spot else ''})" if price.listed else ""
     return (
         f"at most about {price.usd * sec / 3600:.2f} USD if that time holds: the head{nodes} at {price.usd:.2f} USD an hour{listed}; "
         "disks, storage and traffic come on top"

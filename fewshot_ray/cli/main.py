@@ -142,7 +142,7 @@ def _run(opened: object, address: str | None, *, nodes: Any = None, there: str =
         raise typer.Exit(interrupt.exit_code if isinstance(interrupt, Interrupted) else 130) from None
     show_sweep(opened.folder, opened.file, console)
     url = opened.folder.folder.url  # `fetch` goes by SSH, which a dashboard's address alone doesn't give
-    bring = f"fetch {url} OUT{there}" if there.startswith(" --cluster") else f"export {url} OUT"
+    bring = f"fetch {url} OUT{there}" if there.startswith(" --cluster") and " --address " not in there else f"export {url} OUT"
     console.print(f"export the winner with: fewshot-ray {bring}", highlight=False, soft_wrap=True)
 
 

@@ -20,8 +20,12 @@ if TYPE_CHECKING:
     from fewshot_ray.spec.document import Document
     from fewshot_ray.spec.sections import FileSpec
 
-ClusterOption = Annotated[Path | None, typer.Option(metavar="FILE", help="The cluster file that `ray up` was given.")]
-ServerOption = Annotated[str | None, typer.Option(help="A dashboard's address, http://127.0.0.1:8265 say, instead of a cluster file.")]
+ClusterOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="The cluster file that `ray up` was given, or KubeRay's manifest.")
+]
+ServerOption = Annotated[
+    str | None, typer.Option(help="A dashboard's address, http://127.0.0.1:8265 say: instead of a cluster file, or with KubeRay's.")
+]
 SweepName = Annotated[str, typer.Argument(help="A sweep's name, or its URL, <storage>/<name>.")]
 SAID_AT_A_TIME = 5
 
@@ -287,8 +291,8 @@ def _follow(server: Any, job: Any, cluster: Path | None = None, address: str | N
 
 def _there(cluster: Path | None, address: str | None) -> str:
     """The option that names the cluster, as it was given."""
-    option = ("--cluster", str(cluster)) if cluster else ("--address", address) if address else ()
-    return "".join(f" {shlex.quote(word)}" for word in option)
+    options = [*(("--cluster", str(cluster)) if cluster else ()), *(("--address", address) if address else ())]
+    return "".join(f" {shlex.quote(word)}" for word in options)
 
 
 def _duration(seconds: float) -> str:

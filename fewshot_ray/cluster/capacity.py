@@ -38,6 +38,8 @@ class Hourly(NamedTuple):
     usd: float
     unknown: tuple[str, ...]
     """Types without a price; `usd` is without them."""
+    listed: bool
+    """Whether any of it is the table's."""
     has_spot: bool
 
 
@@ -116,11 +118,12 @@ def hourly(cluster: ClusterFile, used: list[Used], prices: Mapping[str, float]) 
     taken: Counter[str] = Counter()
     for node_type, nodes, _ in used:
         taken[node_type.name] += nodes
-    usd, unknown, has_spot = 0.0, [], False
+    usd, unknown, from_table, has_spot = 0.0, [], False, False
     for node_type in cluster.node_types:
         # A worker on the head's own node, or on one that is always there, takes no other.
         if not (number := max(taken[node_type.name], node_type.least + node_type.is_head)):
             continue
+        from_table |= node_type.name not in prices
         has_spot |= node_type.spot and node_type.name not in prices
         listed = INSTANCES.get(node_type.instance or "")
         price = prices.get(node_type.name, listed.usd_per_hour if listed else None)
@@ -128,7 +131,7 @@ def hourly(cluster: ClusterFile, used: list[Used], prices: Mapping[str, float]) 
             unknown.append(node_type.name)
         else:
             usd += number * price
-    return Hourly(usd, tuple(unknown), has_spot)
+    return Hourly(usd, tuple(unknown), from_table, has_spot)
 
 
 def _known(cluster: ClusterFile) -> bool:

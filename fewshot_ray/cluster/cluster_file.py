@@ -1,4 +1,4 @@
-"""Ray's cluster file (what `ray up` reads), checked on this machine and without a network."""
+"""Ray's cluster file (what `ray up` reads, or KubeRay), checked on this machine and without a network."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ from typing import Any
 
 from fewshot_ray.cluster.cluster_yaml import Source
 from fewshot_ray.cluster.instances import INSTANCES
+from fewshot_ray.cluster.kuberay import KUBERAY, raycluster_config
 from fewshot_ray.errors import UserError
 from fewshot_ray.spec.wording import nearest, show
 
 __all__ = ["ClusterFile", "NodeType", "check_file_mounts", "check_ssh_key", "read_cluster_file"]
 
-_RAYS_MAX_WORKERS = 2
-"""Of a file that doesn't say."""
-
 
 @dataclass(frozen=True)
 class NodeType:
-    """One kind of machine; a local provider's are `head` and `worker`."""
+    """One kind of machine; a local provider's are `head` and `worker`, on Kubernetes it is a group of pods."""
 
     name: str
     resources: Mapping[str, float]
@@ -40,46 +38,45 @@ class NodeType:
 
 @dataclass(frozen=True)
 class ClusterFile:
-    """A cluster file that Ray's own schema accepts."""
+    """A cluster file that Ray's own schema accepts, or a manifest of KubeRay's."""
 
     path: Path
     tree: dict[str, Any]
     """As written, Ray's defaults not filled in."""
+    name: str
+    """Of the cluster."""
+    provider: str
+    """`aws`, `local`, `kuberay` and so on."""
     node_types: tuple[NodeType, ...]
+    most_workers: int
+    """Nodes beside the head, of all types together."""
 
     @property
-    def name(self) -> str:
-        """Of the cluster."""
-        return str(self.tree["cluster_name"])
-
-    @property
-    def provider(self) -> str:
-        """`aws`, `local` and so on."""
-        return str(self.tree["provider"]["type"])
-
-    @property
-    def most_workers(self) -> int:
-        """Nodes beside the head, of all types together."""
-        if self.provider == "local":
-            return sum(node_type.most for node_type in self.node_types)
-        return int(self.tree.get("max_workers", _RAYS_MAX_WORKERS))
+    def has_ssh(self) -> bool:
+        """Whether its head is reached by SSH; on Kubernetes it isn't."""
+        return self.provider != KUBERAY
 
 
 def read_cluster_file(path: Path) -> ClusterFile:
     """The file at `path`. Raises UserError for what `ray up` would stumble over, as far as it can be told without a network."""
     source = Source.read(path)
-    _check_begin(source)
-    _check_schema(source)
-    _check_texts(source)
-    _check_provider(source)
-    _check_counts(source)
-    config = _with_defaults(source)
-    return ClusterFile(path, source.tree, tuple(_node_types(config)))
+    if source.is_manifest:
+        config = raycluster_config(source)
+    else:
+        _check_begin(source)
+        _check_schema(source)
+        _check_texts(source)
+        _check_provider(source)
+        _check_counts(source)
+        config = _with_defaults(source)
+    types, provider = tuple(_node_types(config)), str(config["provider"]["type"])
+    most = sum(node_type.most for node_type in types) if provider == "local" else int(config["max_workers"])
+    return ClusterFile(path, source.tree, str(config["cluster_name"]), provider, types, most)
 
 
 def check_ssh_key(cluster: ClusterFile) -> None:
     """Raise UserError where the file names a private key that isn't on this machine."""
-    key = cluster.tree["auth"].get("ssh_private_key")
+    key = cluster.tree["auth"].get("ssh_private_key") if cluster.has_ssh else None
     if key is not None and not _is_there(key):
         raise UserError(
             f"{cluster.path}: auth.ssh_private_key: {show(key)} is no file of this machine; the private key's path would be right"
@@ -142,37 +139,7 @@ def _check_schema(source: Source) -> None:
         definition["required"] = ["node_config"]
     errors = sorted(jsonschema.Draft7Validator(schema).iter_errors(tree), key=lambda error: [str(key) for key in error.absolute_path])
     if errors:
-        raise _worded(source, errors[0])
-
-
-_TYPES = {
-    "object": "a mapping",
-    "array": "a list",
-    "string": "text",
-    "integer": "a whole number",
-    "number": "a number",
-    "boolean": "true or false",
-    "null": "null",
-}
-
-
-def _worded(source: Source, error: Any) -> UserError:
-    """A finding of the schema's in the words of this project."""
-    place = tuple(error.absolute_path)
-    if error.validator == "additionalProperties":
-        known = list(error.schema.get("properties", {}))
-        key = next(key for key in error.instance if key not in known)
-        guess = nearest(key, known)
-        return source.error((*place, key), f"is no field of Ray's; {repr(guess) if guess else 'one of ' + ', '.join(known)} would be right")
-    if error.validator == "required":
-        missing = next(key for key in error.validator_value if key not in error.instance)
-        return source.error((*place, missing), "is missing; Ray needs it")
-    if error.validator == "type":
-        types = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
-        return source.error(place, f"is {show(error.instance)}; {' or '.join(_TYPES[str(name)] for name in types)} would be right")
-    if error.validator == "minimum":
-        return source.error(place, f"is {show(error.instance)}; at least {error.validator_value} would be right")
-    return source.error(place, " ".join(str(error.message).split()))
+        raise source.schema_error(errors[0])
 
 
 def _check_texts(source: Source) -> None:
@@ -281,7 +248,7 @@ def _with_defaults(source: Source) -> dict[str, Any]:
                 data.setdefault("resources", {})
             validate_config(config)
     except jsonschema.ValidationError as error:
-        raise _worded(source, error) from error
+        raise source.schema_error(error) from error
     except (click.ClickException, ValueError, RuntimeError, AssertionError) as error:
         raise UserError(f"{source.name}: Ray refuses it: {' '.join(str(error).split())}") from error
     return config

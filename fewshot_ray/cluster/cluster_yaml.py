@@ -13,7 +13,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]  # as Ray itself: what `no` or `010` is, this file shares with `ray up`
 
 from fewshot_ray.errors import UserError
-from fewshot_ray.spec.wording import show
+from fewshot_ray.spec.wording import nearest, show
 
 _MAX_BYTES = 256 * 1024
 _MAX_VALUES = 5_000
@@ -21,6 +21,16 @@ _MAX_DEPTH = 40
 _PLACEHOLDER = re.compile(r"<[a-z][a-z -]*[a-z]>(?!\w)|\bYOUR_[A-Z_]+\b")
 """`<bucket>` as in this project's cluster files, `YOUR_HEAD_NODE_HOSTNAME` as in Ray's own."""
 
+
+_TYPES = {
+    "object": "a mapping",
+    "array": "a list",
+    "string": "text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "null": "null",
+}
 
 Place = tuple[str | int, ...]
 
@@ -42,9 +52,14 @@ class Source:
             raise UserError(
                 f"{path}: holds no mapping of names to values; a cluster file of Ray's (cluster_name, provider, ...) would be right"
             )
-        source = cls(str(path), _constructed(path, text), dict(_lines(path, root)))
+        source = cls(str(path), _constructed(path, root), dict(_lines(path, root)))
         source.check_values(source.tree)
         return source
+
+    @property
+    def is_manifest(self) -> bool:
+        """Whether it is for Kubernetes, and not for `ray up`."""
+        return "apiVersion" in self.tree
 
     def error(self, place: Place, message: str) -> UserError:
         """The line is that of the nearest path above where `place` isn't in the file."""
@@ -53,6 +68,26 @@ class Source:
             above = above[:-1]
         where = f"{self.name}, line {self.lines[above]}" if above else self.name
         return UserError(f"{where}: {_dotted(place)}: {message}" if place else f"{where}: {message}")
+
+    def schema_error(self, error: Any) -> UserError:
+        """A finding of jsonschema's in the words of this project."""
+        place = tuple(error.absolute_path)
+        if error.validator == "additionalProperties":
+            known = list(error.schema.get("properties", {}))
+            key = next(key for key in error.instance if key not in known)
+            guess = nearest(key, known)
+            return self.error(
+                (*place, key), f"is no field of Ray's; {repr(guess) if guess else 'one of ' + ', '.join(known)} would be right"
+            )
+        if error.validator == "required":
+            missing = next(key for key in error.validator_value if key not in error.instance)
+            return self.error((*place, missing), "is missing; Ray needs it")
+        if error.validator == "type":
+            types = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
+            return self.error(place, f"is {show(error.instance)}; {' or '.join(_TYPES[str(name)] for name in types)} would be right")
+        if error.validator == "minimum":
+            return self.error(place, f"is {show(error.instance)}; at least {error.validator_value} would be right")
+        return self.error(place, " ".join(str(error.message).split()))
 
     def check_values(self, value: Any, place: Place = ()) -> None:
         """Only what JSON holds (Ray hands the file to the head as JSON), and nothing the user was to fill in."""
@@ -124,18 +159,13 @@ def _text(path: Path) -> str:
 
 
 def _parsed(path: Path, text: str) -> yaml.Node | None:
-    """The text's nodes, which know their lines."""
-    if re.search("^apiVersion:", text, re.MULTILINE):
-        raise UserError(
-            f"{path}: is a Kubernetes manifest; `kubectl apply -f {path}` starts its cluster, "
-            "and --address with a forwarded port reaches it (docs/clusters.md)"
-        )
+    """The text's nodes, which know their lines; of a manifest those of its RayCluster, which other objects may stand beside."""
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if getattr(event, "tag", None) is not None:
                 line = event.start_mark.line + 1
                 raise UserError(f"{path}, line {line}: the tag {show(event.tag)} is not known; a value without a tag is right")
-        return yaml.compose(text, Loader=yaml.SafeLoader)
+        documents = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = " ".join(f"{error.context or ''} {error.problem or ''}".split())
@@ -144,13 +174,34 @@ def _parsed(path: Path, text: str) -> yaml.Node | None:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise UserError(f"{path}: more than {_MAX_DEPTH} levels deep; a cluster file has fewer than ten") from error
+    manifests = [keys for keys in map(_scalars, documents) if "apiVersion" in keys]
+    if not manifests:
+        if len(documents) > 1:
+            raise UserError(f"{path}: holds {len(documents)} documents; a cluster file is one")
+        return documents[0] if documents else None
+    clusters = [document for document in documents if _scalars(document).get("kind") == "RayCluster"]
+    if len(clusters) != 1:
+        raise UserError(
+            f"{path}: is a Kubernetes manifest with {len(clusters)} objects of kind RayCluster; one of KubeRay's would be right "
+            "(cluster/kuberay.yaml is an example)"
+        )
+    return clusters[0]
 
 
-def _constructed(path: Path, text: str) -> dict[str, Any]:
+def _scalars(document: yaml.Node | None) -> dict[str, str]:
+    """The plain values at a document's top."""
+    pairs = document.value if isinstance(document, yaml.MappingNode) else ()
+    return {str(key.value): str(value.value) for key, value in pairs if isinstance(value, yaml.ScalarNode)}
+
+
+def _constructed(path: Path, root: yaml.Node) -> dict[str, Any]:
+    loader = yaml.SafeLoader("")
     try:
-        tree: dict[str, Any] = yaml.safe_load(text)
+        tree: dict[str, Any] = loader.construct_document(root)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except ValueError as error:  # the 30th of February
         raise UserError(f"{path}: a value can't be read ({error}); quotes around it would be right") from error
+    finally:
+        loader.dispose()
     return tree

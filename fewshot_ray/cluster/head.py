@@ -22,6 +22,7 @@ Answer = TypeVar("Answer")
 ANSWER_SEC = 9.0
 """For a provider or a host to answer; then it is taken to be away."""
 DASHBOARD_PORT = 8265
+FORWARD = f"`kubectl port-forward POD {DASHBOARD_PORT}` to the head's pod"
 TUNNEL = "fewshot-ray: the tunnel is there"
 
 
@@ -29,6 +30,10 @@ class Head:
     """Commands, files and ports of the node that runs a cluster's head. Whatever fails is a UserError of one line."""
 
     def __init__(self, cluster: ClusterFile) -> None:
+        if not cluster.has_ssh:
+            raise UserError(
+                f"{cluster.path}: a cluster on Kubernetes has no SSH; {FORWARD} and --address http://127.0.0.1:8265 reach its jobs"
+            )
         check_ssh_key(cluster)
         for program in ("ssh", "rsync"):
             if shutil.which(program) is None:

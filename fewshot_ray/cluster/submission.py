@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fewshot_ray.cluster.cluster_file import read_cluster_file
-from fewshot_ray.cluster.head import DASHBOARD_PORT, Head
+from fewshot_ray.cluster.head import DASHBOARD_PORT, FORWARD, Head
 from fewshot_ray.errors import UserError
 
 REQUEST = "request.json"
@@ -206,14 +206,19 @@ class JobServer:
 
 @contextmanager
 def job_server(cluster: Path | None, address: str | None) -> Iterator[JobServer]:
-    """The job server at a dashboard's `address`, or on the head of a cluster file's cluster through a tunnel, for the block."""
-    if (cluster is None) == (address is None):
+    """The job server at a dashboard's `address`, or on the head of a cluster file's cluster through a tunnel, for the block.
+
+    Both are right where the file is KubeRay's: it says what the cluster may grow to, and the address leads there.
+    """
+    file = read_cluster_file(cluster) if cluster is not None else None
+    if (file is None) == (address is None) and not (file and not file.has_ssh):
         raise UserError("--cluster FILE (as for `ray up`) or --address URL (of a dashboard) would be right, one of them")
-    if cluster is None:
-        yield JobServer(str(address), "the address of a dashboard that this machine reaches would be right")
+    if address is not None:
+        remedy = f"{FORWARD} leads there" if file else "the address of a dashboard that this machine reaches would be right"
+        yield JobServer(address, remedy)
         return
-    head = Head(read_cluster_file(cluster))
-    with head.tunnel(DASHBOARD_PORT) as port:
+    assert file is not None
+    with Head(file).tunnel(DASHBOARD_PORT) as port:
         yield JobServer(f"http://127.0.0.1:{port}", f"`ray up {cluster}` starts it")
 
 

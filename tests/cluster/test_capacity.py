@@ -24,7 +24,7 @@ UNKNOWN = NodeType("odd", {}, 0, 3, "x9.large", False, False)
 
 
 def cluster(*types: NodeType, most: int = 4) -> ClusterFile:
-    return ClusterFile(Path("c.yaml"), {"cluster_name": "c", "provider": {"type": "aws"}, "max_workers": most}, types)
+    return ClusterFile(Path("c.yaml"), {}, "c", "aws", types, most)
 
 
 def asks(workers: int = 1, gpus: float = 1, cpus: float = 1) -> ResourcesSpec:

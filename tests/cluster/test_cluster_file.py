@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 
+from fewshot_ray.cluster.capacity import most_nodes
 from fewshot_ray.cluster.cluster_file import check_file_mounts, check_ssh_key, read_cluster_file
 from fewshot_ray.cluster.instances import INSTANCES
 from fewshot_ray.errors import UserError
@@ -39,6 +40,26 @@ LOCAL = """
 cluster_name: c
 provider: {type: local, head_ip: 10.0.0.1, worker_ips: [10.0.0.2, 10.0.0.3]}
 auth: {ssh_user: me, ssh_private_key: ~/.ssh/id}
+"""
+KUBERAY = """
+apiVersion: ray.io/v1
+kind: RayCluster
+metadata: {name: c}
+spec:
+  enableInTreeAutoscaling: true
+  headGroupSpec:
+    rayStartParams: {num-cpus: "0"}
+    template: {spec: {containers: [{name: head, resources: {limits: {cpu: "4"}}}]}}
+  workerGroupSpecs:
+    - groupName: gpu
+      minReplicas: 1
+      maxReplicas: 3
+      template: {spec: {containers: [{name: worker, resources: {limits: {cpu: 7500m, nvidia.com/gpu: "2"}}}]}}
+    - groupName: slices
+      maxReplicas: 2
+      numOfHosts: 2
+      rayStartParams: {num-cpus: "16", num-gpus: "8"}
+      template: {spec: {containers: [{name: worker}]}}
 """
 
 
@@ -149,7 +170,8 @@ BAD = {
     "cluster_name: <name>": ("cluster_name: c", "line 2: cluster_name: <name> is still to be filled in"),
     "cluster_name: [": ("cluster_name: c", "not valid YAML"),
     "cluster_name: !!int ''": ("cluster_name: c", "line 2: the tag"),
-    "apiVersion: ray.io/v1": ("cluster_name: c", "is a Kubernetes manifest; `kubectl apply"),
+    "apiVersion: ray.io/v1": ("cluster_name: c", "is a Kubernetes manifest with 0 objects of kind RayCluster"),
+    "cluster_name: c\n---\na: 1\n---": ("cluster_name: c", "holds 3 documents; a cluster file is one"),
 }
 
 
@@ -185,6 +207,58 @@ def test_what_is_to_be_copied_is_there(tmp_path: Path, monkeypatch: pytest.Monke
     check_ssh_key(local)
 
 
+def test_a_manifests_groups(tmp_path: Path) -> None:
+    """Oracle: by hand, KubeRay's rules: a group's start parameters go before its pod's limits, CPUs are rounded up, hosts are counted."""
+    cluster = read_cluster_file(written(tmp_path, KUBERAY + "---\nkind: NetworkPolicy\napiVersion: v1\n"))
+    assert (cluster.name, cluster.provider, cluster.most_workers, cluster.has_ssh) == ("c", "kuberay", 7, False)
+    head, gpu, slices = [(found.is_head, found.least, found.most, dict(found.resources)) for found in cluster.node_types]
+    assert head == (True, 0, 0, {"CPU": 0})
+    assert gpu == (False, 1, 3, {"CPU": 8, "GPU": 2})
+    assert slices == (False, 0, 4, {"CPU": 16, "GPU": 8})
+    assert most_nodes(cluster) == {"head": {"CPU": 0}, "types": [({"CPU": 8, "GPU": 2}, 3), ({"CPU": 16, "GPU": 8}, 4)], "together": 7}
+    check_ssh_key(cluster)
+    check_file_mounts(cluster)
+
+
+def test_a_manifest_without_the_autoscaler(tmp_path: Path) -> None:
+    """Oracle: KubeRay keeps `replicas`, whatever the bounds say; none is its default."""
+    text = KUBERAY.replace("enableInTreeAutoscaling: true", "suspend: false").replace("groupName: gpu", "groupName: gpu\n      replicas: 2")
+    assert [(found.least, found.most) for found in read_cluster_file(written(tmp_path, text)).node_types] == [(0, 0), (2, 2), (0, 0)]
+
+
+def test_the_shipped_manifest(tmp_path: Path) -> None:
+    """Oracle: what its comments say: four pods of a GPU at most, none while nothing waits, no trial on the head, and the token."""
+    path = ROOT / "cluster/kuberay.yaml"
+    assert "<image> is still to be filled in" in refusal(path)
+    cluster = read_cluster_file(written(tmp_path, path.read_text().replace("<image>", "registry/image:1")))
+    head, gpu = cluster.node_types
+    assert (head.resources["CPU"], gpu.least, gpu.most, gpu.resources["CPU"], gpu.resources["GPU"]) == (0, 0, 4, 8, 1)
+    spec = cluster.tree["spec"]
+    assert spec["authOptions"] == {"mode": "token", "secretName": "fewshot-ray-token"}
+    assert spec["headGroupSpec"]["rayStartParams"]["dashboard-host"] == "127.0.0.1"
+
+
+BAD_MANIFESTS = {
+    "minReplicas: 4": ("minReplicas: 1", "line 12: spec.workerGroupSpecs.0.minReplicas: is 4, maxReplicas is 3; at most 3"),
+    "maxReplica: 3": ("maxReplicas: 3", "line 11: spec.workerGroupSpecs.0.maxReplicas: is missing; the most pods"),
+    "maxReplicas: -1": ("maxReplicas: 3", "line 13: spec.workerGroupSpecs.0.maxReplicas: is -1; at least 0"),
+    "num-cpus: 0": ('num-cpus: "0"', "line 8: spec.headGroupSpec.rayStartParams.num-cpus: is 0; text would be right"),
+    "cpu: many": ("cpu: 7500m", "can't read it: "),
+    "containers: []": ("containers: [{name: worker}]", "spec.workerGroupSpecs.1.template.spec.containers: "),
+    "kind: RayService": ("kind: RayCluster", "manifest with 0 objects of kind RayCluster"),
+    "metadata: {}": ("metadata: {name: c}", "metadata.name: is missing"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_MANIFESTS)
+def test_a_manifest_refused_in_one_line(bad: str, tmp_path: Path) -> None:
+    good, expected = BAD_MANIFESTS[bad]
+    assert good in KUBERAY
+    line = refusal(written(tmp_path, KUBERAY.replace(good, bad, 1)))
+    assert expected in line
+    assert "\n" not in line
+
+
 JUNK: list[Any] = [None, True, -1, 0, 1.5, 10**30, float("nan"), "", "x", "local", [], ["a"], [None], {}, {"a": 1}, {7: {}}, "~nobody/x"]
 
 
@@ -193,7 +267,7 @@ def places(tree: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [place] * bool(place) + [found for key, value in below for found in places(value, (*place, key))]
 
 
-@pytest.mark.parametrize("text", [AWS, LOCAL], ids=["aws", "local"])
+@pytest.mark.parametrize("text", [AWS, LOCAL, KUBERAY], ids=["aws", "local", "kuberay"])
 def test_no_value_at_any_place_ends_in_a_traceback(text: str, tmp_path: Path) -> None:
     """Every place of a file with other values, or gone: it is taken, or refused with a UserError of one line."""
     draw = random.Random(0)
