@@ -29,10 +29,10 @@ quickstart: $(STAMP)
 	$(BIN)/fewshot-ray sample runs/quickstart/model runs/quickstart/samples
 	$(BIN)/fewshot-ray evaluate runs/quickstart
 
-# Side by side, a thread each, what starts no Ray; then one after the other what does. Both, whatever the first has found.
+# What starts no Ray side by side, then one after the other what does; both, whatever the first has found. A thread each.
 test: export OMP_NUM_THREADS = 1
 test: $(STAMP)
-	@failed=0; set -x; \
+	@failed=0; trap 'exit 130' INT; set -x; \
 	$(BIN)/python -m pytest -m "not ray and not roundtrip" --numprocesses=logical --maxprocesses=4 --dist=worksteal || failed=1; \
 	$(BIN)/python -m pytest -m ray --durations=10 || failed=1; \
 	exit $$failed

@@ -23,7 +23,7 @@ def check_versions(laptops: Mapping[str, str], modules: Mapping[str, str]) -> No
     if differences:
         raise UserError(
             f"versions differ ({'; '.join(differences[:4])}); the same constraints.txt and the same fewshot-ray on both "
-            "are right (`ray up` again installs the laptop's there)"
+            "are right (`ray up` again installs the laptop's there, an image built anew on Kubernetes)"
         )
 
 
@@ -52,7 +52,7 @@ def request_at(path: Path) -> dict[str, Any]:
     """What a package asks for. Raises UserError where it is none."""
     try:
         request = json.loads(path.read_bytes())
-        return {**request, "command": str(request["command"]), "versions": dict(request["versions"]), "code": dict(request["code"])}
+        return {**request, "command": str(request["command"]), "versions": dict(request["versions"]), "code": dict(request.get("code", {}))}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: no request of `fewshot-ray launch` ({error}); it is for launched jobs, `run` is for people") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import sys
@@ -84,7 +85,7 @@ def check_there(document: Document, file: FileSpec, cluster: Path) -> int:
     from fewshot_ray.cluster.submission import CHECK, job_server
 
     with tempfile.TemporaryDirectory(prefix="fewshot-ray-launch-") as scratch, job_server(cluster, None) as server:
-        _write(Path(scratch), {"command": CHECK}, cluster, None, pack(document, Path(scratch)))
+        _write(Path(scratch), {"command": CHECK}, _there(cluster, None), pack(document, Path(scratch)))
         return _follow(server, server.submit(Path(scratch), sweep=file.name, command=CHECK), cluster, None)
 
 
@@ -185,7 +186,7 @@ def fetch(
 def leaderboard_there(sweep: str, cluster: Path) -> int:
     """`leaderboard` on the cluster's head, which has the storage's credentials; its exit code."""
     head, url = _on_head(sweep, cluster, "leaderboard")
-    return int(head.run("fewshot-ray", "leaderboard", url, terminal=sys.stdout.isatty()).returncode)
+    return int(head.run("fewshot-ray", "leaderboard", url, terminal=sys.stdin.isatty() and sys.stdout.isatty()).returncode)
 
 
 def board_there(sweep: str, cluster: Path, port: int) -> int:
@@ -235,8 +236,10 @@ def _submit(
                 raise UserError(
                     f"{job.name} runs there already; `fewshot-ray logs -f {job.name}{there}` follows it, `stop {job.name}{there}` ends it"
                 )
-        _write(package, request, cluster, address, document)
-        job = server.submit(package, sweep=sweep, command=request["command"])
+        nodes = _growth(cluster) if cluster is not None else next((job.nodes for job in server.of_sweep(sweep) if job.nodes), "")
+        request["nodes"] = json.loads(nodes) if nodes else None
+        _write(package, request, _there(cluster, address), document)
+        job = server.submit(package, sweep=sweep, command=request["command"], nodes=nodes)
         shutil.rmtree(package, ignore_errors=True)  # also where the terminal is closed while this follows
         typer.echo(f"submitted as {job.id}", err=True)
         if detach:
@@ -245,10 +248,17 @@ def _submit(
         return _follow(server, job, cluster, address)
 
 
-def _write(package: Path, request: dict[str, Any], cluster: Path | None, address: str | None, document: Document | None) -> None:
-    """The request, with what the cluster should have, and the file as the cluster is to read it."""
+def _growth(cluster: Path) -> str:
+    """What a cluster may grow to, as JSON; "" where its file doesn't say."""
     from fewshot_ray.cluster.capacity import most_nodes
     from fewshot_ray.cluster.cluster_file import read_cluster_file
+
+    nodes = most_nodes(read_cluster_file(cluster))
+    return json.dumps(nodes) if nodes else ""
+
+
+def _write(package: Path, request: dict[str, Any], there: str, document: Document | None) -> None:
+    """The request, with what the cluster should have, and the file as the cluster is to read it."""
     from fewshot_ray.cluster.submission import write_request
     from fewshot_ray.cluster.versions import code, versions
     from fewshot_ray.report.sweep_folder import SPEC
@@ -257,8 +267,7 @@ def _write(package: Path, request: dict[str, Any], cluster: Path | None, address
     if document is not None:
         (package / SPEC).write_text(to_yaml(document.tree))
         request |= {"name": document.name, "lines": dict(document.lines)}
-    nodes = most_nodes(read_cluster_file(cluster)) if cluster else None
-    write_request(package, {**request, "versions": versions(), "code": code(), "nodes": nodes, "there": _there(cluster, address)})
+    write_request(package, {**request, "versions": versions(), "code": code(), "there": there})
 
 
 def _follow(server: Any, job: Any, cluster: Path | None = None, address: str | None = None) -> int:

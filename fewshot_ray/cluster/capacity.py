@@ -87,10 +87,11 @@ def workers_at_once(cluster: ClusterFile, resources: ResourcesSpec) -> int | Non
     if hold < resources.workers:
         each = " and ".join(f"{amount:g} {kind}s" for kind, amount in _asked(resources).items())
         counts = ", ".join(f"{node_type.most} {node_type.name}" for node_type in cluster.node_types if node_type.most)
+        field = "max_workers" if cluster.has_ssh else "maxReplicas"
         raise UserError(
             f"resources.workers: a trial asks for {resources.workers} workers of {each} each, {cluster.path} holds {hold} at most "
-            f"(max_workers {cluster.most_workers}: {counts or 'the head alone'}); "
-            f"{f'at most {hold}, or a larger max_workers,' if hold else 'one node type with enough of each'} would be right"
+            f"({field} {cluster.most_workers}: {counts or 'the head alone'}); "
+            f"{f'at most {hold}, or a larger {field},' if hold else 'one node type with enough of each'} would be right"
         )
     return hold
 

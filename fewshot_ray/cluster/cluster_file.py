@@ -129,7 +129,6 @@ def _check_schema(source: Source) -> None:
     """Ray's schema on the file as it is written: Ray checks it with its defaults filled in, where places are lost."""
     import json
 
-    import jsonschema  # type: ignore[import-untyped]
     import ray.autoscaler
 
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
@@ -137,9 +136,7 @@ def _check_schema(source: Source) -> None:
     # Ray finds out itself what an AWS machine has.
     for definition in schema["properties"]["available_node_types"]["patternProperties"].values():
         definition["required"] = ["node_config"]
-    errors = sorted(jsonschema.Draft7Validator(schema).iter_errors(tree), key=lambda error: [str(key) for key in error.absolute_path])
-    if errors:
-        raise source.schema_error(errors[0])
+    source.check_schema(schema, tree)
 
 
 def _check_texts(source: Source) -> None:
@@ -236,7 +233,7 @@ def _with_defaults(source: Source) -> dict[str, Any]:
     import copy
 
     import click
-    import jsonschema
+    import jsonschema  # type: ignore[import-untyped]
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     # What Ray says of it is for `ray up`.

@@ -52,7 +52,8 @@ class Source:
             raise UserError(
                 f"{path}: holds no mapping of names to values; a cluster file of Ray's (cluster_name, provider, ...) would be right"
             )
-        source = cls(str(path), _constructed(path, root), dict(_lines(path, root)))
+        lines = dict(_lines(path, root))  # first: constructing the tree puts merged keys (<<) in their place
+        source = cls(str(path), _constructed(path, root), lines)
         source.check_values(source.tree)
         return source
 
@@ -68,6 +69,15 @@ class Source:
             above = above[:-1]
         where = f"{self.name}, line {self.lines[above]}" if above else self.name
         return UserError(f"{where}: {_dotted(place)}: {message}" if place else f"{where}: {message}")
+
+    def check_schema(self, schema: Mapping[str, Any], tree: Mapping[str, Any] | None = None) -> None:
+        """Raise UserError for what JSON Schema finds first in the tree, or in `tree` in its place."""
+        import jsonschema  # type: ignore[import-untyped]
+
+        found = jsonschema.Draft7Validator(schema).iter_errors(self.tree if tree is None else tree)
+        errors = sorted(found, key=lambda error: [str(key) for key in error.absolute_path])
+        if errors:
+            raise self.schema_error(errors[0])
 
     def schema_error(self, error: Any) -> UserError:
         """A finding of jsonschema's in the words of this project."""

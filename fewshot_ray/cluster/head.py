@@ -32,7 +32,8 @@ class Head:
     def __init__(self, cluster: ClusterFile) -> None:
         if not cluster.has_ssh:
             raise UserError(
-                f"{cluster.path}: a cluster on Kubernetes has no SSH; {FORWARD} and --address http://127.0.0.1:8265 reach its jobs"
+                f"{cluster.path}: a cluster on Kubernetes has no SSH; launch, resume, status, logs and stop reach it with --address "
+                f"http://127.0.0.1:{DASHBOARD_PORT} ({FORWARD}), export, leaderboard and board take the sweep's URL"
             )
         check_ssh_key(cluster)
         for program in ("ssh", "rsync"):
@@ -90,7 +91,7 @@ class Head:
     def run(self, *command: str, terminal: bool = False, capture: bool = False) -> subprocess.CompletedProcess[str]:
         """Run a command in a login shell there, as `ray exec` does; with `capture` its output is kept, else it is ours.
 
-        It ends with the command here, however that ends: with its standard input, which nothing is written to.
+        Without a terminal, which does so by itself, its process ends when this one does: with its standard input, never written to.
         """
         watched = f"{shlex.join(command)} </dev/null & child=$!; {{ cat; kill $child; }} <&0 >/dev/null 2>&1 & wait $child"
         line = f"bash --login -c {shlex.quote('source ~/.bashrc; ' + (f'exec {shlex.join(command)}' if terminal else watched))}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 from typing import Any
 
 from fewshot_ray.cluster.cluster_yaml import Source
@@ -14,13 +15,20 @@ __all__ = ["KUBERAY", "raycluster_config"]
 
 KUBERAY = "kuberay"
 """The provider, in Ray's words."""
+_HEADS = "headgroup"
+"""What Ray calls the head's group."""
 _AMOUNTS = {"type": "object", "additionalProperties": {"type": ["string", "number"]}}
 _CONTAINER = {"type": "object", "properties": {"resources": {"type": "object", "properties": {"limits": _AMOUNTS, "requests": _AMOUNTS}}}}
-_POD = {"type": "object", "required": ["containers"], "properties": {"containers": {"type": "array", "minItems": 1, "items": _CONTAINER}}}
+_TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+_POD = {
+    "type": "object",
+    "required": ["containers"],
+    "properties": {"containers": {"type": "array", "minItems": 1, "items": _CONTAINER}, "nodeSelector": _TEXTS},
+}
 _GROUP = {
-    "rayStartParams": {"type": "object", "additionalProperties": {"type": "string"}},
+    "rayStartParams": _TEXTS,
     "resources": _AMOUNTS,
-    "labels": {"type": "object", "additionalProperties": {"type": "string"}},
+    "labels": _TEXTS,
     "template": {"type": "object", "required": ["spec"], "properties": {"spec": _POD}},
 }
 _COUNT = {"type": "integer", "minimum": 0}
@@ -28,7 +36,7 @@ _COUNTS = {"replicas": _COUNT, "minReplicas": _COUNT, "maxReplicas": _COUNT, "nu
 _WORKERS = {
     "type": "object",
     "required": ["groupName", "template"],
-    "properties": {"groupName": {"type": "string"}, **_COUNTS, **_GROUP},
+    "properties": {"groupName": {"type": "string"}, "suspend": {"type": "boolean"}, **_COUNTS, **_GROUP},
 }
 _SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -52,37 +60,38 @@ _SCHEMA: dict[str, Any] = {
 
 def raycluster_config(source: Source) -> dict[str, Any]:
     """A RayCluster as the tree of the cluster file that Ray's autoscaler makes of it. Raises UserError for what it would stumble over."""
-    import jsonschema  # type: ignore[import-untyped]
-
-    errors = sorted(
-        jsonschema.Draft7Validator(_SCHEMA).iter_errors(source.tree), key=lambda error: [str(key) for key in error.absolute_path]
-    )
-    if errors:
-        raise source.schema_error(errors[0])
+    source.check_schema(_SCHEMA)
     cluster = copy.deepcopy(source.tree)
     cluster["metadata"].setdefault("namespace", "default")
     grows = cluster["spec"].get("enableInTreeAutoscaling", False)
+    taken = {_HEADS}
     for index, group in enumerate(cluster["spec"]["workerGroupSpecs"]):
-        _bound(source, index, group, grows=grows)
+        place = ("spec", "workerGroupSpecs", index)
+        if group["groupName"] in taken:
+            raise source.error(
+                (*place, "groupName"), f"is {show(group['groupName'])}, the name of another group; one of its own would be right"
+            )
+        taken.add(group["groupName"])
+        _bound(source, place, group, grows=grows)
     return _derived(source, cluster)
 
 
-def _bound(source: Source, index: int, group: dict[str, Any], *, grows: bool) -> None:
-    """A group's least and most pods: without the autoscaler it keeps those it begins with."""
-    place = ("spec", "workerGroupSpecs", index)
-    if not grows:
-        group["minReplicas"] = group["maxReplicas"] = group.get("replicas", 0)
-        return
-    group.setdefault("minReplicas", 0)
-    if "maxReplicas" not in group:
+def _bound(source: Source, place: tuple[str | int, ...], group: dict[str, Any], *, grows: bool) -> None:
+    """A group's least and most pods: without the autoscaler as many as it begins with, between its bounds; none of a suspended one."""
+    least = group.setdefault("minReplicas", 0)
+    if grows and "maxReplicas" not in group:
         raise source.error((*place, "maxReplicas"), "is missing; the most pods of this group would be right, or it grows without an end")
-    if group["minReplicas"] > group["maxReplicas"]:
-        least, most = group["minReplicas"], group["maxReplicas"]
+    most = group.setdefault("maxReplicas", sys.maxsize)
+    if least > most:
         raise source.error((*place, "minReplicas"), f"is {show(least)}, maxReplicas is {show(most)}; at most {most} would be right")
+    if group.get("suspend"):
+        group["minReplicas"] = group["maxReplicas"] = 0
+    elif not grows:
+        group["minReplicas"] = group["maxReplicas"] = min(max(group.get("replicas", least), least), most)
 
 
 def _derived(source: Source, cluster: dict[str, Any]) -> dict[str, Any]:
-    import jsonschema
+    import jsonschema  # type: ignore[import-untyped]
     from ray.autoscaler._private.kuberay import autoscaling_config
 
     # What Ray says of it is for the autoscaler's log.
@@ -91,6 +100,6 @@ def _derived(source: Source, cluster: dict[str, Any]) -> dict[str, Any]:
         config: dict[str, Any] = autoscaling_config._derive_autoscaling_config_from_ray_cr(cluster)
     except jsonschema.ValidationError as error:
         raise UserError(f"{source.name}: Ray's autoscaler refuses it: {' '.join(str(error.message).split())}") from error
-    except (ValueError, TypeError, KeyError, AssertionError, ArithmeticError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, AssertionError, ArithmeticError) as error:
         raise UserError(f"{source.name}: Ray's autoscaler can't read it: {' '.join(str(error).split()) or type(error).__name__}") from error
     return config

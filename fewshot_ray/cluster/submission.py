@@ -53,6 +53,8 @@ class SweepJob:
     started_sec: float
     ended_sec: float | None
     exit_code: int | None
+    nodes: str = ""
+    """What the cluster may grow to, as JSON; "" where nothing was said of it."""
 
     @property
     def name(self) -> str:
@@ -121,7 +123,7 @@ class JobServer:
             text = " ".join(str(error).split())
             raise UserError(f"{self.address}: the job server says: {text[:300]}") from error
 
-    def submit(self, package: Path, *, sweep: str, command: str) -> SweepJob:
+    def submit(self, package: Path, *, sweep: str, command: str, nodes: str = "") -> SweepJob:
         """Start what `package` (a folder with `request.json`) asks for."""
         name = re.sub(r"[^A-Za-z0-9_-]", "-", sweep.rstrip("/").rsplit("/", 1)[-1])
         submission_id = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
@@ -133,9 +135,9 @@ class JobServer:
                     "working_dir": str(package),
                     "env_vars": {"PYTHONUNBUFFERED": "1", "COLUMNS": "120", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SEC)},
                 },
-                metadata={f"{METADATA}sweep": sweep, f"{METADATA}command": command},
+                metadata={f"{METADATA}sweep": sweep, f"{METADATA}command": command, f"{METADATA}nodes": nodes},
             )
-        return SweepJob(submission_id, sweep.rstrip("/"), command, "PENDING", "", time.time(), None, None)
+        return SweepJob(submission_id, sweep.rstrip("/"), command, "PENDING", "", time.time(), None, None, nodes)
 
     def job(self, submission_id: str) -> SweepJob:
         """As it is now."""
@@ -246,4 +248,5 @@ def _sweep_job(job: Any) -> SweepJob:
         started_sec=(job.start_time or 0) / 1000,
         ended_sec=job.end_time / 1000 if job.end_time else None,
         exit_code=job.driver_exit_code,
+        nodes=metadata.get(f"{METADATA}nodes", ""),
     )

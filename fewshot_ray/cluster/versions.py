@@ -35,7 +35,7 @@ def code() -> dict[str, str]:
 def different(laptops: Mapping[str, str], modules: Mapping[str, str]) -> list[str]:
     """What differs between the laptop's and this machine's, the cluster's, in words.
 
-    A module that only the cluster has, one that was removed since, is left out: the laptop's don't import it.
+    A module that only the cluster has, one that was removed since, is left out: the laptop's don't import it, but where it hides theirs.
     """
     own, own_code = versions(), code()
     found = [
@@ -44,6 +44,8 @@ def different(laptops: Mapping[str, str], modules: Mapping[str, str]) -> list[st
         if laptops.get(name) != own.get(name)
     ]
     changed = sorted(name for name, content in modules.items() if own_code.get(name) != content)
+    hidden = [name for name in own_code.keys() - modules.keys() if name.endswith("/__init__.py") and f"{name[:-12]}.py" in modules]
+    found += [f"fewshot-ray's {name[:-12]}.py, which an older folder {name[:-12]}/ hides there" for name in hidden]
     if changed:
         found.append(f"fewshot-ray's {changed[0]}{f' and {len(changed) - 1} more' if changed[1:] else ''}")
     return found

@@ -207,6 +207,13 @@ def test_what_is_to_be_copied_is_there(tmp_path: Path, monkeypatch: pytest.Monke
     check_ssh_key(local)
 
 
+def test_merged_keys(tmp_path: Path) -> None:
+    """Oracle: YAML's merge, where what is written in place goes before what is merged."""
+    types = "  spot: &g {max_workers: 2, node_config: {InstanceType: g5.xlarge}}\n  demand: {<<: *g, max_workers: 1}\n"
+    cluster = read_cluster_file(written(tmp_path, AWS[: AWS.index("  spot:")] + types))
+    assert [(found.name, found.most) for found in cluster.node_types] == [("head", 0), ("spot", 2), ("demand", 1)]
+
+
 def test_a_manifests_groups(tmp_path: Path) -> None:
     """Oracle: by hand, KubeRay's rules: a group's start parameters go before its pod's limits, CPUs are rounded up, hosts are counted."""
     cluster = read_cluster_file(written(tmp_path, KUBERAY + "---\nkind: NetworkPolicy\napiVersion: v1\n"))
@@ -221,9 +228,13 @@ def test_a_manifests_groups(tmp_path: Path) -> None:
 
 
 def test_a_manifest_without_the_autoscaler(tmp_path: Path) -> None:
-    """Oracle: KubeRay keeps `replicas`, whatever the bounds say; none is its default."""
-    text = KUBERAY.replace("enableInTreeAutoscaling: true", "suspend: false").replace("groupName: gpu", "groupName: gpu\n      replicas: 2")
-    assert [(found.least, found.most) for found in read_cluster_file(written(tmp_path, text)).node_types] == [(0, 0), (2, 2), (0, 0)]
+    """Oracle: KubeRay's rule: `replicas` between the bounds, the lower one where there is none; a suspended group has none."""
+    text = KUBERAY.replace("enableInTreeAutoscaling: true", "suspend: false")
+    for replicas, pods in (("minReplicas: 1", 1), ("replicas: 2", 2), ("replicas: 9", 3), ("minReplicas: 2\n      replicas: 0", 2)):
+        found = read_cluster_file(written(tmp_path, text.replace("minReplicas: 1", replicas))).node_types
+        assert [(group.least, group.most) for group in found] == [(0, 0), (pods, pods), (0, 0)]
+    for file in (text, KUBERAY):
+        assert read_cluster_file(written(tmp_path, file.replace("minReplicas: 1", "suspend: true"))).node_types[1].most == 0
 
 
 def test_the_shipped_manifest(tmp_path: Path) -> None:
@@ -244,6 +255,9 @@ BAD_MANIFESTS = {
     "maxReplicas: -1": ("maxReplicas: 3", "line 13: spec.workerGroupSpecs.0.maxReplicas: is -1; at least 0"),
     "num-cpus: 0": ('num-cpus: "0"', "line 8: spec.headGroupSpec.rayStartParams.num-cpus: is 0; text would be right"),
     "cpu: many": ("cpu: 7500m", "can't read it: "),
+    "groupName: gpu": ("groupName: slices", "line 15: spec.workerGroupSpecs.1.groupName: is 'gpu', the name of another group"),
+    "groupName: headgroup": ("groupName: gpu", "line 11: spec.workerGroupSpecs.0.groupName: is 'headgroup', the name of another group"),
+    "{spec: {nodeSelector: {a: 2}, ": ("{spec: {", "template.spec.nodeSelector.a: is 2; text would be right"),
     "containers: []": ("containers: [{name: worker}]", "spec.workerGroupSpecs.1.template.spec.containers: "),
     "kind: RayService": ("kind: RayCluster", "manifest with 0 objects of kind RayCluster"),
     "metadata: {}": ("metadata: {name: c}", "metadata.name: is missing"),

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -128,21 +129,21 @@ def test_a_killed_worker(undisturbed: Opened, tmp_path: Path) -> None:
 
 def test_two_workers(undisturbed: Opened, tmp_path: Path) -> None:
     """Oracle: the same sweep on one worker, with its stopped trials; Ray Train shares the global batch of 4 between two processes."""
-    open_ports: list[list[str]] = []
     done = threading.Event()
 
-    def listen() -> None:
-        while not done.wait(0.2):
-            open_ports.append([name for name, address in listening() if not address.is_loopback])
+    def open_ports() -> int:
+        most = 0
+        while not done.wait(1.0):
+            most = max(most, sum(not address.is_loopback for _, address in listening()))
+        return most
 
-    thread = threading.Thread(target=listen, daemon=True)
-    thread.start()
-    try:
-        opened = run(sweep_file("tiny", tmp_path, resources={"workers": 2}, search={"trials": 3}))
-    finally:
-        done.set()
-        thread.join(10)
-    assert max(map(len, open_ports)) == 1, "of all that a trial's workers listen on, PyTorch's rendezvous alone is open to the network"
+    with ThreadPoolExecutor(1) as pool:
+        most = pool.submit(open_ports)
+        try:
+            opened = run(sweep_file("tiny", tmp_path, resources={"workers": 2}, search={"trials": 3}))
+        finally:
+            done.set()
+        assert most.result() == 1, "of all that a trial's workers listen on, PyTorch's rendezvous alone is open to the network"
     assert undisturbed.folder.trials()[1].state == "PRUNED", "one that is stopped with another after it"
     states = [record.state for record in undisturbed.folder.trials()]
     assert [record.state for record in opened.folder.trials()] == states[:3]
@@ -238,7 +239,7 @@ def test_a_worker_killed_for_good(local_ray: None, tmp_path: Path) -> None:
     done = threading.Event()
 
     def kill() -> None:
-        while not done.wait(0.2):
+        while not done.wait(1.0):
             for pid in actors():
                 os.kill(pid, signal.SIGKILL)
 

@@ -37,6 +37,16 @@ def free_ports(number: int) -> list[int]:
     return ports
 
 
+MANIFEST = """
+apiVersion: ray.io/v1
+kind: RayCluster
+metadata: {name: c}
+spec:
+  headGroupSpec: {template: {spec: {containers: [{name: head, resources: {limits: {cpu: "2"}}}]}}}
+  workerGroupSpecs: []
+"""
+
+
 @pytest.fixture(scope="module")
 def laptop(short_folder: Path) -> Iterator[dict[str, str]]:
     """The environment of a terminal, beside a head with a token; RAY_DASHBOARD is its dashboard's address."""
@@ -96,7 +106,9 @@ def test_stopped_and_resumed(laptop: dict[str, str], tmp_path: Path) -> None:
     spec.tree["target"]["images"] = str(images)
     file = tmp_path / "far.yaml"
     file.write_text(to_yaml(spec.tree))
-    launched = call(laptop, "launch", str(file), "--detach")
+    manifest = tmp_path / "kuberay.yaml"
+    manifest.write_text(MANIFEST)
+    launched = call(laptop, "launch", str(file), "--detach", "--cluster", str(manifest))
     assert launched.returncode == 0, launched.stderr
     assert "fewshot-ray logs -f far" in launched.stderr
     again = call(laptop, "launch", str(file))
@@ -181,7 +193,7 @@ def test_no_way_in(setting: dict[str, str], message: str, laptop: dict[str, str]
 
 def job(name: str, state: str, command: str, started: int) -> SimpleNamespace:
     """As Ray's client gives it."""
-    metadata = {"fewshot_ray.sweep": f"s3://bucket/sweeps/{name}", "fewshot_ray.command": command}
+    metadata = {"fewshot_ray.sweep": f"s3://bucket/sweeps/{name}", "fewshot_ray.command": command, "fewshot_ray.nodes": f"{started}"}
     return SimpleNamespace(
         submission_id=f"{name}-{started}",
         metadata=metadata,
@@ -203,4 +215,4 @@ def test_the_job_that_runs_is_meant() -> None:
     server._client = SimpleNamespace(list_jobs=lambda: [of_others, *listed])
     assert [found.id for found in server.jobs()] == ["b-4", "a-2", "a-1"]
     assert server.latest("a").id == server.latest("s3://bucket/sweeps/a/").id == "a-1"
-    assert server.latest("b").id == "b-4"
+    assert (server.latest("b").id, server.latest("b").nodes) == ("b-4", "4")

@@ -168,11 +168,21 @@ def test_modules() -> None:
     assert different(versions(), {name: mine[name] for name in list(mine)[1:]}) == []
     assert different(versions(), {**mine, "cluster/versions.py": "0"}) == ["fewshot-ray's cluster/versions.py"]
     assert different(versions(), {**mine, "cluster/jobs.py": "0", "zoo.py": "0"}) == ["fewshot-ray's cluster/jobs.py and 1 more"]
+    now_a_module = {name: content for name, content in mine.items() if not name.startswith("trial/")} | {"trial.py": "0"}
+    hidden, changed = different(versions(), now_a_module)
+    assert hidden == "fewshot-ray's trial.py, which an older folder trial/ hides there"
+    assert changed == "fewshot-ray's trial.py"
 
 
-@pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"command": "run"}', '{"command": "run", "versions": 3}', '{"command": "run", "versions": {}}', "\x00"]
-)
+def test_a_request_of_an_older_release(tmp_path: Path) -> None:
+    """Oracle: what it has and the cluster hasn't is named, as any other version."""
+    write_request(tmp_path, {"command": "run", "versions": {**versions(), "fewshot-ray's code": "0"}})
+    sent = request_at(tmp_path / REQUEST)
+    with pytest.raises(UserError, match="fewshot-ray's code 0 on the laptop, none on the cluster"):
+        check_versions(sent["versions"], sent["code"])
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"command": "run"}', '{"command": "run", "versions": 3}', "\x00"])
 def test_no_request(content: str, tmp_path: Path) -> None:
     """Oracle: the rule for messages."""
     (tmp_path / REQUEST).write_text(content)

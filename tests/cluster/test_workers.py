@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 from types import SimpleNamespace
 
 import psutil
 import pytest
+import ray
 import ray.train.torch
 import torch
 
-from fewshot_ray.cluster.workers import backend, reduce_over, take_own_gpu
+from fewshot_ray.cluster.workers import PreparedWorker, backend, reduce_over, take_own_gpu
 
 
 def test_a_worker_takes_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,6 +52,18 @@ def test_the_interface_of_rays_address(no_names: None, monkeypatch: pytest.Monke
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: {"lo": of("127.0.0.1"), "eth1": of("10.0.0.5"), "eth11": of("10.1.0.5")})
     reduce_over("10.0.0.5")
     assert [os.environ[name] for name in NAMES] == ["=eth1", "eth1"]
+
+
+def test_a_worker_prepares_before_its_group_is_made(no_names: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: Ray Train's own call, on this process: the address is Ray's, and SIGTERM gives notice."""
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        PreparedWorker().after_init_train_context()
+        assert signal.getsignal(signal.SIGTERM) is not before
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert [os.environ[name] for name in NAMES] == ["=lo", "lo"]
 
 
 def test_a_users_interface_stays(no_names: None, monkeypatch: pytest.MonkeyPatch) -> None:

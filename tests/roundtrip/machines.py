@@ -46,7 +46,8 @@ def _store(host: Host) -> None:
     host.path("/tmp/s3/bucket").mkdir(parents=True)
     keys = f"{KEYS[0]},{KEYS[1]}"
     address = f"{host.address}:{STORE_PORT}"
-    host.start("rclone", "serve", "s3", "--auth-key", keys, "--addr", address, "--vfs-cache-mode", "writes", "/tmp/s3")
+    at_once = ("--vfs-cache-mode", "writes", "--vfs-write-back", "0s")  # what is written is a file at once
+    host.start("rclone", "serve", "s3", "--auth-key", keys, "--addr", address, *at_once, "/tmp/s3")
     until("the store answers", lambda: host.run("ss", "-Hltn", f"sport = {STORE_PORT}"))
 
 

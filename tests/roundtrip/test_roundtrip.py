@@ -163,7 +163,8 @@ def stop_and_resume(cluster: Cluster) -> None:
     assert done < TRIALS, "nothing is left to stop"
     assert "stopped" in typed(cluster, "stop", "roundtrip", *there())
     assert not cluster.head.processes("fewshot-ray launched")
-    assert not cluster.hosts["storage"].path(STORED / "lease.json").exists()
+    lease = cluster.hosts["storage"].path(STORED / "lease.json")
+    until("the sweep is free", lambda: not lease.exists(), 10)
     assert finished(cluster) < TRIALS
     output = cluster.laptop.path("/tmp/resume.txt")
     resuming = cluster.laptop.start("fewshot-ray", "resume", "roundtrip", *there(), output=output)
