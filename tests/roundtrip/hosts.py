@@ -73,12 +73,10 @@ def missing() -> str:
         return f"not installed: {', '.join(sorted(absent))}"
     if os.geteuid() != 0:
         return "not root"
-    tried = subprocess.run(
-        ["unshare", "--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "--mount-proc", "mount", "-t", "tmpfs", "none", "/run"],
-        capture_output=True,
-        text=True,
-    )
-    return f"no namespaces: {tried.stderr.strip()}" if tried.returncode else ""
+    needed = "mount -t tmpfs none /run; ip link add switch type bridge; ip link add one type veth peer name other"
+    spaces = ["--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "--mount-proc"]
+    tried = subprocess.run(["unshare", *spaces, "sh", "-ec", needed], capture_output=True, text=True, env={"PATH": PATH})
+    return f"no namespaces, or no bridge in one: {tried.stderr.strip()}" if tried.returncode else ""
 
 
 @dataclass
