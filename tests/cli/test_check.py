@@ -121,7 +121,7 @@ def test_stages_are_not_computed_for_the_estimate(desk: Desk, fewshot: Command) 
     desk.tree["method"] = {"ant": {"noise_steps": 1}}
     started = time.monotonic()
     assert fewshot("check", desk.write()).code == 0
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 40
     for method in METHODS.values():
         assert set(method.config.cheap_stages) <= set(method.config.model_fields)
         method.config.model_validate(dict(method.config.cheap_stages))

@@ -198,22 +198,22 @@ def test_a_store_that_refuses_events_ends_nothing(
 def test_a_store_that_is_silent_holds_nothing_up(
     folder: Folder, proxy: FaultyProxy, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Oracle: the clock. No answer to any upload of events for 8 s; evaluations go on, and the end waits no longer than END_SEC."""
+    """Oracle: the clock. No answer to any upload of events for 20 s; evaluations go on, and the end waits no longer than END_SEC."""
     monkeypatch.setattr(tensorboard, "END_SEC", 1.0)
     sweep, jobs = begin(folder)
-    until(lambda: bool(folder_names(folder, jobs[1])), 10)
-    proxy.chances = {Fault("silence", method="PUT", path="tfevents", seconds=8): 1.0}
+    until(lambda: bool(folder_names(folder, jobs[1])), 30)
+    proxy.chances = {Fault("silence", method="PUT", path="tfevents", seconds=20): 1.0}
     began = time.monotonic()
     for row in evaluations(jobs[0]):
         evaluate(sweep, jobs[0], row)
     sweep.ended(jobs[0].id)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     began = time.monotonic()
     sweep.abandon()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 12
     assert not list(scratch.glob("fewshot-ray-events-*"))
     proxy.chances = {}
-    until(lambda: not event_threads(), 40)
+    until(lambda: not event_threads(), 60)
 
 
 def test_what_an_outage_kept_back_comes_after_it(folder: Folder, proxy: FaultyProxy, scratch: Path) -> None:
