@@ -179,7 +179,7 @@ def load_adm(config: AdmConfig) -> tuple[UNet2DModel, DDPMScheduler]:
         raise UserError(f"source.adm.weights: {error}") from error
     _check_layout(tensors, config.weights)
     with torch.device("meta"):
-        unet = _network(config)
+        unet = adm_network(config)
     _check_fit(config, tensors, _expected_shapes(config, unet))
     unet.load_state_dict(_converted(config, unet, tensors), assign=True)
     return unet.eval(), _scheduler(config)
@@ -199,7 +199,8 @@ def _scheduler(config: AdmConfig) -> DDPMScheduler:
     )
 
 
-def _network(config: AdmConfig) -> UNet2DModel:
+def adm_network(config: AdmConfig) -> UNet2DModel:
+    """The network that the flags stand for, with random weights."""
     plain_down, plain_up = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if config.resblock_updown else ("DownBlock2D", "UpBlock2D")
     levels = range(len(config.widths))
     head_widths = {width // config.heads(width) for width in config.attention_widths}

@@ -21,7 +21,7 @@ __all__ = ["FastGanDiscriminator", "FastGanGenerator", "Judgement", "ModelMixin"
 
 LEAST, MOST = 64, 1024
 GENERATOR_WIDTHS = {4: 16.0, 8: 8.0, 16: 4.0, 32: 2.0, 64: 2.0, 128: 1.0, 256: 0.5, 512: 0.25, 1024: 0.125}
-DISCRIMINATOR_WIDTHS = {8: 8.0, 16: 16.0, 32: 4.0, 64: 2.0, 128: 1.0, 256: 0.5, 512: 0.25, 1024: 0.125}
+DISCRIMINATOR_WIDTHS = {8: 16.0, 16: 8.0, 32: 4.0, 64: 2.0, 128: 1.0, 256: 0.5, 512: 0.25, 1024: 0.125}
 """Of the discriminator's maps, by twice (the trunk's) or four times (the small branch's) their resolution, and of its first logits (8)."""
 DECODER_WIDTHS = {16: 128, 32: 64, 64: 64, 128: 32}
 LAST = 8
