@@ -11,7 +11,7 @@ from fewshot_ray.cluster.journal import JOURNAL
 from fewshot_ray.cluster.lease import LEASE
 from fewshot_ray.cluster.study import read_journal
 from fewshot_ray.errors import UserError
-from fewshot_ray.report.sweep_folder import INPUTS, SPEC, SweepFolder, read_spec, sweep_text
+from fewshot_ray.report.sweep_folder import INPUTS, SPEC, SweepFolder, check_trainable, read_spec, sweep_text
 from fewshot_ray.spec.document import Document, ranges
 from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.storage import Folder
@@ -44,6 +44,7 @@ def planned_sweep(document: Document) -> Opened:
             raise UserError(f"storage: {folder.folder.url} holds something else (no {SPEC}); another name or storage would be right")
         return Opened(expanded, file, folder)
     if names <= BEFORE_TRIALS:
+        check_trainable(folder.folder)
         return Opened(expanded, file, folder)
     found = existing_sweep(folder.folder)
     differences = [path for path in differing_paths(found.document.tree, expanded.tree) if not _may_change(path)]
@@ -89,10 +90,15 @@ def put_on_record(opened: Opened) -> Opened:
 
 
 def existing_sweep(folder: Folder) -> Opened:
-    """A sweep by its folder. Raises UserError where it is none, or where its journal and its trials don't agree."""
+    """A sweep to train further, by its folder.
+
+    Raises UserError where it is none, where an older release began it, and where its journal and its trials don't agree.
+    """
     if not folder.exists(SPEC):
         raise UserError(f"{folder.url}: no sweep there ({SPEC} is missing); the folder that `fewshot-ray run` printed would be right")
-    expanded, file = check_document(read_spec(folder))
+    document = read_spec(folder)
+    check_trainable(folder)
+    expanded, file = check_document(document)
     opened = Opened(expanded, file, SweepFolder(folder))
     _check_trials(opened)
     return opened

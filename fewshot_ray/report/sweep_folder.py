@@ -20,8 +20,8 @@ Kind: TypeAlias = Literal["search", "confirm", "control", "refit"]
 State: TypeAlias = Literal["RUNNING", "COMPLETE", "PRUNED", "FAIL"]
 
 SPEC = "spec.yaml"
-FORMAT = 1
-"""Of a sweep's folder: raised by a release whose folders an older one would misread."""
+FORMAT = 2
+"""Of a sweep's folder: raised by a release whose folders an older one would misread, or whose trainings or measures give other numbers."""
 FORMAT_LINE = "# fewshot-ray sweep, format "
 RECORD = "trial.json"
 ROWS = "metrics.jsonl"
@@ -177,17 +177,34 @@ def read_spec(folder: Folder) -> Document:
     """The spec of a sweep or of one of its trials. Raises UserError where it is missing, no text, or of a newer release."""
     try:
         text = folder.read_text(SPEC)
-        number = text.removeprefix(FORMAT_LINE).split("\n", 1)[0].strip() if text.startswith(FORMAT_LINE) else ""
-        if number.isdecimal() and int(number) > FORMAT:
-            raise UserError(
-                f"{folder.url}/{SPEC}: a newer fewshot-ray wrote this sweep (format {number}, this one reads up to {FORMAT}); "
-                "`pip install --upgrade fewshot-ray` is right"
-            )
+        _known_format(text, folder)
         return parse_document(text, f"{folder.url}/{SPEC}")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{folder.url}: {SPEC} is missing; a folder that `fewshot-ray run` made would be right") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{folder.url}/{SPEC}: is no text; the file that `fewshot-ray run` wrote would be right") from error
+
+
+def check_trainable(folder: Folder) -> None:
+    """Raise UserError where another release began this sweep: what an older one trained and measured can not be ranked with new trials."""
+    number = _known_format(folder.read_bytes(SPEC).decode(errors="replace"), folder)
+    if number < FORMAT:
+        raise UserError(
+            f"{folder.url}: an older fewshot-ray began this sweep (format {number}, this one trains format {FORMAT}), whose numbers "
+            "differ; it can be shown, exported and evaluated; to train, another name would be right"
+        )
+
+
+def _known_format(text: str, folder: Folder) -> int:
+    """Of a sweep's `spec.yaml`, the first where it names none. Raises UserError where a newer release wrote it."""
+    named = text.removeprefix(FORMAT_LINE).split("\n", 1)[0].strip() if text.startswith(FORMAT_LINE) else ""
+    number = int(named) if named.isdecimal() else 1
+    if number > FORMAT:
+        raise UserError(
+            f"{folder.url}/{SPEC}: a newer fewshot-ray wrote this sweep (format {number}, this one reads up to {FORMAT}); "
+            "`pip install --upgrade fewshot-ray` is right"
+        )
+    return number
 
 
 def grid_name(step: int) -> str:

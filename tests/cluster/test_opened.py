@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from fewshot_ray.cli.show import read_sweep
 from fewshot_ray.cluster.lease import LEASE, Lease
 from fewshot_ray.cluster.opened import Opened, changed, existing_sweep, planned_sweep, put_on_record
 from fewshot_ray.cluster.study import SAMPLER, Study
 from fewshot_ray.errors import UserError
-from fewshot_ray.report.sweep_folder import TrialRecord
+from fewshot_ray.report.sweep_folder import FORMAT, TrialRecord
 from fewshot_ray.spec.document import Document, ranges
 from fewshot_ray.storage import Folder
 from tests.cluster.conftest import sweep_file
@@ -119,21 +120,35 @@ def test_a_refused_driver_changes_nothing(tmp_path: Path) -> None:
     assert planned_sweep(sweep_file("other", tmp_path)).file.name == "other"
 
 
-@pytest.mark.parametrize(("number", "newer"), [("1", False), ("2", True), ("17", True), ("", False)])
-def test_a_folder_of_a_newer_release(number: str, newer: bool, tmp_path: Path) -> None:
-    """Oracle: refused by both who read it, with what would be right, and unchanged; one without a format is of the first."""
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        ("2", None),
+        ("1", r"begun: an older fewshot-ray began this sweep \(format 1, this one trains format 2\)[^\n]*another name would be right$"),
+        ("", r"begun: an older fewshot-ray began this sweep \(format 1, "),
+        ("3", r"begun/spec\.yaml: a newer fewshot-ray wrote this sweep \(format 3, "),
+        ("17", r"begun/spec\.yaml: a newer fewshot-ray wrote this sweep \(format 17, "),
+    ],
+)
+def test_a_folder_of_another_release(number: str, message: str | None, tmp_path: Path) -> None:
+    """Oracle: a newer one is refused by all who read it, an older one by those who would train it; none named is the first."""
     document = sweep_file("begun", tmp_path)
     opened = put_on_record(planned_sweep(document))
     place = tmp_path / "begun" / "spec.yaml"
     text = place.read_text()
-    assert text.startswith("# fewshot-ray sweep, format 1\n")
-    place.write_text(text.replace("format 1", f"format {number}", 1) + ("\nfrom_the_future: 1\n" if newer else ""))
-    (tmp_path / "begun" / "trials").mkdir()
+    assert text.startswith("# fewshot-ray sweep, format 2\n")
+    newer = number.isdecimal() and int(number) > FORMAT
+    place.write_text(text.replace("format 2", f"format {number}", 1) + ("\nfrom_the_future: 1\n" if newer else ""))
     before = place.read_bytes()
-    for read in (lambda: existing_sweep(opened.folder.folder), lambda: planned_sweep(document)):
-        if newer:
-            with pytest.raises(UserError, match=rf"begun/spec\.yaml: a newer fewshot-ray wrote this sweep \(format {number}, "):
-                read()
-        else:
-            assert read().file == opened.file
+    for trials in (False, True):  # also where no trial has begun: what the trials share may have been computed
+        if trials:
+            (tmp_path / "begun" / "trials").mkdir()
+        for read in (lambda: existing_sweep(opened.folder.folder), lambda: planned_sweep(document)):
+            if message is not None:
+                with pytest.raises(UserError, match=message):
+                    read()
+            else:
+                assert read().file == opened.file
     assert place.read_bytes() == before
+    if not newer:
+        assert read_sweep(str(tmp_path / "begun"))[1] == opened.file
