@@ -9,7 +9,7 @@ from typing import Any
 
 from claims_arms import MEASURES, PLAIN, Benchmark, Measure, criterion, judged
 from claims_trials import MOMENTS, Moment, choose, name
-from intervals import paired, verdict
+from intervals import paired
 
 QUESTIONS = ("tuned", "matched")
 BySeed = Sequence[Mapping[str, Any]]
@@ -36,8 +36,8 @@ def control(plain: Mapping[str, Any], chosen: Mapping[str, Any], by: str, moment
 
 def cell(arm: str, measure: Measure, differences: Sequence[float]) -> dict[str, Any]:
     """Difference, interval and verdict."""
-    interval = paired(differences)
-    return {**interval, "verdict": verdict(interval, measure.direction) if judged(arm, measure) else NOT_JUDGED}
+    found = paired(differences, measure.direction)
+    return found if judged(arm, measure) else {**found, "verdict": NOT_JUDGED}
 
 
 def comparisons(by_seed: BySeed, arms: Sequence[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from intervals import paired, verdict
+from intervals import paired
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -309,8 +309,8 @@ def gan_comparison(finished: Sequence[Mapping[str, Any]], case: str, seeds: int)
     for moment in MOMENTS:
         found[moment] = {}
         for m in MEASURES:
-            interval = paired([b["test"][moment][m.name] - a["test"][moment][m.name] for a, b in zip(plain, mixdl, strict=True)])
-            found[moment][m.name] = {**interval, "verdict": verdict(interval, m.direction)}
+            differences = [b["test"][moment][m.name] - a["test"][moment][m.name] for a, b in zip(plain, mixdl, strict=True)]
+            found[moment][m.name] = paired(differences, m.direction)
     return found
 
 

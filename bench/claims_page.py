@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from claims_arms import BENCHMARKS, GUIDED, MEASURES, PLAIN, Measure, graded_by_psi
-from claims_comparisons import NOT_JUDGED
 from claims_gans import GAN_BENCHMARKS
 from claims_gans_page import gans_not_run, gans_section
-from intervals import NONE_SHOWN
 
 Result = Mapping[str, Any]
 ROUNDING = 1e-12
@@ -195,7 +193,7 @@ def table(corner: str, rows: Sequence[tuple[str, Sequence[str]]]) -> str:
 def shown(arm: str, measure: Measure, cell: Mapping[str, Any]) -> str:
     """Difference, interval, verdict; a measure in the arm's own features is marked."""
     verdict = cell["verdict"]
-    said = verdict if verdict in (NONE_SHOWN, NOT_JUDGED) else f"**{verdict}**"
+    said = f"**{verdict}**" if verdict in ("better", "worse") else verdict
     return f"{interval(cell).replace(' ', '<br>', 1)}<br>{said}{'†' if graded_by_psi(arm, measure) else ''}"
 
 

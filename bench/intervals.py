@@ -1,25 +1,14 @@
-"""Paired differences with their 95 % t-interval, and what may be said of them."""
+"""Paired differences with their 95 % t-interval, and what may be said of them: the product's own rule."""
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any, Literal
 
-from scipy.stats import t as student
-
-NONE_SHOWN = "no difference shown"
+from fewshot_ray.report.paired import paired_interval
 
 
-def paired(differences: Sequence[float]) -> dict[str, float]:
-    """Mean and 95 % t-interval; infinite for a single difference."""
-    n, mean = len(differences), statistics.fmean(differences)
-    half = float(student.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n) if n > 1 else math.inf
-    return {"difference": mean, "low": mean - half, "high": mean + half}
-
-
-def verdict(interval: Mapping[str, float], direction: str) -> str:
-    """In the metric's direction ("min" or "max" is better): better, worse, or no difference shown."""
-    if interval["low"] <= 0 <= interval["high"]:
-        return NONE_SHOWN
-    return "better" if (interval["high"] < 0) == (direction == "min") else "worse"
+def paired(differences: Sequence[float], direction: Literal["min", "max"]) -> dict[str, Any]:
+    """Mean, 95 % t-interval (infinite for a single difference) and verdict, where `direction` is better."""
+    interval = paired_interval(differences)
+    return {"difference": interval.difference, "low": interval.low, "high": interval.high, "verdict": interval.verdict(direction)}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from intervals import paired, verdict
+from intervals import paired
 from machine import write_result
 from rich.console import Console
 
@@ -83,8 +83,8 @@ def main() -> None:
     table = {}
     for metric, direction in REPORTED.items():
         means = {model: statistics.fmean(one[model][metric] for one in by_seed) for model in ("source", "plain", "regularised")}
-        interval = paired([one["regularised"][metric] - one["plain"][metric] for one in by_seed])
-        table[metric] = {**means, **interval, "verdict": verdict(interval, direction)}
+        interval = paired([one["regularised"][metric] - one["plain"][metric] for one in by_seed], direction)
+        table[metric] = {**means, **interval}
         print(
             f"| {metric} | {means['source']:.4g} | {means['plain']:.4g} | {means['regularised']:.4g} | "
             f"{interval['difference']:+.4g} ({interval['low']:+.4g} .. {interval['high']:+.4g}) | {table[metric]['verdict']} |"

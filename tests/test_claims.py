@@ -64,25 +64,27 @@ def test_paired_interval_is_scipy_s(bench: Any) -> None:
     """Oracle: SciPy's interval of the mean; by hand for 1, 2, 3: 2 -+ 4.303 / sqrt(3)."""
     differences = np.random.default_rng(0).normal(0.3, 1, size=5)
     low, high = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
-    found = bench.intervals.paired(differences.tolist())
+    found = bench.intervals.paired(differences.tolist(), "min")
     assert (found["difference"], found["low"], found["high"]) == pytest.approx((differences.mean(), low, high))
-    assert bench.intervals.paired([1, 2, 3])["low"] == pytest.approx(2 - 4.30265 / math.sqrt(3), abs=1e-5)
-    assert math.isinf(bench.intervals.paired([1])["high"])
+    assert bench.intervals.paired([1, 2, 3], "min")["low"] == pytest.approx(2 - 4.30265 / math.sqrt(3), abs=1e-5)
+    assert math.isinf(bench.intervals.paired([1], "min")["high"])
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "if_min", "if_max"),
+    ("differences", "if_min", "if_max"),
     [
-        (-2, -1, "better", "worse"),
-        (1, 2, "worse", "better"),
-        (-1, 1, "no difference shown", "no difference shown"),
-        (0, 1, "no difference shown", "no difference shown"),
-        (0, 0, "no difference shown", "no difference shown"),
+        ((-2.1, -2.0, -1.9), "better", "worse"),
+        ((2.1, 2.0, 1.9), "worse", "better"),
+        ((-1, 1, 0.1), "no difference shown", "no difference shown"),
+        ((0, 0, 0), "no difference shown", "no difference shown"),
+        ((5,), "one seed only", "one seed only"),
+        ((1, 1), "no verdict: the same difference on every seed", "no verdict: the same difference on every seed"),
+        ((0.9 - 0.8, 0.3 - 0.2), "no verdict: the same difference on every seed", "no verdict: the same difference on every seed"),
     ],
 )
-def test_verdict(bench: Any, low: float, high: float, if_min: str, if_max: str) -> None:
-    """Oracle: by hand, in both directions; an interval that touches zero shows nothing."""
-    assert [bench.intervals.verdict({"low": low, "high": high}, direction) for direction in ("min", "max")] == [if_min, if_max]
+def test_verdict(bench: Any, differences: tuple[float, ...], if_min: str, if_max: str) -> None:
+    """Oracle: by hand, in both directions; an interval that holds zero shows nothing, nor does one without a width."""
+    assert [bench.intervals.paired(differences, direction)["verdict"] for direction in ("min", "max")] == [if_min, if_max]
 
 
 def test_sides_of_a_comparison(bench: Any) -> None:
@@ -101,7 +103,8 @@ def test_sides_of_a_comparison(bench: Any) -> None:
     assert bench.claims_trials.choose(one["plain"]["trials"], "kid", "best") == (0, 10)
     table = c.comparisons([one, records({**PLAIN_TEST, "2@10": 1.2}, {"1@10": 1.5, "2@20": 2.5})], ["sdft"])
     assert table["tuned/best"]["sdft"]["holdout_loss"]["difference"] == pytest.approx((0.5 + 0.3) / 2)
-    assert table["matched/last"]["sdft"]["holdout_loss"] == {"difference": -2.5, "low": -2.5, "high": -2.5, "verdict": "better"}
+    expected = {"difference": -2.5, "low": -2.5, "high": -2.5, "verdict": bench.intervals.paired([-2.5, -2.5], "min")["verdict"]}
+    assert table["matched/last"]["sdft"]["holdout_loss"] == expected
 
 
 def test_settings_are_judged_where_nothing_is_chosen(bench: Any) -> None:
@@ -180,12 +183,12 @@ def small_result(bench: Any, plain_test: list[dict[str, float]], method_test: di
 
 def test_page(bench: Any) -> None:
     """Oracle: the figures by hand; equal measures are not confirmed, and the emoji part says that it wasn't run."""
-    result = small_result(bench, [PLAIN_TEST, {**PLAIN_TEST, "2@10": 1.2}], {"1@10": 1.5, "2@20": 2.5})
+    result = small_result(bench, [PLAIN_TEST, {**PLAIN_TEST, "2@10": 1.2, "2@20": 5.02}], {"1@10": 1.5, "2@20": 2.5})
     text = bench.claims_page.page({"digits": result})
     assert "SDFT's claim that distilling from the source counters overfitting isn't confirmed here. |" in text
     assert "ANT's claim" not in text  # it isn't among the arms
     assert "+0.4<br>(-0.871 .. +1.67)<br>no difference shown |" in text
-    assert "-2.5<br>(-2.5 .. -2.5)<br>**better** |" in text
+    assert "-2.51<br>(-2.64 .. -2.38)<br>**better** |" in text
     assert "each with 2 settings" in text
     assert "1.0 (`sdft`)" in text
     assert "1.5 minutes of CPU time" in text
@@ -236,7 +239,8 @@ def test_gans_are_compared_by_seed(bench: Any) -> None:
     finished = [gan_record("fastgan", "plain", seed, 8.0 + seed, 0.5) for seed in (1, 0)]
     finished += [gan_record("fastgan", "mixdl", seed, 6.0 + seed, 0.5 - 0.1 * (seed + 1)) for seed in (0, 1)]
     found = gans.gan_comparison(finished, "fastgan", 2)
-    assert found["last"]["kid"] == {"difference": -2.0, "low": -2.0, "high": -2.0, "verdict": "better"}
+    no_verdict = bench.intervals.paired([-2.5, -2.5], "min")["verdict"]
+    assert found["last"]["kid"] == {"difference": -2.0, "low": -2.0, "high": -2.0, "verdict": no_verdict}
     assert found["best"]["kid"]["difference"] == -1.0
     assert found["last"]["path_uniformity"]["difference"] == pytest.approx(-0.15)
     assert found["last"]["path_uniformity"]["verdict"] == "no difference shown"  # of two seeds
@@ -282,7 +286,7 @@ def test_the_gans_section(bench: Any) -> None:
     """Oracle: by hand; confirmed is what is better at both moments, and a share of copies of a tenth is memorising."""
     gans, page = bench.claims_gans, bench.claims_gans_page
     finished = [
-        gan_record(case, arm, seed, 8.0, 0.5 if arm == "plain" else 0.3)
+        gan_record(case, arm, seed, 8.0, 0.5 if arm == "plain" else 0.301 - 0.002 * seed)
         for case in gans.GANS_EMOJI.cases
         for arm in gans.ARMS
         for seed in (0, 1)
@@ -310,7 +314,7 @@ def test_the_gans_section(bench: Any) -> None:
     assert text.count("**MixDL's claim that it makes images change evenly along paths through the latent space is confirmed here**") == 2
     assert "MixDL's claim that it keeps the images diverse isn't confirmed here" in text
     assert "Plain training memorises at this length: 10.0 % of its last images are copies of a shot." in text
-    assert "-0.2<br>(-0.2 .. -0.2)<br>better" in text
+    assert "-0.2<br>(-0.213 .. -0.187)<br>better" in text
     assert "How they were chosen: nothing was tried before." in text
     assert "Needs a GPU; not run." in page.gans_not_run(gans.GANS_EMOJI)
     assert "Needs a GPU" not in page.gans_not_run(gans.FASTGAN)

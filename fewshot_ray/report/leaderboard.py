@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -13,6 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fewshot_ray.report.paired import Interval, Verdict, paired_interval
 from fewshot_ray.report.sweep_folder import EvaluationRow, SweepFolder, TrialRecord
 from fewshot_ray.storage import Folder
 
@@ -167,26 +169,21 @@ class PairedComparison:
     """The seeds that both have."""
     confirm_mean: float
     control_mean: float
-    difference: float
-    low: float | None
-    """Ends of the 95 % t-interval of the mean difference; None with fewer than two common seeds."""
-    high: float | None
+    interval: Interval
+    """Of the mean difference."""
 
     @property
-    def verdict(self) -> Literal["better", "worse", "no difference shown", "one seed only"]:
+    def verdict(self) -> Verdict:
         """What the interval says of the confirmed trial, in the metric's direction."""
-        if self.low is None or self.high is None:
-            return "one seed only"
-        if self.low <= 0 <= self.high:
-            return "no difference shown"
-        return "better" if (self.high < 0) == (self.direction == "min") else "worse"
+        return self.interval.verdict(self.direction)
 
     def describe(self) -> str:
         """One line for people."""
-        interval = "" if self.low is None or self.high is None else f", 95 % interval {self.low:+.4g} .. {self.high:+.4g}"
-        seeds = f"{len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}"
+        count, (difference, low, high, _) = len(self.seeds), self.interval
+        interval = f", 95 % interval {low:+.4g} .. {high:+.4g}" if count > 1 else ""
+        seeds = f"{count} seed{'s' if count > 1 else ''}"
         means = f"{self.confirm_mean:.4g} against plain fine-tuning's {self.control_mean:.4g}"
-        return f"{self.trial_id}, {self.metric}: {means}, difference {self.difference:+.4g}{interval} ({seeds}): {self.verdict}"
+        return f"{self.trial_id}, {self.metric}: {means}, difference {difference:+.4g}{interval} ({seeds}): {self.verdict}"
 
 
 def compare_with_control(rows: Sequence[LeaderboardRow], objectives: Objectives) -> list[PairedComparison]:
@@ -217,19 +214,9 @@ def _by_source(rows: Sequence[LeaderboardRow], kind: str) -> dict[str, dict[int,
 
 
 def _paired(source: str, metric: str, direction: Literal["min", "max"], pairs: Mapping[int, tuple[float, float]]) -> PairedComparison:
-    """Mean difference d and d -+ t_{.975, n-1} s / sqrt(n), with s the differences' standard deviation (ddof 1)."""
-    n = len(pairs)
-    confirm_mean, control_mean = (sum(side) / n for side in zip(*pairs.values(), strict=True))
-    differences = [confirm - control for confirm, control in pairs.values()]
-    d = sum(differences) / n
-    low = high = None
-    if n >= 2:
-        from scipy.special import stdtrit  # here, for it takes longer to import than the rest of the leaderboard
-
-        s = math.sqrt(sum((x - d) ** 2 for x in differences) / (n - 1))
-        half = float(stdtrit(n - 1, 0.975)) * s / math.sqrt(n)
-        low, high = d - half, d + half
-    return PairedComparison(source, metric, direction, tuple(pairs), confirm_mean, control_mean, d, low, high)
+    confirm_mean, control_mean = (statistics.fmean(side) for side in zip(*pairs.values(), strict=True))
+    interval = paired_interval([confirm - control for confirm, control in pairs.values()])
+    return PairedComparison(source, metric, direction, tuple(pairs), confirm_mean, control_mean, interval)
 
 
 def leaderboard_table(rows: Sequence[LeaderboardRow], objectives: Objectives, *, limit: int | None = None, width: int = 120) -> Table:

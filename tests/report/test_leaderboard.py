@@ -135,8 +135,8 @@ def test_paired_comparison_is_the_t_interval_of_the_differences() -> None:
     interval = test.confidence_interval(0.95)
     assert comparison.seeds == (1, 2, 3, 4)
     assert comparison.trial_id == "t0007"
-    assert comparison.difference == pytest.approx(-0.004)
-    assert (comparison.low, comparison.high) == pytest.approx((interval.low, interval.high))
+    assert comparison.interval.difference == pytest.approx(-0.004)
+    assert comparison.interval[1:3] == pytest.approx((interval.low, interval.high))
     assert comparison.verdict == "better"
     (other_way,) = compare_with_control(rows, {"holdout_loss": "max"})
     assert other_way.verdict == "worse"
@@ -145,11 +145,24 @@ def test_paired_comparison_is_the_t_interval_of_the_differences() -> None:
 def test_comparison_with_little_to_go_by() -> None:
     rows = [confirmation("confirm", 1, 0.1), confirmation("control", 1, 0.2), confirmation("confirm", 2, 0.1, source="t0003")]
     (comparison,) = compare_with_control(rows, LOSS)
-    assert (comparison.low, comparison.verdict) == (None, "one seed only")
+    assert comparison.verdict == "one seed only"
+    assert "interval" not in comparison.describe()
     rows = [confirmation(kind, seed, 0.1 * seed) for kind in ("confirm", "control") for seed in (1, 2)]
     (equal,) = compare_with_control(rows, LOSS)
-    assert (equal.difference, equal.low, equal.verdict) == (0.0, 0.0, "no difference shown")
+    assert (*equal.interval, equal.verdict) == (0.0, 0.0, 0.0, 2, "no difference shown")
     assert "no difference shown" in equal.describe()
+
+
+@pytest.mark.parametrize(
+    ("confirm", "control"), [((9.0, 9.0), (8.0, 8.0)), ((8.0, 7.0, 9.0), (9.0, 8.0, 10.0)), ((0.9, 0.3), (0.8, 0.2))], ids=str
+)
+def test_an_interval_without_a_width_is_no_verdict(confirm: tuple[float, ...], control: tuple[float, ...]) -> None:
+    """Oracle: seeds that differ by the same (counts, to rounding also .9 - .8 and .3 - .2) say nothing of how much others vary."""
+    rows = [confirmation("confirm", seed, value) for seed, value in enumerate(confirm)]
+    rows += [confirmation("control", seed, value) for seed, value in enumerate(control)]
+    for direction in ("min", "max"):
+        (comparison,) = compare_with_control(rows, {"holdout_loss": direction})
+        assert comparison.describe().endswith("no verdict: the same difference on every seed")
 
 
 def test_the_leaderboard_imports_nothing_heavy() -> None:

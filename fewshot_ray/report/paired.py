@@ -1,0 +1,44 @@
+"""Differences paired by seed: their mean, its 95 % t-interval, and what may be said of them. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, TypeAlias
+
+Verdict: TypeAlias = Literal["better", "worse", "no difference shown", "one seed only", "no verdict: the same difference on every seed"]
+
+ROUNDING = 1e-9
+"""Relative to the mean; differences of floats that are equal on paper (9 - 8 and .9 - .8) differ by less."""
+
+
+class Interval(NamedTuple):
+    """Of the mean `difference` over `seeds` seeds; infinite for a single one."""
+
+    difference: float
+    low: float
+    high: float
+    seeds: int
+
+    def verdict(self, direction: Literal["min", "max"]) -> Verdict:
+        """What the interval says, where `direction` is better.
+
+        One without a width says nothing: a few seeds that agree (counts, shares of a few images) are no estimate of how much others vary.
+        """
+        if self.seeds < 2:
+            return "one seed only"
+        if self.low <= 0 <= self.high:
+            return "no difference shown"
+        if self.high - self.low <= ROUNDING * abs(self.difference):
+            return "no verdict: the same difference on every seed"
+        return "better" if (self.high < 0) == (direction == "min") else "worse"
+
+
+def paired_interval(differences: Sequence[float]) -> Interval:
+    """d -+ t_{.975, n-1} s / sqrt(n), with d the mean and s the differences' standard deviation (ddof 1)."""
+    from scipy.special import stdtrit  # here, for it takes longer to import than the rest of the leaderboard
+
+    n, d = len(differences), statistics.fmean(differences)
+    half = float(stdtrit(n - 1, 0.975)) * statistics.stdev(differences) / math.sqrt(n) if n > 1 else math.inf
+    return Interval(d, d - half, d + half, n)
