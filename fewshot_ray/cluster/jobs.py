@@ -108,7 +108,7 @@ def _confirmation(folder: SweepFolder, file: FileSpec, winner: TrialRecord) -> I
                 seed=seed,
                 last_step=steps,
                 folds=_folds(file),
-                params=winner.params,
+                params={path: value for path, value in winner.params.items() if kind != "control" or not path.startswith("method.")},
             )
 
 

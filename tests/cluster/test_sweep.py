@@ -18,8 +18,8 @@ from optuna.trial import TrialState
 from fewshot_ray.cluster import sweep as sweep_module
 from fewshot_ray.cluster.jobs import Job
 from fewshot_ray.cluster.sweep import Next, Sweep
-from fewshot_ray.report.sweep_folder import SweepFolder
-from fewshot_ray.spec.document import Document
+from fewshot_ray.report.sweep_folder import SweepFolder, read_spec
+from fewshot_ray.spec.document import Document, value_at
 from fewshot_ray.spec.ranges import Choice, IntRange
 from fewshot_ray.storage import Folder
 from tests.cluster.synthetic import ASHA, curve, evaluations, file, finish, open_sweep, outcome, run_job
@@ -378,6 +378,19 @@ def test_after_the_search(tmp_path: Path) -> None:
     assert refit is not None
     assert (refit.state, refit.best_step, refit.values) == ("COMPLETE", winner.best_step, {})
     assert max(row.step for row in sweep.folder.rows(ids[-1])) == winner.best_step
+
+
+def test_what_is_shown_of_a_trial_is_in_its_own_spec(tmp_path: Path) -> None:
+    """Oracle: the trial's `spec.yaml`: a control has the winner's `train` and none of the methods' settings."""
+    search = {"trials": 6, "confirm": {"top": 2, "seeds": [7]}, "include_plain": False}
+    sweep = open_sweep(Folder(tmp_path), file(target=CROSSFIT, search=search))
+    finish(sweep)
+    records = sweep.folder.trials()
+    assert {record.kind for record in records} == {"search", "confirm", "control", "refit"}
+    for record in records:
+        tree = read_spec(sweep.folder.trial(record.id)).tree
+        searched = {path for path in sweep.study.ranges if path.startswith("train.") or "ant" in tree["method"]}
+        assert dict(record.params) == {path: value_at(tree, path) for path in searched}, record.id
 
 
 class Killed(BaseException):
