@@ -21,7 +21,7 @@ from fewshot_ray.spec.document import Document
 from fewshot_ray.storage import Folder
 from fewshot_ray.trial.compose import TrialSpec, compose
 from fewshot_ray.trial.evaluation import Instruments
-from fewshot_ray.trial.finished import TestSplit
+from fewshot_ray.trial.finished import TestSplit, load_finished
 from fewshot_ray.trial.trial import Trial
 
 Tree = dict[str, Any]
@@ -216,24 +216,19 @@ def run_gan(benchmark: GanBenchmark, case: str, arm: str, seed: int, cache: str)
     """One trial, and the test measures of its last model and of the one with the best validation KID."""
     torch.set_num_threads(1)
     device, spec = torch.device(benchmark.device), gan_spec(benchmark, case, arm, seed)
-    evaluations: list[dict[str, float]] = []
-    averages: dict[int, tuple[dict[str, Tensor], int]] = {}
     started = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         trial = Trial(spec, Folder(folder), Folder(cache), device=device)
         shrink(trial.instruments)
-        (training,) = trial.trainings
-        for at in trial.evaluations():
-            evaluations.append({"step": at.step, **at.metrics})
-            averages[at.step] = ({name: tensor.clone() for name, tensor in training.ema.state().items()}, training.ema.updates)
-    steps = chosen_steps(evaluations)
-    test = TestSplit(spec, Folder(cache), device)
-    shrink(test.evaluator.instruments)
-    measured = {}
-    for step in set(steps.values()):
-        training.ema.load(*averages[step])
-        with training.ema.applied():
-            measured[step] = test.measure(test.materials.candidate(training))
+        evaluations = [{"step": at.step, **at.metrics} for at in trial.evaluations()]
+        steps = chosen_steps(evaluations)
+        test = TestSplit(spec, Folder(cache), device)
+        shrink(test.evaluator.instruments)
+        # From the checkpoints, as the product reads them: with the averages go the buffers of that step.
+        measured = {
+            step: test.measure(load_finished(spec, trial.folder, step, cache=Folder(cache), device=device).candidate)
+            for step in set(steps.values())
+        }
     return {
         "case": case,
         "arm": arm,

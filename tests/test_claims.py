@@ -4,6 +4,7 @@ import importlib
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -272,6 +273,19 @@ def test_a_small_run_of_gans(bench: Any, tmp_path: Path, case: str) -> None:
     names = {measure.name for measure in gans.MEASURES}
     assert all(set(values) == names and all(map(math.isfinite, values.values())) for values in one["test"].values())
     assert (one["step"]["best"] == 4) == (one["test"]["best"] == one["test"]["last"])
+
+
+def test_the_best_checkpoint_is_measured_as_it_was(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: a training that stops there; FastGAN's generator is its spectral norms' vectors too, which no average holds."""
+    gans = bench.claims_gans
+    quick = gans.quick_gans(gans.FASTGAN)
+    case = quick.cases["fastgan"]
+    of_steps = [
+        replace(quick, cases={"fastgan": replace(case, train={**case.train, "steps": steps, "lr": 0.02})}) for steps in (case.every, 4)
+    ]
+    monkeypatch.setattr(gans, "chosen_steps", lambda evaluations: {"last": int(evaluations[-1]["step"]), "best": case.every})
+    stopped, longer = (gans.run_gan(benchmark, "fastgan", "plain", 1, str(tmp_path)) for benchmark in of_steps)
+    assert longer["test"]["best"] == stopped["test"]["last"]
 
 
 def test_enlarged_digits_are_seen_as_digits(bench: Any) -> None:
