@@ -54,8 +54,10 @@ Elsewhere ranges are refused, since the trials would not be comparable.
 
 Images are read from a folder (with those below it), a `.zip`, a `.parquet` file with a column of encoded images, each on disk or at an
 fsspec URL, or from the embedded digits: `embedded://digits/PART` with the parts `source`, `target`, `shots`, `validation` and `test`
-(`?seed=N` chooses another split of the target). Images are turned as their EXIF data says, resized with antialiasing so that the
-shorter side fits the model, and cropped at the centre. Nothing at these places is ever changed.
+(`?seed=N` chooses another split of the target). Images are brought to sRGB by what they say of their colours (ICC profile, PNG's cICP,
+gAMA and cHRM, a camera's Adobe RGB, 16 bits; `check` and `run` name those that can't be), turned as their EXIF data says, laid on white
+where they are transparent, resized with antialiasing so that the shorter side fits the model, and cropped at the centre. Nothing at these
+places is ever changed.
 
 `storage` is a folder or an fsspec URL. Relative paths are taken from the working directory of `fewshot-ray run`."""
 

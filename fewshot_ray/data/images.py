@@ -6,15 +6,29 @@ import hashlib
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from fewshot_ray.data.colour import (
+    CODED,
+    UnknownColourError,
+    exif_encoding,
+    png_chunks,
+    png_encoding,
+    rounded,
+    separated,
+    sixteen_bits,
+    to_srgb,
+    with_profile,
+)
 from fewshot_ray.data.places import Picture, pictures
 from fewshot_ray.errors import UserError
 
@@ -34,6 +48,16 @@ UPRIGHT = {
 
 class UnreadableImageError(Exception):
     """Why one file is not a readable picture, in a few words."""
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """A picture as it is meant to be seen."""
+
+    image: Image.Image
+    """RGB, sRGB, upright."""
+    note: str
+    """Why its colours may not be right, in a few words; empty where nothing is amiss."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,9 +134,14 @@ def refuse_unreadable(place: str, unreadable: Sequence[str], files: int) -> None
 
 
 def decode(picture: Picture) -> Image.Image:
-    """The picture upright (EXIF orientation), in RGB, transparency on white; the first frame of an animation.
+    """See `decoded`."""
+    return decoded(picture).image
 
-    Raises UnreadableImageError: text, truncated, another format, or more pixels than Pillow's limit against decompression bombs.
+
+def decoded(picture: Picture) -> Decoded:
+    """The picture upright (EXIF orientation), as sRGB, transparency on white; the first frame of an animation.
+
+    Raises UnreadableImageError: text, truncated, another format, HDR, or more pixels than Pillow's limit against decompression bombs.
     """
     if picture.problem:
         raise UnreadableImageError(picture.problem)
@@ -121,28 +150,74 @@ def decode(picture: Picture) -> Image.Image:
             warnings.simplefilter("ignore", UserWarning)  # damaged EXIF: the picture itself is whole
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(BytesIO(picture.content), formats=FORMATS)
+            deep = sixteen_bits(image, picture.content)
             image.load()
             orientation = image.getexif().get(EXIF_ORIENTATION)
+            upright = _in_srgb(image, deep, picture.content)
     except UnidentifiedImageError as error:
         raise UnreadableImageError("not a PNG, JPEG or WebP image") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnreadableImageError(f"more than {Image.MAX_IMAGE_PIXELS} pixels") from error
+        raise UnreadableImageError(_too_large(picture.content)) from error
     # What Pillow's decoders raise on damaged files.
     except (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, struct.error, zlib.error) as error:
         raise UnreadableImageError(" ".join(str(error).split()) or "damaged") from error
-    rgb = _rgb(image)
-    return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb
+    if orientation in UPRIGHT:
+        return Decoded(upright.image.transpose(UPRIGHT[orientation]), upright.note)
+    return upright
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # 16-bit grey: Pillow's own conversion would clip everything above 255 to white.
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+def _too_large(content: bytes) -> str:
+    """What a picture above the limit is, and what to do. Only its header is read."""
+    millions = f"{(Image.MAX_IMAGE_PIXELS or 0) / 1e6:.3g} million"
+    for kind in FORMATS:
+        with suppress(OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error, Image.DecompressionBombError):
+            width, height = Image.OPEN[kind][0](BytesIO(content), "").size
+            return f"{width} x {height} pixels, more than {millions}; a smaller copy is right, it is scaled to the model's size anyway"
+    return f"more than {millions} pixels; a smaller copy is right"
+
+
+def _in_srgb(image: Image.Image, deep: NDArray[np.uint16] | None, content: bytes) -> Decoded:
+    """A loaded picture as RGB on white; `deep`: its 16-bit numbers, where it has them."""
+    note, encoding, profile = "", None, image.info.get("icc_profile")
+    chunks = png_chunks(content) if image.format == "PNG" else {}
+    try:
+        if image.format == "PNG":
+            encoding = png_encoding(chunks)
+        elif not profile:
+            encoding = exif_encoding(image.getexif())
+    except UnknownColourError as error:
+        if CODED in chunks:
+            raise UnreadableImageError(str(error)) from error
+        note = f"{error}; its numbers are taken for sRGB"
+    colours, alpha = _separated(image, chunks) if deep is None else separated(deep, image.info.get("transparency"))
+    if encoding is not None:
+        colours = to_srgb(np.asarray(colours.convert("RGB")) if isinstance(colours, Image.Image) else colours, encoding)
+    elif not isinstance(colours, Image.Image):
+        colours = rounded(colours)
+    if encoding is None and profile and CODED not in chunks:
+        try:
+            colours = with_profile(colours, profile)
+        except UnknownColourError as error:
+            note = f"{error}; its numbers are taken for sRGB"
+    elif colours.mode == "CMYK":
+        note = "inks without a colour profile; its colours are guessed"
+    rgb = colours.convert("RGB")
+    if alpha is None:
+        return Decoded(rgb, note)
+    rgb.putalpha(alpha)
+    return Decoded(Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB"), note)
+
+
+def _separated(image: Image.Image, chunks: Mapping[bytes, bytes]) -> tuple[Image.Image, Image.Image | None]:
+    """Colours in mode L, RGB or CMYK, and alpha (L) where the picture has any."""
+    key, bits = image.info.get("transparency"), chunks.get(b"IHDR", b"")[8:9]
+    if isinstance(key, int) and image.mode == "L" and bits in (b"\2", b"\4"):
+        image.info["transparency"] = key * 255 // (2 ** bits[0] - 1)  # Pillow has scaled the picture and not its key
+    grey = image.mode in ("1", "L", "LA")
+    if not image.has_transparency_data:
+        return image if image.mode == "CMYK" else image.convert("L" if grey else "RGB"), None
+    rgba = image.convert("RGBA")
+    return rgba.convert("RGB").convert("L") if grey else rgba.convert("RGB"), rgba.getchannel("A")
 
 
 def content_hash(image: Image.Image) -> str:

@@ -10,10 +10,10 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-from fewshot_ray.data.images import UnreadableImageError, content_hash, decode, refuse_unreadable
+from fewshot_ray.data.images import UnreadableImageError, content_hash, decoded, refuse_unreadable
 from fewshot_ray.data.places import pictures
 
-FindingKind = Literal["unreadable", "duplicate", "tiny", "aspect"]
+FindingKind = Literal["unreadable", "colour", "duplicate", "tiny", "aspect"]
 SIMILAR_BITS = 6
 """Perceptual hashes (64 bits) that differ in no more than this count as the same picture."""
 SMALLEST_HASHED_PIXELS = 32
@@ -32,7 +32,7 @@ class Finding:
 
 
 def inspect_images(place: str, size: int | tuple[int, int]) -> list[Finding]:
-    """Unreadable, tiny (smaller than the model's `size` (H, W)), long (over 2:1) and, last, repeated pictures.
+    """Unreadable, of doubtful colour, tiny (smaller than the model's `size` (H, W)), long (over 2:1) and, last, repeated pictures.
 
     Raises UserError where the place is missing or holds no pictures.
     """
@@ -46,10 +46,13 @@ def inspect_images(place: str, size: int | tuple[int, int]) -> list[Finding]:
         files += 1
         name = picture.name
         try:
-            image = decode(picture)
+            read = decoded(picture)
         except UnreadableImageError as error:
             findings.append(Finding(name, "unreadable", f"{name}: cannot be read ({error}); a whole PNG, JPEG or WebP file is right"))
             continue
+        image = read.image
+        if read.note:
+            findings.append(Finding(name, "colour", f"{name}: {read.note}"))
         findings += _shape_findings(name, image, height, width)
         names.append(name)
         contents.append(content_hash(image))
