@@ -6,24 +6,25 @@ import copy
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fewshot_ray.data.selection import container, local_beginning, local_selection
 from fewshot_ray.errors import UserError
 from fewshot_ray.report.sweep_folder import INPUTS
 from fewshot_ray.spec.document import Document
-from fewshot_ray.spec.places import READABLE, UNREADABLE, Place, places
+from fewshot_ray.spec.places import Place, places
 from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.storage import Folder, is_remote
 
 MOST_BYTES = 64 * 2**20
 """Of images; more belongs on storage, once, not into every launch."""
-PICTURES = (*READABLE, *UNREADABLE, ".zip", ".parquet")
 PACKED = "packed://"
 """How a packed place begins in the file that is sent."""
-NAME = r"[0-9a-f]{16}(\.[a-z0-9]+)?"
+SUFFIX = r"\.[a-z0-9]+"
+NAME = rf"[0-9a-f]{{16}}({SUFFIX})?"
 
 
 def check_storage(document: Document, file: FileSpec) -> None:
@@ -62,8 +63,9 @@ def pack(document: Document, folder: Path) -> Document:
 
 def _pack(document: Document, place: Place, here: Path, folder: Path, left_bytes: int) -> int:
     """Copy the pictures of one place; how many bytes they are."""
-    files = list(_pictures(here))
-    size = sum(path.stat().st_size for path in files)
+    names, passed_over = _pictures(here)
+    files = {name: here / name if name else here for name in names}
+    size = sum(path.stat().st_size for path in files.values() if path.is_file())
     if size > left_bytes:
         raise document.error(
             place.path,
@@ -71,29 +73,33 @@ def _pack(document: Document, place: Place, here: Path, folder: Path, left_bytes
             "copied to storage once, and named by its URL, is right",
         )
     if not files:
-        raise document.error(place.path, f"{place.value} holds no PNG, JPEG or WebP file, zip or Parquet; a folder of images is right")
-    name = f"{_hash(here, files)}{here.suffix.lower() if here.is_file() else ''}"
-    for path in files:
-        target = folder / name / path.relative_to(here) if here.is_dir() else folder / name
+        passed = f" (passed over: {passed_over})" if passed_over else ""
+        raise document.error(
+            place.path, f"{place.value} holds no PNG, JPEG or WebP file, zip or Parquet{passed}; a folder of images is right"
+        )
+    if wrong := next((name for name, path in files.items() if not path.is_file()), None):
+        raise document.error(place.path, f"{place.value}: {wrong} is no ordinary file; whole PNG, JPEG or WebP files are right")
+    suffix = here.suffix.lower() if "" in files and re.fullmatch(SUFFIX, here.suffix.lower()) else ""
+    name = f"{_hash(files)}{suffix}"
+    for relative, path in files.items():
+        target = folder / name / relative if relative else folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
     place.put(PACKED + name)
     return size
 
 
-def _pictures(here: Path) -> Iterator[Path]:
-    """Nothing else of a folder leaves the machine."""
-    found = [here] if here.is_file() else sorted(here.rglob("*"))
-    for path in found:
-        hidden = here.is_dir() and any(part.startswith(".") for part in path.relative_to(here).parts)
-        if path.is_file() and path.suffix.lower() in PICTURES and not hidden:
-            yield path
+def _pictures(here: Path) -> tuple[Sequence[str], str]:
+    """What a run would read of a place, by path within it ("": the place itself), and what it passes over, which stays here."""
+    if here.is_dir():
+        selection = local_selection(str(here))
+        return selection.names, selection.summary()
+    return ([""] if container(here.name, local_beginning(str(here))) else []), ""
 
 
-def _hash(here: Path, files: list[Path]) -> str:
+def _hash(files: Mapping[str, Path]) -> str:
     digest = hashlib.sha256()
-    for path in files:
-        name = path.relative_to(here).as_posix() if here.is_dir() else ""
+    for name, path in files.items():
         digest.update(name.encode(errors="surrogateescape") + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
@@ -109,7 +115,7 @@ def unpack(document: Document, file: FileSpec, packed: Path, *, stays: bool = Fa
     for place in places(tree):
         if not place.value.startswith(PACKED):
             continue
-        name = place.value.removeprefix(PACKED)
+        name = place.bare.removeprefix(PACKED)
         source = packed.resolve() / name
         if not re.fullmatch(NAME, name) or not source.exists():
             raise UserError(f"{place.path}: what was packed for it hasn't arrived; launch it again")

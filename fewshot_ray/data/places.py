@@ -15,57 +15,117 @@ import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
 from fewshot_ray.copies import local_copies, local_copy
-from fewshot_ray.data.digits import digit_indices, digits
+from fewshot_ray.data.selection import (
+    BEGINNING_BYTES,
+    UNREADABLE,
+    Selection,
+    container,
+    local_beginning,
+    local_selection,
+    select,
+)
+from fewshot_ray.data.tables import Picture, image_columns, rows
 from fewshot_ray.errors import UserError
 from fewshot_ray.patience import is_transient, patiently, place_errors, reason
-from fewshot_ray.spec.places import READABLE, UNREADABLE
+from fewshot_ray.spec.places import without_column
 from fewshot_ray.storage import open_file, open_place
+
+__all__ = ["Picture", "passed_over", "pictures"]
 
 MAX_FILE_BYTES = 256 * 2**20
 READS_AT_ONCE = 8
-IMAGE_COLUMN_NAMES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes")
-IMAGE_BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")
+READ_BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")
+ZIP_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, NotImplementedError, EOFError)
 
 
-class Picture(NamedTuple):
-    """A picture as it is stored: `content` is the encoded file, or `problem` says why there is none."""
+@dataclass(frozen=True)
+class _Opened:
+    """A place that is there."""
 
-    name: str
-    content: bytes
-    problem: str = ""
+    place: str
+    """Without a column's name."""
+    column: str | None
+    filesystem: Any
+    path: str
+    kind: str
+    """folder, zip or parquet."""
 
 
 def pictures(place: str) -> Iterator[Picture]:
-    """Every picture at `place`, in natural name order (Parquet: in the order of the rows).
+    """Every picture at `place`, in natural name order (Parquet: in the order of the shards and rows).
 
-    In folders and zips hidden files, `__MACOSX` and whatever is not a picture by its ending are passed over.
-    Raises UserError where the place is missing, cannot be reached, or is none of the kinds above.
+    What is a picture is decided by `selection`; behind a Parquet place `?column=NAME` names the column.
+    Raises UserError where the place is missing, cannot be reached, holds no pictures, or is none of the kinds above.
     """
     if place.startswith("embedded://"):
         yield from _embedded(place)
         return
+    it = _opened(place)
+    if it.kind == "folder":
+        yield from _in_folder(it)
+        return
+    with _reported(place), open_file(_nearest(it.place, it.filesystem, it.path)) as file:
+        if it.kind == "zip":
+            yield from _in_zip(place, file)
+        else:
+            yield from rows(place, file, it.column)
+
+
+def passed_over(place: str) -> str:
+    """What of a place isn't read, counted and named by kind; empty where that is nothing. Raises UserError."""
+    if place.startswith("embedded://"):
+        return ""
+    it = _opened(place)
+    if it.kind == "folder":
+        chosen = _in_listing(it)[0]
+        others = _other_columns(it, f"{it.place.rstrip('/')}/{chosen.names[0]}") if chosen.kind == "tables" and chosen.names else ""
+        return ", ".join(filter(None, [others, chosen.summary()]))
+    if it.kind == "parquet":
+        return _other_columns(it, it.place)
+    with _reported(place), open_file(_nearest(it.place, it.filesystem, it.path)) as file, zipfile.ZipFile(file) as archive:
+        return _zip_selection(archive).summary()
+
+
+def _other_columns(it: _Opened, file_place: str) -> str:
+    import pyarrow.parquet
+
+    filesystem, path = open_place(os.path.expanduser(file_place))
+    with _reported(it.place), open_file(_nearest(file_place, filesystem, path)) as file:
+        others = image_columns(it.place, pyarrow.parquet.ParquetFile(file), it.column)[1:]
+    return f"{len(others)} columns of images ({', '.join(others)})" if others else ""
+
+
+def _opened(place: str) -> _Opened:
+    """Raises UserError."""
+    bare, column = without_column(place)
     with _reported(place):
-        filesystem, path = open_place(os.path.expanduser(place))
-        is_folder = patiently(lambda: _is_folder(place, filesystem, path), place)
-    kind = PurePosixPath(place.split("?")[0]).suffix.lower()
-    if is_folder:
-        yield from _in_folder(place, filesystem, path)
-    elif kind == ".zip":
-        with _reported(place), open_file(_nearest(place, filesystem, path)) as file:
-            yield from _in_zip(file)
-    elif kind == ".parquet":
-        with _reported(place), open_file(_nearest(place, filesystem, path)) as file:
-            yield from _in_parquet(place, file)
-    else:
+        filesystem, path = open_place(os.path.expanduser(bare))
+        if patiently(lambda: _is_folder(place, filesystem, path), place):
+            return _Opened(bare, column, filesystem, path, "folder")
+        beginning = _beginning(filesystem, path)
+    kind = container(bare.split("?")[0], beginning)
+    if not kind:
         raise UserError(f"images {place}: is a single file; a folder, a .zip or a .parquet file of pictures is right")
+    return _Opened(bare, column, filesystem, path, kind)
+
+
+def _beginning(filesystem: Any, path: str) -> bytes:
+    """A file's first bytes; none of what can't be read."""
+    if isinstance(filesystem, LocalFileSystem):
+        return local_beginning(path)
+    try:
+        return bytes(patiently(lambda: filesystem.cat_file(path, start=0, end=BEGINNING_BYTES), path))
+    except place_errors():
+        return b""
 
 
 def _is_folder(place: str, filesystem: Any, path: str) -> bool:
@@ -99,30 +159,83 @@ def _copied(place: str, filesystem: Any, listing: dict[str, dict[str, Any]], wan
     return {path: folder / name for path, name in names.items()}
 
 
-def _in_folder(place: str, filesystem: Any, root: str) -> Iterator[Picture]:
-    prefix = filesystem._strip_protocol(root).rstrip("/") + "/"
-    with _reported(place):
-        found: dict[str, dict[str, Any]] = patiently(lambda: filesystem.find(root, detail=True), place)
-    sizes = {path.removeprefix(prefix): int(info.get("size") or 0) for path, info in found.items()}
+def _in_listing(it: _Opened) -> tuple[Selection, dict[str, dict[str, Any]]]:
+    """What is read of a folder, and of a remote one its listing by path. Raises UserError."""
+    if isinstance(it.filesystem, LocalFileSystem):
+        with _reported(it.place):
+            return local_selection(it.path), {}
+    prefix = _prefix(it)
+    with _reported(it.place):
+        found: dict[str, dict[str, Any]] = patiently(lambda: it.filesystem.find(it.path, detail=True), it.place)
+
+    def beginnings(names: Sequence[str]) -> dict[str, bytes]:
+        with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+            return dict(zip(names, pool.map(lambda name: _beginning(it.filesystem, prefix + name), names), strict=True))
+
+    return select([path.removeprefix(prefix) for path in found], beginnings), found
+
+
+def _prefix(it: _Opened) -> str:
+    return str(it.filesystem._strip_protocol(it.path)).rstrip("/") + "/"
+
+
+def _in_folder(it: _Opened) -> Iterator[Picture]:
+    chosen, found = _in_listing(it)
+    if not chosen.names:
+        raise _no_pictures(it.place, chosen)
+    if chosen.kind == "tables":
+        yield from _in_shards(it, chosen.names, found)
+        return
+    prefix = _prefix(it)
+
+    def size(name: str) -> int:
+        if found:
+            return int(found[prefix + name].get("size") or 0)
+        try:
+            return os.stat(prefix + name).st_size
+        except OSError:  # a link to nothing, which is said when it is read
+            return 0
 
     def read(name: str) -> Picture:
-        if problem := _problem(name, sizes[name]):
-            return Picture(name, b"", problem)
-        if not _is_plain_file(filesystem, prefix + name):
+        if size(name) > MAX_FILE_BYTES:
+            return Picture(name, b"", f"larger than {MAX_FILE_BYTES >> 20} MiB")
+        if not _is_plain_file(it.filesystem, prefix + name):
             return Picture(name, b"", "no ordinary file")
         if prefix + name in copies:
-            return Picture(name, copies[prefix + name].read_bytes())
+            return _picture(name, copies[prefix + name].read_bytes())
         try:
             # One by one: fsspec's `cat` of several takes `[1]` in a name for a pattern.
-            return Picture(name, patiently(lambda: filesystem.cat_file(prefix + name), place))
+            return _picture(name, patiently(lambda: it.filesystem.cat_file(prefix + name), it.place))
         except place_errors() as error:
             return Picture(name, b"", reason(error))
 
-    names = _pictures_among(sizes)
-    copies = _copied(place, filesystem, found, [prefix + name for name in names if not _problem(name, sizes[name])])
+    names = chosen.names
+    copies = _copied(it.place, it.filesystem, found, [prefix + name for name in names if size(name) <= MAX_FILE_BYTES])
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
         for start in range(0, len(names), 4 * READS_AT_ONCE):
             yield from pool.map(read, names[start : start + 4 * READS_AT_ONCE])
+
+
+def _in_shards(it: _Opened, names: Sequence[str], found: dict[str, dict[str, Any]]) -> Iterator[Picture]:
+    prefix = _prefix(it)
+    with _reported(it.place):
+        copies = _copied(it.place, it.filesystem, found, [prefix + name for name in names])
+        for name in names:
+            place = f"{it.place.rstrip('/')}/{name}"
+            with open_file(str(copies.get(prefix + name, place if found else prefix + name))) as file:
+                yield from rows(place, file, it.column, shard=name)
+
+
+def _picture(name: str, content: bytes) -> Picture:
+    """With the kind's name where the content is of one that isn't read."""
+    suffix = PurePosixPath(name).suffix.lower()
+    unreadable = suffix in UNREADABLE and not content.startswith(READ_BEGINNINGS)
+    return Picture(name, b"", f"{suffix[1:].upper()} is not read") if unreadable else Picture(name, content)
+
+
+def _no_pictures(place: str, chosen: Selection) -> UserError:
+    passed = f" (passed over: {summary})" if (summary := chosen.summary()) else ""
+    return UserError(f"images {place}: holds no pictures{passed}; at least one PNG, JPEG or WebP file is right")
 
 
 def _is_plain_file(filesystem: Any, path: str) -> bool:
@@ -130,72 +243,46 @@ def _is_plain_file(filesystem: Any, path: str) -> bool:
     return not isinstance(filesystem, LocalFileSystem) or os.path.isfile(path)
 
 
-def _in_zip(file: IO[bytes]) -> Iterator[Picture]:
+def _zip_selection(archive: zipfile.ZipFile) -> Selection:
+    def beginnings(names: Sequence[str]) -> dict[str, bytes]:
+        return {name: _zip_beginning(archive, name) for name in names}
+
+    return select([entry.filename for entry in archive.infolist() if not entry.is_dir()], beginnings)
+
+
+def _zip_beginning(archive: zipfile.ZipFile, name: str) -> bytes:
+    try:
+        with archive.open(name) as file:
+            return file.read(BEGINNING_BYTES)
+    except (*ZIP_DAMAGE, RuntimeError) as error:  # RuntimeError: encrypted
+        if is_transient(error):  # the place, not the archive
+            raise
+        return b""
+
+
+def _in_zip(place: str, file: IO[bytes]) -> Iterator[Picture]:
     with zipfile.ZipFile(file) as archive:
-        entries = {entry.filename: entry for entry in archive.infolist() if not entry.is_dir()}
-        for name in _pictures_among(entries):
-            problem = "is encrypted" if entries[name].flag_bits & 1 else _problem(name, entries[name].file_size)
-            if problem:
-                yield Picture(name, b"", problem)
+        entries = {entry.filename: entry for entry in archive.infolist()}
+        chosen = _zip_selection(archive)
+        if not chosen.names or chosen.kind == "tables":
+            raise _no_pictures(place, chosen)
+        for name in chosen.names:
+            if entries[name].flag_bits & 1 or entries[name].file_size > MAX_FILE_BYTES:
+                encrypted = entries[name].flag_bits & 1
+                yield Picture(name, b"", "is encrypted" if encrypted else f"larger than {MAX_FILE_BYTES >> 20} MiB")
                 continue
             try:
-                picture = Picture(name, archive.read(entries[name]))
-            except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, NotImplementedError, EOFError) as error:
+                picture = _picture(name, archive.read(entries[name]))
+            except ZIP_DAMAGE as error:
                 if is_transient(error):  # the place, not the archive
                     raise
                 picture = Picture(name, b"", f"damaged in the archive: {reason(error)}")
             yield picture
 
 
-def _in_parquet(place: str, file: IO[bytes]) -> Iterator[Picture]:
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.ParquetFile(file)
-    column = _image_column(place, table)
-    row = 0
-    for batch in table.iter_batches(batch_size=64, columns=[column]):
-        for value in batch.column(0).to_pylist():
-            path = value.get("path") if isinstance(value, dict) else None
-            content = value.get("bytes") if isinstance(value, dict) else value
-            name = f"row {row} ({path})" if path else f"row {row}"
-            yield Picture(name, content) if content else Picture(name, b"", "holds no bytes")
-            row += 1
-
-
-def _image_column(place: str, table: Any) -> str:
-    """The column of encoded images: by its type, then by its name, then by how its first value begins."""
-    from pyarrow import types
-
-    def holds_bytes(kind: Any) -> bool:
-        return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
-
-    def holds_images(kind: Any) -> bool:
-        if types.is_struct(kind):
-            return any(field.name == "bytes" and holds_bytes(field.type) for field in kind)
-        return holds_bytes(kind)
-
-    schema = table.schema_arrow
-    candidates: list[str] = [field.name for field in schema if holds_images(field.type)]
-    if not candidates:
-        columns = ", ".join(f"{field.name}: {field.type}" for field in schema) or "none"
-        raise UserError(
-            f"images {place}: no column holds images (columns: {columns}); a binary column of PNG, JPEG or WebP files, "
-            "or a struct with such a field `bytes`, is right"
-        )
-    named = [column for name in IMAGE_COLUMN_NAMES for column in candidates if column.lower() == name]
-    begins_right = [column for column in candidates if _begins_like_an_image(table, column)]
-    return (named or begins_right or candidates)[0]
-
-
-def _begins_like_an_image(table: Any, column: str) -> bool:
-    for batch in table.iter_batches(batch_size=1, columns=[column]):
-        value = batch.column(0)[0].as_py()
-        content = value.get("bytes") if isinstance(value, dict) else value
-        return bool(content and content.startswith(IMAGE_BEGINNINGS))
-    return False
-
-
 def _embedded(place: str) -> Iterator[Picture]:
+    from fewshot_ray.data.digits import digit_indices, digits
+
     url = urlsplit(place)
     query = dict(parse_qsl(url.query, keep_blank_values=True))
     seed = query.pop("seed", "0")
@@ -208,31 +295,6 @@ def _embedded(place: str) -> Iterator[Picture]:
         encoded = io.BytesIO()
         Image.fromarray(image[0].numpy()).save(encoded, "PNG", compress_level=0)
         yield Picture(f"digits-{domain}-{index:04d}-class{label}.png", encoded.getvalue())
-
-
-def _pictures_among(names: Sequence[str] | dict[str, Any]) -> list[str]:
-    chosen = []
-    for name in names:
-        path = PurePosixPath(name)
-        hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-        if not hidden and path.suffix.lower() in READABLE + UNREADABLE:
-            chosen.append(name)
-    return sorted(chosen, key=natural_order)
-
-
-def natural_order(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """A sorting key that puts `img2.png` before `img10.png`, whatever the case of the letters."""
-    parts = re.findall(r"[0-9]+|[^0-9]+", name.casefold())
-    return [(0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts], name
-
-
-def _problem(name: str, size_bytes: int) -> str:
-    suffix = PurePosixPath(name).suffix.lower()
-    if suffix in UNREADABLE:
-        return f"{suffix[1:].upper()} is not read"
-    if size_bytes > MAX_FILE_BYTES:
-        return f"larger than {MAX_FILE_BYTES >> 20} MiB"
-    return ""
 
 
 @contextmanager

@@ -7,11 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-READABLE = (".jpeg", ".jpg", ".png", ".webp")
-# Pictures all the same: passing over two of somebody's ten photographs in silence would be worse than refusing them.
-UNREADABLE = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".ppm", ".tif", ".tiff")
 IMAGES = {"source": ("images",), "target": ("images", "holdout", "test")}
 FILES = {"source": ("model",), "evaluate": ("extractor_weights", "lpips_weights")}
+
+
+COLUMN = "?column="
+"""Between a Parquet place and the column that is to be read of it."""
+
+
+def without_column(place: str) -> tuple[str, str | None]:
+    """A place, and the column that is named behind it."""
+    before, mark, column = place.rpartition(COLUMN)
+    return (before, column) if mark and column and "/" not in column else (place, None)
 
 
 @dataclass(frozen=True)
@@ -29,15 +36,21 @@ class Place:
         """A path, URL, hub id or embedded://..."""
         return str(self.node[self.key])
 
+    @property
+    def bare(self) -> str:
+        """The same without the column of a Parquet place."""
+        return without_column(self.value)[0]
+
     def put(self, place: str) -> None:
-        """Name another place there."""
-        self.node[self.key] = place
+        """Name another place there; the column stays."""
+        column = without_column(self.value)[1]
+        self.node[self.key] = place if column is None else f"{place}{COLUMN}{column}"
 
     @property
     def here(self) -> Path | None:
         """Its absolute path where it is a file or folder on this machine's disk."""
         try:
-            path = Path(self.value).expanduser()
+            path = Path(self.bare).expanduser()
             return path.resolve() if path.exists() else None
         except (OSError, RuntimeError):  # a name that is too long, nobody's home
             return None

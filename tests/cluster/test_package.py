@@ -152,6 +152,39 @@ def test_pictures_that_are_not_read_go_too(images: Path, tmp_path: Path) -> None
     assert [picture.name for picture in pictures(there.tree["target"]["images"]) if picture.problem] == ["photo.HEIC"]
 
 
+def test_what_is_sent_is_what_a_run_reads(images: Path, tmp_path: Path) -> None:
+    """Oracle: the pictures of the same place here, by name and byte: links followed, masks left, endings not believed."""
+    (images / "3.jfif").write_bytes(png(30))
+    (images / "0-masklabel.png").write_bytes(png(255))
+    (images / "1_mask.png").write_bytes(png(255))
+    (images / "1.txt").write_text("a caption")
+    (images / "@eaDir").mkdir()
+    (images / "@eaDir" / "0.png").write_bytes(png(1))
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album" / "4.png").write_bytes(png(40))
+    (images / "linked").symlink_to(tmp_path / "album")
+    (images / "linked" / "loop").symlink_to(images)
+    before = [(picture.name, picture.content) for picture in pictures(str(images))]
+    assert [name for name, _ in before] == ["0.png", "1.png", "3.jfif", "below/2.png", "linked/4.png"]
+    there, folder = sent(tmp_path, "package", images)
+    assert [(picture.name, picture.content) for picture in pictures(there.tree["target"]["images"])] == before
+    assert len([path for path in folder.rglob("*") if path.is_file()]) == len(before) + 1
+
+
+def test_shards_and_their_column_are_sent(tmp_path: Path) -> None:
+    """Oracle: the bytes of the column that is named."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "shards").mkdir()
+    for index in range(2):
+        table = {"before": pa.array([png(index)]), "after": pa.array([png(index + 10)])}
+        pq.write_table(pa.table(table), tmp_path / "shards" / f"{index}.parquet")
+    there, _ = sent(tmp_path, "package", f"{tmp_path}/shards?column=after")
+    assert there.tree["target"]["images"].endswith("?column=after")
+    assert [picture.content for picture in pictures(there.tree["target"]["images"])] == [png(10), png(11)]
+
+
 def test_versions(tmp_path: Path) -> None:
     """Oracle: equal to themselves; one that differs is named with both sides, and how to mend it."""
     write_request(tmp_path, {"command": "run", "versions": versions(), "code": code()})

@@ -14,7 +14,8 @@ import pytest
 
 from fewshot_ray.data.digits import digits
 from fewshot_ray.data.images import read_images
-from fewshot_ray.data.places import natural_order, pictures
+from fewshot_ray.data.places import pictures
+from fewshot_ray.data.selection import natural_order
 from fewshot_ray.errors import UserError
 
 from .conftest import Paint, encode

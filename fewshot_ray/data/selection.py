@@ -1,0 +1,203 @@
+"""Which of the files at a place are its pictures: decided by what they hold. What is passed over is kept by kind. Reads no picture."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+READABLE = (".jpeg", ".jpg", ".png", ".webp")
+# Pictures all the same: passing over two of somebody's ten photographs in silence would be worse than refusing them.
+UNREADABLE = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".ppm", ".tif", ".tiff")
+TEXT = (".caption", ".csv", ".json", ".jsonl", ".md", ".tags", ".toml", ".tsv", ".txt", ".xml", ".yaml", ".yml")
+"""Taken at their word: of what else is no picture by its name, the first bytes are read."""
+SYSTEM = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "thumbs.db", "desktop.ini"}
+"""What macOS, Windows and network disks put beside pictures, lower case."""
+BEGINNING_BYTES = 32
+PICTURE = re.compile(
+    rb"\x89PNG\r\n|\xff\xd8\xff|RIFF....WEBP|GIF8[79]a|BM....\0\0\0\0|II\*\0|MM\0\*|P[1-6]\s"
+    rb"|\xff\x0a|\0\0\0\x0cJXL |\0\0\0\x0cjP  |....ftyp(?:avif|avis|heic|heix|heim|mif1|msf1)",
+    re.DOTALL,
+)
+TABLE, ZIP = b"PAR1", b"PK\3\4"
+
+RESERVED = re.compile(r".*-(masklabel|condlabel)", re.DOTALL)
+"""OneTrainer's masks and conditioning images: never pictures to train on, whatever stands beside them."""
+_WORDS = "masks?|alpha|matte|depth|canny|openpose|cond|conditioning|control"
+COMPANION = re.compile(rf"(.+?)[-_. ](?:{_WORDS})", re.DOTALL | re.IGNORECASE)
+"""`a_mask.png`, `a.mask.png` (cloneofsimo/lora), `a-depth.png` (EveryDream2) beside `a.jpg`."""
+SMALL = re.compile(r"(?:thumb|thumbnail|tn)[-_](.+)|(.+?)[-_.](?:thumb|thumbs|thumbnail|\d+x\d+)", re.DOTALL | re.IGNORECASE)
+COMPANION_FOLDER = re.compile(rf"(?:(.+)[-_. ])?(?:{_WORDS}|conditioning_images?|control_images?)", re.DOTALL | re.IGNORECASE)
+"""Of images by the same names: sd-scripts' `conditioning_data_dir`, ai-toolkit's `mask_path`, SimpleTuner's conditioning data sets."""
+SMALL_FOLDER = re.compile(r"(?:(.+)[-_. ])?(?:thumbs?|thumbnails?)", re.DOTALL | re.IGNORECASE)
+PICTURE_FOLDERS = (
+    "image",
+    "images",
+    "img",
+    "imgs",
+    "input",
+    "inputs",
+    "picture",
+    "pictures",
+    "photos",
+    "src",
+    "target",
+    "targets",
+    "train",
+)
+
+HIDDEN, SYSTEM_FILES, TEXTS, ARCHIVES, TABLES = "hidden", "of the system", "text", "zip archives", "Parquet files"
+MASKS, THUMBNAILS, SEEN, OTHER = "masks or conditioning images", "thumbnails", "links to folders already read", "no pictures"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is read of a folder or an archive."""
+
+    names: tuple[str, ...]
+    """Paths within the place, in natural order."""
+    kind: Literal["pictures", "tables"]
+    """Tables are the shards of one Parquet data set."""
+    passed_over: Mapping[str, tuple[str, ...]]
+    """Kind to names."""
+
+    def summary(self) -> str:
+        """What is passed over: "3 text (a.txt, b.txt, c.txt), 1 masks or ... (a_mask.png)"; empty where nothing is."""
+        return ", ".join(f"{len(names)} {kind} ({_few(names)})" for kind, names in self.passed_over.items())
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def select(names: Iterable[str], beginnings: Callable[[Sequence[str]], Mapping[str, bytes]], seen: Sequence[str] = ()) -> Selection:
+    """The pictures among the files of a place, or its Parquet files where there are no pictures.
+
+    `beginnings`: the first `BEGINNING_BYTES` of files, asked once for those whose names don't say what they are. `seen`: links passed over.
+    """
+    kinds = {name: _kind_by_name(name) for name in names}
+    unsaid = [name for name, kind in kinds.items() if not kind]
+    for name, beginning in beginnings(unsaid).items() if unsaid else ():
+        kinds[name] = _kind_by_content(beginning)
+    found = [name for name, kind in kinds.items() if kind == "picture"]
+    places = {(str(PurePosixPath(name).parent), PurePosixPath(name).stem) for name in found}
+    for name in found:
+        kinds[name] = _companion(PurePosixPath(name), places) or "picture"
+    kinds |= dict.fromkeys(seen, SEEN)
+    chosen = "picture" if "picture" in kinds.values() else TABLES
+    passed: dict[str, tuple[str, ...]] = {}
+    for kind in (MASKS, THUMBNAILS, TABLES, ARCHIVES, OTHER, TEXTS, SEEN, SYSTEM_FILES, HIDDEN):
+        if kind != chosen and (those := [name for name, other in kinds.items() if (other or OTHER) == kind]):
+            passed[kind] = tuple(sorted(those, key=natural_order))
+    read = sorted((name for name, kind in kinds.items() if kind == chosen), key=natural_order)
+    return Selection(tuple(read), "pictures" if chosen == "picture" else "tables", passed)
+
+
+def _kind_by_name(name: str) -> str:
+    """Empty where the name says nothing."""
+    path = PurePosixPath(name)
+    suffix = path.suffix.lower()
+    if any(part.lower() in SYSTEM for part in path.parts):
+        return SYSTEM_FILES
+    if any(part.startswith(".") for part in path.parts):
+        return HIDDEN
+    if suffix in READABLE + UNREADABLE:
+        return "picture"
+    if suffix == ".parquet":
+        return TABLES
+    return TEXTS if suffix in TEXT else ""
+
+
+def _kind_by_content(beginning: bytes) -> str:
+    if PICTURE.match(beginning):
+        return "picture"
+    return {TABLE: TABLES, ZIP: ARCHIVES}.get(beginning[:4], OTHER)
+
+
+def _companion(path: PurePosixPath, pictures: set[tuple[str, str]]) -> str:
+    """What a picture is that goes with another one of the place; empty where it is one of its own."""
+    folder, stem = str(path.parent), path.stem
+    if RESERVED.fullmatch(stem):
+        return MASKS
+    for pattern, kind in ((COMPANION, MASKS), (SMALL, THUMBNAILS)):
+        if match := pattern.fullmatch(stem):
+            own = next(group for group in match.groups() if group)
+            if (folder, own) in pictures or (folder, f"{own}.src") in pictures:
+                return kind
+    for pattern, kind in ((COMPANION_FOLDER, MASKS), (SMALL_FOLDER, THUMBNAILS)):
+        if match := pattern.fullmatch(path.parent.name):
+            above = path.parent.parent
+            beside = [above, *(above / name for name in (match[1], *PICTURE_FOLDERS) if name)]
+            if any((str(other), stem) in pictures for other in beside):
+                return kind
+    return ""
+
+
+def local_files(root: str) -> tuple[list[str], list[str]]:
+    """Paths below a folder on disk, linked folders followed, and the links to folders that are among them already (so loops end).
+
+    Hidden folders are not entered; they stand as one path. Raises OSError.
+    """
+    names: list[str] = []
+    seen, again, pending = {_identity(root)}, [], [("", root, False)]
+    while pending:
+        pending.sort(key=lambda item: (item[2], item[0]), reverse=True)  # real folders go before links
+        prefix, folder, is_link = pending.pop()
+        if is_link and _identity(folder) in seen:
+            again.append(prefix.rstrip("/"))
+            continue
+        seen.add(_identity(folder))
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                path = prefix + entry.name
+                if not _is_folder(entry) or _kind_by_name(entry.name) in (HIDDEN, SYSTEM_FILES):
+                    names.append(path)
+                else:
+                    pending.append((path + "/", entry.path, entry.is_symlink()))
+    return names, again
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def local_selection(root: str) -> Selection:
+    """Of a folder on disk. Raises OSError."""
+    names, again = local_files(root)
+    return select(names, lambda unsaid: {name: local_beginning(os.path.join(root, name)) for name in unsaid}, again)
+
+
+def local_beginning(path: str) -> bytes:
+    """A file's first bytes; none of what is no ordinary file (a pipe would be waited for) or can't be read."""
+    try:
+        if not Path(path).is_file():
+            return b""
+        with open(path, "rb") as file:
+            return file.read(BEGINNING_BYTES)
+    except OSError:
+        return b""
+
+
+def container(name: str, beginning: bytes) -> Literal["zip", "parquet", ""]:
+    """What a single file is: by its ending, so that a damaged one is called what it was meant for, else by its content."""
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix == ".zip" or (suffix != ".parquet" and beginning.startswith(ZIP)):
+        return "zip"
+    return "parquet" if suffix == ".parquet" or beginning.startswith(TABLE) else ""
+
+
+def natural_order(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """A sorting key that puts `img2.png` before `img10.png`, whatever the case of the letters."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", name.casefold())
+    return [(0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts], name
