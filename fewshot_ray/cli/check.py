@@ -11,6 +11,7 @@ from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.trial.materials import Materials
 from fewshot_ray.trial.preflight import check_materials, preset_materials
+from fewshot_ray.trial.remarks import image_remarks
 
 
 class Say:
@@ -46,6 +47,8 @@ def check_sources(document: Document, file: FileSpec, say: Say) -> Materials:
     check_materials(document, materials)
     held_out = ", ".join(f"{len(fold.holdout)} ({fold.name})" for fold in materials.folds)
     say("images", f"{len(materials.shots)} different ones; held out: {held_out}")
+    for line in image_remarks(materials):
+        say("image", line, "yellow")
     for line in materials.warnings():
         say("warning", line, "yellow")
     return materials

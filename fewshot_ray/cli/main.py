@@ -113,12 +113,15 @@ def _preflight(opened: object) -> None:
     from fewshot_ray.cluster.opened import Opened
     from fewshot_ray.data.inspection import inspect_images
     from fewshot_ray.trial.preflight import check_materials, preset_materials
+    from fewshot_ray.trial.remarks import image_remarks
 
     assert isinstance(opened, Opened)
     materials = preset_materials(opened.document, opened.file)
     check_materials(opened.document, materials)
     for finding in inspect_images(opened.file.target.images, materials.size):
         typer.echo(f"image: {finding.message}", err=True)
+    for line in image_remarks(materials):
+        typer.echo(f"image: {line}", err=True)
     for line in materials.warnings():
         typer.echo(f"warning: {line}", err=True)
 

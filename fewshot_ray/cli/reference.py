@@ -52,9 +52,18 @@ Elsewhere ranges are refused, since the trials would not be comparable.
 `source.model` is a folder that diffusers' `save_pretrained` wrote, a hub id (`owner/name`), an fsspec URL (`s3://bucket/model`), or
 `embedded://digits-ddpm`.
 
-Images are read from a folder (with those below it), a `.zip`, a `.parquet` file with a column of encoded images, each on disk or at an
-fsspec URL, or from the embedded digits: `embedded://digits/PART` with the parts `source`, `target`, `shots`, `validation` and `test`
-(`?seed=N` chooses another split of the target). Images are brought to sRGB by what they say of their colours (ICC profile, PNG's cICP,
+Images are read from a folder (with those below it, linked ones too), a zip, a Parquet file or a folder of its shards with a column of
+encoded images, each on disk or at an fsspec URL, or from the embedded digits: `embedded://digits/PART` with the parts `source`, `target`,
+`shots`, `validation` and `test` (`?seed=N` chooses another split of the target). Where several columns of a Parquet place hold images,
+`PLACE?column=NAME` says which one; without it the one called `image`, or otherwise as usual, is read.
+
+What a file holds decides whether it is an image, not its ending. Not read are hidden files, those of operating systems and network disks
+(`Thumbs.db`, `@eaDir`, `__MACOSX`), and trainers' `a-masklabel.png` and `a-condlabel.png`. Masks and conditioning images of other names
+(`a_mask.png`, `a.mask.png`, `a-depth.png`, `masks/a.png`, `conditioning/a.png`) and thumbnails (`a_thumb.jpg`, `a-150x150.jpg`,
+`thumbnails/a.jpg`) aren't read where the image `a` stands beside them, or beside their folder. `check` and `run` count and name by kind all
+that is passed over; `launch` sends what `run` would read. An image that can't be read is refused by name.
+
+Images are brought to sRGB by what they say of their colours (ICC profile, PNG's cICP,
 gAMA and cHRM, a camera's Adobe RGB, 16 bits; `check` and `run` name those that can't be), turned as their EXIF data says, laid on white
 where they are transparent, resized with antialiasing so that the shorter side fits the model, and cropped at the centre. Nothing at these
 places is ever changed.
@@ -65,7 +74,7 @@ NOTES = {
     "target": """\
 `holdout` takes one of three forms. What is held out is never trained on.
 
-- a place: its images, freed of the shots by content;
+- a place: its images, freed of the shots (by content, and where they were saved again as another file);
 - a number: so many of the shots are kept back;
 - `{crossfit: K}`: every shot is held out once. A trial trains K models side by side, its metrics are their means, and after the
   search the winner is trained on all shots for its best number of steps. That model is the sweep's result.""",

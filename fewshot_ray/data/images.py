@@ -29,6 +29,7 @@ from fewshot_ray.data.colour import (
     to_srgb,
     with_profile,
 )
+from fewshot_ray.data.likeness import likenesses, perceptual_hash
 from fewshot_ray.data.places import Picture, pictures
 from fewshot_ray.errors import UserError
 
@@ -70,6 +71,10 @@ class ImageSet:
     """What to call each in a message: the path within the place they came from."""
     hashes: tuple[str, ...]
     """sha256 of each picture's content *before* it was resized; see `content_hash`."""
+    perceptual: tuple[int | None, ...] = ()
+    """Perceptual hash of each, likewise; see `likeness`. Empty where pictures are compared by content alone."""
+    notes: tuple[str, ...] = ()
+    """Of those whose colours may not be right, why, by name."""
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -81,12 +86,13 @@ class ImageSet:
             self.images[torch.tensor(chosen, dtype=torch.long)],
             tuple(self.names[index] for index in chosen),
             tuple(self.hashes[index] for index in chosen),
+            tuple(self.perceptual[index] for index in chosen) if self.perceptual else (),
         )
 
     def without(self, other: ImageSet) -> ImageSet:
-        """The pictures whose content is not in `other`."""
-        taken = set(other.hashes)
-        return self.select(index for index, content in enumerate(self.hashes) if content not in taken)
+        """The pictures that are not in `other`, by content or saved again."""
+        taken = {likeness.index for likeness in likenesses(self, other) if likeness.same}
+        return self.select(index for index in range(len(self)) if index not in taken)
 
     def distinct(self) -> ImageSet:
         """The first of each content."""
@@ -107,18 +113,22 @@ def read_images(place: str, *, size: int | tuple[int, int], channels: int) -> Im
     pixels: list[Tensor] = []
     names: list[str] = []
     hashes: list[str] = []
+    perceptual: list[int | None] = []
+    notes: list[str] = []
     unreadable: list[str] = []
     for picture in pictures(place):
         try:
-            image = decode(picture)
+            read = decoded(picture)
         except UnreadableImageError as error:
             unreadable.append(f"{picture.name} ({error})")
             continue
-        pixels.append(to_tensor(fit(image, size), channels))
+        pixels.append(to_tensor(fit(read.image, size), channels))
         names.append(picture.name)
-        hashes.append(content_hash(image))
+        hashes.append(content_hash(read.image))
+        perceptual.append(perceptual_hash(read.image))
+        notes += [f"{picture.name}: {read.note}"] if read.note else []
     refuse_unreadable(place, unreadable, len(names) + len(unreadable))
-    return ImageSet(torch.stack(pixels), tuple(names), tuple(hashes))
+    return ImageSet(torch.stack(pixels), tuple(names), tuple(hashes), tuple(perceptual), tuple(notes))
 
 
 def refuse_unreadable(place: str, unreadable: Sequence[str], files: int) -> None:

@@ -6,18 +6,14 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Literal
 
-import imagehash
 import numpy as np
 from PIL import Image
 
 from fewshot_ray.data.images import UnreadableImageError, content_hash, decoded, refuse_unreadable
+from fewshot_ray.data.likeness import SIMILAR_BITS, perceptual_hash
 from fewshot_ray.data.places import pictures
 
 FindingKind = Literal["unreadable", "colour", "duplicate", "tiny", "aspect"]
-SIMILAR_BITS = 6
-"""Perceptual hashes (64 bits) that differ in no more than this count as the same picture."""
-SMALLEST_HASHED_PIXELS = 32
-"""The hash enlarges anything smaller, and different pictures of a kind then look the same (125 of the embedded 797 digits at 8x8)."""
 ODD_ASPECT = 2.0
 
 
@@ -59,14 +55,6 @@ def inspect_images(place: str, size: int | tuple[int, int]) -> list[Finding]:
         perceptual.append(perceptual_hash(image))
     refuse_unreadable(place, [], files)
     return findings + _repeats(names, contents, perceptual)
-
-
-def perceptual_hash(image: Image.Image) -> int | None:
-    """64-bit pHash (signs of the low DCT frequencies of a 32x32 grey copy about their median); None for a picture too small for it.
-
-    It survives re-encoding and resizing.
-    """
-    return int(str(imagehash.phash(image)), 16) if min(image.size) >= SMALLEST_HASHED_PIXELS else None
 
 
 def _shape_findings(name: str, image: Image.Image, height: int, width: int) -> list[Finding]:

@@ -43,7 +43,7 @@ def choose_shots(images: ImageSet, shots: int | None, split_seed: int) -> ImageS
 def make_folds(shots: ImageSet, holdout: ImageSet | int | CrossFit, split_seed: int) -> list[Fold]:
     """The trainings of one trial.
 
-    A set of held-out pictures is freed of the shots by content; a number keeps that many shots back; cross-fitting gives K
+    A set of held-out pictures is freed of the shots, also of those saved again; a number keeps that many shots back; cross-fitting gives K
     folds whose held-out parts partition the shots, in sizes that differ by one at most.
     Raises UserError where a part would be empty.
     """
