@@ -105,7 +105,8 @@ def disk_line(work: Work, trials_at_once: int) -> str:
     search = work.file.search
     kept = min(search.trials, search.keep_checkpoints + _arms(work.file)) + work.reruns + bool(work.refit)
     disk = (trials_at_once * CHECKPOINTS_OF_A_RUNNING_TRIAL + kept) * work.folds * work.cost.checkpoint_bytes
-    return f"at most {disk / 1e6:.0f} MB of checkpoints (search.keep_checkpoints: {search.keep_checkpoints})"
+    front = ", and those of the rest of the Pareto front" if len(search.objectives) > 1 else ""
+    return f"at most {disk / 1e6:.0f} MB of checkpoints (search.keep_checkpoints: {search.keep_checkpoints}){front}"
 
 
 def _arms(file: FileSpec) -> int:

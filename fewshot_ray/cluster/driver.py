@@ -42,6 +42,7 @@ from fewshot_ray.spec.document import Document, to_yaml
 from fewshot_ray.spec.sections import ResourcesSpec
 from fewshot_ray.spec.validate import endpoint_trees
 from fewshot_ray.trial.compose import compose
+from fewshot_ray.trial.ranking import Ranking
 
 __all__ = ["Interrupted", "run_sweep", "write_results"]
 
@@ -131,7 +132,7 @@ def _run_trials(opened: Opened, fits: int, console: Console, lease: Lease, watch
     steps = compose(Document(next(iter(endpoint_trees(opened.document.tree))), "spec")).file.train.steps
     scratch = tempfile.mkdtemp(prefix="fewshot-ray-tune-")
     done = sum(record.state != "RUNNING" for record in opened.folder.trials())
-    with Progress(file.search.trials, steps, objectives=file.search.objectives, done_trials=done, console=console) as progress:
+    with Progress(file.search.trials, steps, ranking=Ranking.of(file.search), done_trials=done, console=console) as progress:
         journal = Journal(opened.folder.folder)
         sweep = Sweep(opened.document, file, opened.folder, journal, progress, concurrent=int(min(fits, at_most)), may_write=lease.check)
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Literal
 
 from fewshot_ray.spec.sections import AshaSpec
+from fewshot_ray.trial.ranking import Bounds, Merit, Ranking
 
 
 class SuccessiveHalving:
     """At rungs `grace_steps * reduction_factor^k` a trial goes on if it is among the best `1 / reduction_factor` that got there.
 
     Trials are compared by their best evaluation so far, since that is a trial's value: one that has overfitted since then may still win.
+    One that keeps the constraints is before any that doesn't; then `config.metric` counts.
     The decisions are a function of the results in their order, so feeding the recorded ones anew rebuilds the rungs.
     """
 
-    def __init__(self, config: AshaSpec, *, minimise: bool, steps: int) -> None:
+    def __init__(self, config: AshaSpec, *, direction: Literal["min", "max"], steps: int, bounds: Bounds | None = None) -> None:
         self.config = config
-        self.sign = 1.0 if minimise else -1.0
-        self.best: dict[str, float] = {}
-        self.rungs: dict[int, dict[str, float]] = {rung: {} for rung in self._levels(steps)}
+        self.ranking = Ranking({config.metric: direction}, bounds or {})
+        self.best: dict[str, Merit] = {}
+        self.rungs: dict[int, dict[str, Merit]] = {rung: {} for rung in self._levels(steps)}
 
     def _levels(self, steps: int) -> Iterator[int]:
         level = self.config.grace_steps
@@ -27,10 +30,10 @@ class SuccessiveHalving:
             yield level
             level *= self.config.reduction_factor
 
-    def report(self, trial_id: str, step: int, value: float) -> bool:
+    def report(self, trial_id: str, step: int, metrics: Mapping[str, float]) -> bool:
         """Record an evaluation; whether the trial should stop. A value that isn't finite ranks last."""
-        turned = self.sign * value if math.isfinite(value) else math.inf
-        self.best[trial_id] = min(turned, self.best.get(trial_id, math.inf))
+        merit = self.ranking.merit(metrics)
+        self.best[trial_id] = min(merit, self.best.get(trial_id, merit))
         stop = False
         for rung, values in self.rungs.items():
             if step >= rung and trial_id not in values:

@@ -23,8 +23,8 @@ from fewshot_ray.report.sweep_folder import EvaluationRow, State, SweepFolder, T
 from fewshot_ray.report.tensorboard import Boards
 from fewshot_ray.spec.document import Document, ranges, to_yaml
 from fewshot_ray.spec.sections import FileSpec
-from fewshot_ray.trial.best import best_index, violations
 from fewshot_ray.trial.compose import PLAIN, preset_values
+from fewshot_ray.trial.ranking import Ranking
 
 MOST_MACHINES_LOST = 100
 """Of one trial, before it is given up: it may be what its machines die of."""
@@ -87,6 +87,7 @@ class Sweep:
             seed=file.seed,
             outside=() if PLAIN in file.method else (PLAIN_ORIGIN,),
         )
+        self.ranking = Ranking.of(file.search)
         self.halving = self._halving()
         self.kept = KeptCheckpoints(folder, file.search)
         self.boards = Boards(folder)
@@ -112,7 +113,9 @@ class Sweep:
             return None
         searched = ranges(self.document.tree).get("train.steps")
         steps = max(searched.endpoints()) if searched else self.file.train.steps
-        return SuccessiveHalving(scheduler.asha, minimise=METRICS[scheduler.asha.metric].direction == "min", steps=steps)
+        return SuccessiveHalving(
+            scheduler.asha, direction=METRICS[scheduler.asha.metric].direction, steps=steps, bounds=self.ranking.bounds
+        )
 
     # Resuming
 
@@ -259,7 +262,7 @@ class Sweep:
     def _should_stop(self, job: Job, row: EvaluationRow) -> bool:
         if self.halving is None or job.kind != "search" or row.step >= job.last_step:
             return False
-        beaten = self.halving.report(job.id, row.step, row.metrics.get(self.halving.config.metric, math.nan))
+        beaten = self.halving.report(job.id, row.step, row.metrics)
         # Preset and plain fine-tuning are what the search is compared with: they run to their end.
         return beaten and job.origin == SAMPLER
 
@@ -307,8 +310,7 @@ class Sweep:
         state: State = "FAIL" if problem else "PRUNED" if running.stopped else "COMPLETE"
         record = self._settle(running.job, record, state, problem)
         self.boards.end(trial_id)
-        value = (record.values or {}).get(next(iter(self.file.search.objectives)))
-        self.progress.finished(trial_id, record.state, value, record.error)
+        self.progress.finished(trial_id, record.state, record.values, record.error)
 
     def _goes_on(self, running: Running) -> bool:
         """A trial ended before its last evaluation, for no reason of its own: whether it is begun again, here or when resumed."""
@@ -333,10 +335,8 @@ class Sweep:
     def _settle(self, job: Job, record: TrialRecord, state: State, problem: str | None) -> TrialRecord:
         """Write how a trial ended, and tell the study."""
         rows = self.folder.rows(job.id)
-        if job.refit_steps is not None:
-            best = len(rows) - 1 if rows else None
-        else:
-            best = best_index([row.metrics for row in rows], self.file.search)
+        of_a_refit = len(rows) - 1 if rows else None
+        best = self.ranking.best_index([row.metrics for row in rows]) if job.refit_steps is None else of_a_refit
         if best is None and state != "FAIL":
             state, problem = "FAIL", f"no evaluation has a finite {next(iter(self.file.search.objectives))}"
         settled = replace(
@@ -355,7 +355,7 @@ class Sweep:
         return settled
 
     def _tell(self, number: int, record: TrialRecord) -> None:
-        excess = violations(record.values, self.file.search) if record.values and record.state != "FAIL" else {}
+        excess = self.ranking.violations(record.values) if record.values and record.state != "FAIL" else {}
         self.study.finish(number, TrialState[record.state], record.values, self.folder.rows(record.id), excess)
         self.journal.sync()
 

@@ -8,20 +8,16 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from fewshot_ray.report.paired import Interval, Verdict, paired_interval
-from fewshot_ray.report.sweep_folder import EvaluationRow, SweepFolder, TrialRecord
+from fewshot_ray.report.sweep_folder import SweepFolder, TrialRecord
 from fewshot_ray.storage import Folder
-
-Objectives: TypeAlias = Mapping[str, Literal["min", "max"]]
-"""Metric -> direction; the first one breaks ties and orders within a Pareto front."""
-Bounds: TypeAlias = Mapping[str, tuple[str, float]]
-"""Metric -> (`<=` or `>=`, bound)."""
+from fewshot_ray.trial.ranking import Bounds, Objectives, Ranking, fronts, ranked
 
 SECONDARY = "occupancy"
 """What says how far to trust another metric (as `..._stderr` does): in the CSV, not in the terminal's table."""
@@ -46,7 +42,7 @@ class LeaderboardRow:
     rank: int | None
     """1 is the winner; only complete trials of the search compete, the others have None."""
     front: bool
-    """Whether no competing trial beats it in every objective."""
+    """Whether it is on the Pareto front of the trials that keep the constraints (or, where none does, exceed them least)."""
     feasible: bool
     """Whether it keeps the sweep's constraints."""
     step: int | None
@@ -57,26 +53,19 @@ class LeaderboardRow:
 
 def leaderboard(sweep: SweepFolder, objectives: Objectives, constraints: Bounds | None = None) -> list[LeaderboardRow]:
     """All trials: the search's, confirm, control, refit; within each kind the complete in order of merit, then running, pruned, failed."""
-    rows = [_row(sweep, trial, objectives, constraints or {}) for trial in sweep.trials()]
-    contenders = [
-        row for row in rows if row.trial.kind == "search" and row.trial.state == "COMPLETE" and _comparable(row.values, objectives)
-    ]
-    fronts = _fronts(contenders, objectives)
-    contenders.sort(key=lambda row: (not row.feasible, fronts[row.trial.id], _merit(row.values, objectives), row.trial.id))
-    rank = {row.trial.id: place for place, row in enumerate(contenders, start=1)}
-    placed = [replace(row, rank=rank.get(row.trial.id), front=fronts.get(row.trial.id) == 0) for row in rows]
-    return sorted(placed, key=lambda row: _order(row, objectives))
+    ranking = Ranking(objectives, constraints or {})
+    rows = [_row(sweep, trial, ranking) for trial in sweep.trials()]
+    contenders = [row for row in rows if row.trial.kind == "search" and row.trial.state == "COMPLETE" and _is_measured(row, ranking)]
+    merits = [ranking.merit(row.values) for row in contenders]
+    rank = {contenders[index].trial.id: place for place, index in enumerate(ranked(merits), start=1)}
+    front = {row.trial.id for row, number in zip(contenders, fronts(merits), strict=True) if number == 0}
+    placed = [replace(row, rank=rank.get(row.trial.id), front=row.trial.id in front) for row in rows]
+    return sorted(placed, key=lambda row: _order(row, ranking))
 
 
 def winner(rows: Sequence[LeaderboardRow]) -> LeaderboardRow | None:
     """The best complete trial of the search; None while there is none."""
     return next((row for row in rows if row.rank == 1), None)
-
-
-def best_evaluation(rows: Iterable[EvaluationRow], objectives: Objectives) -> EvaluationRow | None:
-    """The evaluation with the best first objective, the earliest of equals; None where none has a number for it."""
-    known = [row for row in rows if _comparable(row.metrics, dict([next(iter(objectives.items()))]))]
-    return min(known, key=lambda row: _merit(row.metrics, objectives)[0], default=None)
 
 
 def metric_names(rows: Iterable[LeaderboardRow], objectives: Objectives) -> list[str]:
@@ -85,52 +74,22 @@ def metric_names(rows: Iterable[LeaderboardRow], objectives: Objectives) -> list
     return [*objectives, *sorted(others - set(objectives))]
 
 
-def _row(sweep: SweepFolder, trial: TrialRecord, objectives: Objectives, constraints: Bounds) -> LeaderboardRow:
+def _row(sweep: SweepFolder, trial: TrialRecord, ranking: Ranking) -> LeaderboardRow:
     step, values = trial.best_step, trial.values
     if values is None:  # running, or ended before its best evaluation was put on record
-        best = best_evaluation(sweep.rows(trial.id), objectives)
-        step, values = (None, {}) if best is None else (best.step, best.metrics)
-    return LeaderboardRow(trial, None, False, _feasible(values, constraints), step, values)
+        rows = sweep.rows(trial.id)
+        best = ranking.best_index([row.metrics for row in rows])
+        step, values = (None, {}) if best is None else (rows[best].step, rows[best].metrics)
+    return LeaderboardRow(trial, None, False, ranking.excess(values) == 0, step, values)
 
 
-def _feasible(values: Mapping[str, float], constraints: Bounds) -> bool:
-    return all(
-        (values.get(name, math.nan) <= bound) if operator == "<=" else (values.get(name, math.nan) >= bound)
-        for name, (operator, bound) in constraints.items()
-    )
+def _is_measured(row: LeaderboardRow, ranking: Ranking) -> bool:
+    return math.isfinite(ranking.merit(row.values)[1])
 
 
-def _comparable(values: Mapping[str, float], objectives: Objectives) -> bool:
-    return all(math.isfinite(values.get(name, math.nan)) for name in objectives)
-
-
-def _merit(values: Mapping[str, float], objectives: Objectives) -> tuple[float, ...]:
-    """The objectives turned so that less is better; what is missing or not finite is worst."""
-    found = ((values.get(name, math.nan), direction) for name, direction in objectives.items())
-    return tuple((value if direction == "min" else -value) if math.isfinite(value) else math.inf for value, direction in found)
-
-
-def _fronts(rows: Sequence[LeaderboardRow], objectives: Objectives) -> dict[str, int]:
-    """Trial id -> its Pareto front: 0 for those nobody dominates, 1 for those that only front 0 dominates, ..."""
-    left = {row.trial.id: _merit(row.values, objectives) for row in rows}
-    fronts: dict[str, int] = {}
-    depth = 0
-    while left:
-        front = [name for name, merit in left.items() if not any(_dominates(other, merit) for other in left.values())]
-        for name in front:
-            fronts[name] = depth
-            del left[name]
-        depth += 1
-    return fronts
-
-
-def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
-
-
-def _order(row: LeaderboardRow, objectives: Objectives) -> tuple[int, int, float, tuple[float, ...], str]:
+def _order(row: LeaderboardRow, ranking: Ranking) -> tuple[int, int, float, tuple[float, ...], str]:
     kind, state = KINDS.index(row.trial.kind), STATES.index(row.trial.state)
-    merit = _merit(row.values, objectives) if row.trial.kind == "search" else ()
+    merit = ranking.merit(row.values) if row.trial.kind == "search" else ()
     return kind, state, row.rank or math.inf, merit, row.trial.id
 
 

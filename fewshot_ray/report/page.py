@@ -11,9 +11,7 @@ from fewshot_ray.report.leaderboard import (
     HEADINGS,
     KINDS,
     STATES,
-    Bounds,
     LeaderboardRow,
-    Objectives,
     compare_with_control,
     format_metric,
     format_value,
@@ -23,6 +21,7 @@ from fewshot_ray.report.leaderboard import (
 )
 from fewshot_ray.report.plots import learning_curves, parameter_scatter
 from fewshot_ray.report.sweep_folder import SweepFolder
+from fewshot_ray.trial.ranking import Bounds, Objectives
 
 GRIDS_SHOWN = 6
 

@@ -7,14 +7,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as LiveDisplay
 from rich.text import Text
 
-from fewshot_ray.report.leaderboard import Objectives, format_value
+from fewshot_ray.report.leaderboard import format_value
+from fewshot_ray.trial.ranking import Merit, Ranking
 
+Of = TypeVar("Of", int, str)
 STATE_STYLE = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red"}
 
 
@@ -25,8 +28,8 @@ class _Running:
     """The step of the last evaluation, or the one it was resumed from."""
     first_step: int
     steps: int
-    best: float | None = None
-    best_step: int | None = None
+    best: tuple[Merit, float, int] | None = None
+    """Merit, value of the metric shown, and step."""
     line: TaskID | None = None
 
 
@@ -38,18 +41,18 @@ class Progress:
     """
 
     def __init__(
-        self, total_trials: int, steps: int, *, objectives: Objectives | None = None, done_trials: int = 0, console: Console | None = None
+        self, total_trials: int, steps: int, *, ranking: Ranking | None = None, done_trials: int = 0, console: Console | None = None
     ) -> None:
-        """`steps` is a full-length trial's; the first of `objectives` is the metric shown; `done_trials` were finished before a resume."""
+        """`steps` is a full-length trial's; the metric shown is the ranking's first; `done_trials` were finished before a resume."""
         self._total_trials, self._done_trials, self._steps = total_trials, done_trials, steps
-        self._metric = next(iter(objectives), None) if objectives else None
-        self._direction = objectives[self._metric] if objectives and self._metric else "min"
+        self._ranking = ranking
+        self._metric = next(iter(ranking.objectives)) if ranking else None
         self._console = console or Console()
         self._running: dict[str, _Running] = {}
         self._trials_ended_here = 0
         self._steps_skipped = 0.0  # made before a resume: no part of this run's pace
         self._began = time.monotonic()
-        self._best: tuple[float, str] | None = None
+        self._best: tuple[Merit, float, str] | None = None
         columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), TextColumn("{task.fields[note]}", markup=False))
         self._live = LiveDisplay(*columns, console=self._console, refresh_per_second=4) if self._console.is_terminal else None
         self._bar = None if self._live is None else self._live.add_task("sweep", total=max(total_trials, 1), note="")
@@ -78,7 +81,7 @@ class Progress:
         old = self._running.pop(id, None)
         trial = _Running(label, step, step, steps or self._steps)
         if old is not None:  # a retry of a trial that was lost
-            trial.best, trial.best_step, trial.line = old.best, old.best_step, old.line
+            trial.best, trial.line = old.best, old.line
         self._running[id] = trial
         if self._live is None:
             self._say(f"{id} started: {label}" + (f", from step {step}" if step else ""))
@@ -92,11 +95,10 @@ class Progress:
         trial.step = step
         name = self._metric or next(iter(metrics), None)
         value = metrics.get(name, math.nan) if name is not None else math.nan
-        if math.isfinite(value) and (trial.best is None or self._is_better(value, trial.best)):
-            trial.best, trial.best_step = value, step
+        trial.best = self._better(metrics, step, trial.best)
         reading = f"train loss {format_value(train_loss)}"
         if name in metrics:  # a refit has none
-            best = "" if trial.best is None else f" (best {format_value(trial.best)} at {trial.best_step})"
+            best = "" if trial.best is None else f" (best {format_value(trial.best[1])} at {trial.best[2]})"
             reading = f"{name} {format_value(float(value))}{best}, {reading}"
         if self._live is not None and trial.line is not None:
             self._live.update(trial.line, completed=step, note=f"{step}/{trial.steps}  {reading}  {trial.label}")
@@ -112,21 +114,17 @@ class Progress:
         """A line about the sweep itself."""
         self._say(text)
 
-    def finished(self, id: str, state: str, value: float | None = None, reason: str | None = None) -> None:
-        """A trial ended as COMPLETE, PRUNED or FAIL; `value` is its best of the metric shown, `reason` why it ended early."""
+    def finished(self, id: str, state: str, values: Mapping[str, float] | None = None, reason: str | None = None) -> None:
+        """A trial ended as COMPLETE, PRUNED or FAIL; `values` are its best evaluation's, `reason` why it ended early."""
         trial = self._running.pop(id, None)
         self._done_trials += 1
         self._trials_ended_here += 1
         self._steps_skipped += trial.first_step if trial else 0
         if self._live is not None and trial is not None and trial.line is not None:
             self._live.remove_task(trial.line)
-        if (
-            state == "COMPLETE"
-            and value is not None
-            and math.isfinite(value)
-            and (self._best is None or self._is_better(value, self._best[0]))
-        ):
-            self._best = (value, id)
+        value = (values or {}).get(self._metric or "")
+        if state == "COMPLETE":
+            self._best = self._better(values or {}, id, self._best)
         text = f"{id} {state.lower()}"
         if trial is not None and state != "COMPLETE":
             text += f" at step {trial.step}"
@@ -137,8 +135,13 @@ class Progress:
         self._say(text, style=STATE_STYLE.get(state, ""), ended=True)
         self._refresh()
 
-    def _is_better(self, value: float, than: float) -> bool:
-        return value < than if self._direction == "min" else value > than
+    def _better(self, metrics: Mapping[str, float], of: Of, than: tuple[Merit, float, Of] | None) -> tuple[Merit, float, Of] | None:
+        """The better of two evaluations, with what each is `of`; only what is past no bound is the best of anything."""
+        if self._ranking is None or self._metric is None:
+            return than
+        merit = self._ranking.merit(metrics)
+        is_better = merit[0] == 0 and (than is None or merit[:2] < than[0][:2])
+        return (merit, metrics[self._metric], of) if is_better else than
 
     def _say(self, text: str, style: str = "", ended: bool = False) -> None:
         if self._live is not None:
@@ -151,7 +154,7 @@ class Progress:
         if self._live is None or self._bar is None:
             return
         under_way = sum(min(trial.step / trial.steps, 1.0) for trial in self._running.values())
-        best = "" if self._best is None else f", best {format_value(self._best[0])} by {self._best[1]}"
+        best = "" if self._best is None else f", best {format_value(self._best[1])} by {self._best[2]}"
         note = f"{self._done_trials}/{self._total_trials} trials{self._eta()}{best}"
         self._live.update(self._bar, total=max(self._total_trials, 1), completed=self._done_trials + under_way, note=note)
 

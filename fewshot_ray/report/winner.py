@@ -6,15 +6,15 @@ import math
 from typing import Any
 
 from fewshot_ray.errors import UserError
-from fewshot_ray.report.leaderboard import Bounds, leaderboard
+from fewshot_ray.report.leaderboard import leaderboard
 from fewshot_ray.report.sweep_folder import SweepFolder, TrialRecord, read_spec
-from fewshot_ray.spec.sections import CrossFit, FileSpec, parse_constraint
-from fewshot_ray.trial.best import best_index
+from fewshot_ray.spec.sections import CrossFit, FileSpec
+from fewshot_ray.trial.ranking import Bounds, Ranking
 
 
 def bounds(file: FileSpec) -> Bounds:
     """The sweep's constraints, parsed."""
-    return {name: parse_constraint(text) for name, text in file.search.constraints.items()}
+    return Ranking.of(file.search).bounds
 
 
 def trial_tree(folder: SweepFolder, trial_id: str) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def final_winner(folder: SweepFolder, file: FileSpec, ranked: list[TrialRecord])
     if confirm is None or confirm.top == 1:
         return ranked[0]
     means = [_means(folder, record, confirm.seeds) for record in ranked[: confirm.top]]
-    best = best_index(means, file.search)
+    best = Ranking.of(file.search).best_index(means)
     return ranked[0 if best is None else best]
 
 

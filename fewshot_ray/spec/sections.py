@@ -259,7 +259,7 @@ class AshaSpec(Section):
     """Asynchronous successive halving (Li et al. 2020) of the sampler's trials; preset and plain fine-tuning run to their end."""
 
     metric: Text
-    """Metric, one of evaluate.metrics, that trials are stopped by."""
+    """Metric, one of evaluate.metrics, that trials are stopped by; one that keeps search.constraints is before any that doesn't."""
 
     grace_steps: PositiveInt
     """Steps every trial may take; a multiple of evaluate.every."""
@@ -310,7 +310,8 @@ class SearchSpec(Section):
     """Trials that run at a time; as many as fit when not given."""
 
     keep_checkpoints: PositiveInt = 10
-    """Finished trials, the best, that keep a checkpoint; preset, plain fine-tuning, reruns and the refit keep theirs besides."""
+    """Finished trials, the best, that keep a checkpoint; besides them preset, plain fine-tuning, reruns, the refit and, of several
+    objectives, the Pareto front keep theirs."""
 
     retries: int = Field(default=2, ge=0)
     """Times a trial is started again after its worker crashed; a machine that went away is not counted."""

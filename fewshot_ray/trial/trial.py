@@ -18,12 +18,12 @@ from fewshot_ray.storage import Folder
 from fewshot_ray.training.checkpoint import checkpoint_name, latest_checkpoint, pack, restore_training, training_state
 from fewshot_ray.training.group import Group
 from fewshot_ray.training.writer import CheckpointWriter
-from fewshot_ray.trial.best import best_index
 from fewshot_ray.trial.candidate import STRIP_COLUMNS
 from fewshot_ray.trial.compose import TrialSpec
 from fewshot_ray.trial.evaluation import Evaluator, Instruments, check_evaluation
 from fewshot_ray.trial.families import materials_of
 from fewshot_ray.trial.grid import grid_png, strip_name
+from fewshot_ray.trial.ranking import Ranking
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ class Trial:
         """The step of the best evaluation so far; a refit's last."""
         if self.spec.refit_steps is not None:
             return self.history[-1].step if self.history else None
-        index = best_index([evaluation.metrics for evaluation in self.history], self.spec.file.search)
+        index = Ranking.of(self.spec.file.search).best_index([evaluation.metrics for evaluation in self.history])
         return None if index is None else self.history[index].step
 
     def _save(self) -> None:

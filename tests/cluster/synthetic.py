@@ -18,6 +18,7 @@ from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.ranges import Choice, FloatRange, IntRange
 from fewshot_ray.storage import Folder
 from fewshot_ray.trial.compose import check_document
+from fewshot_ray.trial.ranking import Ranking
 from tests.trial.tiny import document
 
 STEPS, EVERY = 8, 2
@@ -55,7 +56,7 @@ def evaluations(job: Job, curve: Curve = curve) -> Iterator[EvaluationRow]:
 def open_sweep(folder: Folder, document: Document, *, concurrent: int = 1) -> Sweep:
     """The sweep anew from its folder."""
     expanded, spec = check_document(document)
-    progress = Progress(spec.search.trials, STEPS, objectives=spec.search.objectives, console=Console(file=io.StringIO()))
+    progress = Progress(spec.search.trials, STEPS, ranking=Ranking.of(spec.search), console=Console(file=io.StringIO()))
     return Sweep(expanded, spec, SweepFolder(folder), Journal(folder), progress, concurrent=concurrent)
 
 

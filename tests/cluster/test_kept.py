@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fewshot_ray.cluster.jobs import Job
+from fewshot_ray.report.leaderboard import leaderboard
 from fewshot_ray.report.sweep_folder import SweepFolder
 from fewshot_ray.spec.document import Document
 from fewshot_ray.storage import Folder
@@ -56,3 +57,30 @@ def test_the_best_keep_their_best(stop_after: int | None, tmp_path: Path) -> Non
     kept = {*sorted(values, key=lambda name: values[name])[:2], *(record.id for record in complete if record.id not in values)}
     for record in records:
         assert checkpoints(folder, record.id) == ([record.best_step] if record.id in kept else []), record.id
+
+
+def test_with_two_objectives_the_front_is_kept(tmp_path: Path) -> None:
+    """Oracle: the leaderboard's own marks: of the sampler's trials all that are on the front, and no other."""
+    bound = {"memorisation": ("<=", 0.2)}
+    search = {"trials": 14, "objectives": {"kid": "min", "holdout_loss": "min"}, "constraints": {"memorisation": "<= 0.2"}}
+
+    def made(job: Job, step: int) -> dict[str, float]:
+        if job.number in (3, 7):
+            return {"kid": 0.0, "holdout_loss": 0.0, "memorisation": 0.9}
+        # Trials 4, 6, 8, ... are on the front, those between them behind it.
+        at = (job.number or 0) / 20
+        return {"kid": at + 0.1 * ((job.number or 0) % 2), "holdout_loss": 1 - at, "memorisation": 0.1}
+
+    sweep = open_sweep(Folder(tmp_path), file(search={**search, "keep_checkpoints": 2}))
+    while isinstance(job := sweep.next_job(), Job):
+        for row in evaluations(job, made):
+            write_checkpoint(sweep.folder.trial(job.id) / "checkpoints", row.step, {"state.json": b"{}"})
+            sweep.evaluated(job.id, row)
+        sweep.ended(job.id)
+    rows = leaderboard(sweep.folder, search["objectives"], bound)  # type: ignore[arg-type]
+    front = {row.trial.id for row in rows if row.front}
+    assert len(front) > 4
+    assert not front & {"t0003", "t0007"}
+    for row in rows:
+        is_kept = row.front or row.trial.origin in ("preset", "plain")
+        assert bool(checkpoints(sweep.folder, row.trial.id)) == is_kept, row.trial.id

@@ -19,6 +19,7 @@ from fewshot_ray.cluster import sweep as sweep_module
 from fewshot_ray.cluster.jobs import Job
 from fewshot_ray.cluster.sweep import Next, Sweep
 from fewshot_ray.report.sweep_folder import SweepFolder, read_spec
+from fewshot_ray.report.winner import exported_trial
 from fewshot_ray.spec.document import Document, value_at
 from fewshot_ray.spec.ranges import Choice, IntRange
 from fewshot_ray.storage import Folder
@@ -138,8 +139,8 @@ def test_what_the_search_is_compared_with_runs_to_its_end(tmp_path: Path) -> Non
     assert isinstance(job, Job)
     assert sweep.halving is not None
     for better in map(str, range(20)):
-        sweep.halving.report(better, 2, 0.1)
-        sweep.halving.report(better, 4, 0.1)
+        sweep.halving.report(better, 2, {"holdout_loss": 0.1})
+        sweep.halving.report(better, 4, {"holdout_loss": 0.1})
     run_job(sweep, job, references_are_worst)
     finish(sweep, references_are_worst)
     states = {(record.origin, record.state) for record in sweep.folder.trials()}
@@ -391,6 +392,23 @@ def test_what_is_shown_of_a_trial_is_in_its_own_spec(tmp_path: Path) -> None:
         tree = read_spec(sweep.folder.trial(record.id)).tree
         searched = {path for path in sweep.study.ranges if path.startswith("train.") or "ant" in tree["method"]}
         assert dict(record.params) == {path: value_at(tree, path) for path in searched}, record.id
+
+
+def test_a_constraint_decides_who_is_stopped(tmp_path: Path) -> None:
+    """Oracle: the lower the loss, the more is memorised: what keeps the bound runs to its end and wins, what doesn't is stopped."""
+
+    def overfit(job: Job, step: int) -> dict[str, float]:
+        steep = (job.number or 0) % 2 == 1
+        return {"holdout_loss": 0.1 if steep else 0.5, "kid": 1.0, "memorisation": 0.9 if steep else 0.1}
+
+    search = {"trials": 12, "scheduler": ASHA, "constraints": {"memorisation": "<= 0.2"}, "include_plain": False}
+    sweep = open_sweep(Folder(tmp_path), file(search=search))
+    finish(sweep, overfit)
+    states = {(record.number or 0) % 2: set() for record in sweep.folder.trials()}
+    for record in sweep.folder.trials():
+        states[(record.number or 0) % 2].add(record.state)
+    assert states == {0: {"COMPLETE"}, 1: {"PRUNED"}}
+    assert exported_trial(sweep.folder, sweep.file).id == "t0000"
 
 
 class Killed(BaseException):

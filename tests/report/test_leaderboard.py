@@ -15,7 +15,6 @@ from rich.console import Console
 
 from fewshot_ray.report.leaderboard import (
     LeaderboardRow,
-    Objectives,
     compare_with_control,
     leaderboard,
     leaderboard_view,
@@ -23,8 +22,9 @@ from fewshot_ray.report.leaderboard import (
     winner,
     write_csv,
 )
-from fewshot_ray.report.sweep_folder import SweepFolder, TrialRecord
+from fewshot_ray.report.sweep_folder import EvaluationRow, SweepFolder, TrialRecord
 from fewshot_ray.storage import Folder
+from fewshot_ray.trial.ranking import Objectives
 
 LOSS: Objectives = {"holdout_loss": "min"}
 BOTH: Objectives = {"kid": "min", "spread": "max"}
@@ -76,8 +76,29 @@ def test_a_trial_outside_the_constraints_ranks_behind(tmp_path: Path) -> None:
     complete(sweep, 1, holdout_loss=0.2, memorisation=0.2)
     complete(sweep, 2, holdout_loss=0.05)
     rows = leaderboard(sweep, LOSS, {"memorisation": ("<=", 0.2)})
-    assert ids(rows) == ["t0001", "t0002", "t0000"]
+    assert ids(rows) == ["t0001", "t0000", "t0002"]  # the last has no number to keep the bound with
     assert [row.feasible for row in rows] == [True, False, False]
+
+
+def test_what_is_past_a_bound_takes_no_mark(tmp_path: Path) -> None:
+    """Oracle: by hand; the front is of those that keep the bound; past it less excess is before more, whatever the objectives."""
+    sweep = SweepFolder(Folder(tmp_path))
+    complete(sweep, 0, kid=0.0, spread=9.0, memorisation=0.9)
+    complete(sweep, 1, kid=0.2, spread=1.0, memorisation=0.1)
+    complete(sweep, 2, kid=0.3, spread=2.0, memorisation=0.2)
+    complete(sweep, 3, kid=0.3, spread=1.0, memorisation=0.3)
+    rows = leaderboard(sweep, BOTH, {"memorisation": ("<=", 0.2)})
+    assert [(row.trial.id, row.front) for row in rows] == [("t0001", True), ("t0002", True), ("t0003", False), ("t0000", False)]
+
+
+def test_a_running_trial_shows_what_it_would_count_by(tmp_path: Path) -> None:
+    """Oracle: its best evaluation within the bounds, as when it has ended."""
+    sweep = SweepFolder(Folder(tmp_path))
+    sweep.write_trial(TrialRecord("t0000", 0, "search", "sampler", "ant", 0, "RUNNING"))
+    for step, (loss, share) in enumerate([(0.5, 0.1), (0.1, 0.9), (0.6, 0.1)], start=1):
+        sweep.append_row("t0000", EvaluationRow(step, 0.0, {"holdout_loss": loss, "memorisation": share}, 0.0, 0.0, 1.0, 1.0))
+    (row,) = leaderboard(sweep, LOSS, {"memorisation": ("<=", 0.2)})
+    assert (row.step, row.feasible) == (1, True)
 
 
 def test_a_value_that_is_no_number_is_not_ranked(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-from fewshot_ray.report.leaderboard import Objectives, leaderboard
+from fewshot_ray.report.leaderboard import leaderboard
 from fewshot_ray.report.page import report_page, write_page
 from fewshot_ray.report.sweep_folder import SweepFolder, TrialRecord
 from fewshot_ray.storage import Folder
+from fewshot_ray.trial.ranking import Objectives
 
 LOSS: Objectives = {"holdout_loss": "min"}
 

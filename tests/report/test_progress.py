@@ -8,15 +8,16 @@ import re
 from rich.console import Console
 
 from fewshot_ray.report.progress import Progress
+from fewshot_ray.trial.ranking import Ranking
 
 
 def drive(console: Console) -> None:
-    with Progress(3, 160, objectives={"holdout_loss": "min"}, console=console) as progress:
+    with Progress(3, 160, ranking=Ranking({"holdout_loss": "min"}), console=console) as progress:
         progress.started("t0000", "ant [red]preset")
         progress.started("t0001", "plain")
         progress.evaluated("t0000", 40, {"holdout_loss": 0.2, "kid": 1.0}, 0.31)
         progress.evaluated("t0000", 80, {"holdout_loss": 0.25}, 0.30)
-        progress.finished("t0000", "COMPLETE", 0.2)
+        progress.finished("t0000", "COMPLETE", {"holdout_loss": 0.2})
         progress.evaluated("t0001", 40, {"holdout_loss": float("nan")}, 0.5)
         progress.finished("t0001", "PRUNED", None, "below the best third at step 40")
         progress.add_trials(1)
@@ -55,6 +56,17 @@ def test_a_terminal_gets_live_lines_and_keeps_the_finished() -> None:
     assert "best 0.2 by t0000" in text
 
 
+def test_the_best_is_of_those_that_keep_the_bounds() -> None:
+    """Oracle: by hand; what is past a bound is shown, and is the best of nothing, however low its loss."""
+    file = io.StringIO()
+    ranking = Ranking({"holdout_loss": "min"}, {"memorisation": ("<=", 0.2)})
+    with Progress(2, 4, ranking=ranking, console=Console(file=file, width=160)) as progress:
+        progress.started("t0000", "ant")
+        progress.evaluated("t0000", 2, {"holdout_loss": 0.5, "memorisation": 0.1}, 0.3)
+        progress.evaluated("t0000", 4, {"holdout_loss": 0.1, "memorisation": 0.9}, 0.3)
+    assert "holdout_loss 0.1 (best 0.5 at 2)" in file.getvalue()
+
+
 def test_time_left_counts_this_runs_pace_only() -> None:
     """Oracle: by hand. After a resume with 8 of 10 done, one more takes 100 s: 100 s are left."""
     file = io.StringIO()
@@ -62,5 +74,5 @@ def test_time_left_counts_this_runs_pace_only() -> None:
     with progress:
         progress.started("t0008", "ant")
         progress._began -= 100
-        progress.finished("t0008", "COMPLETE", 0.1)
+        progress.finished("t0008", "COMPLETE", {"holdout_loss": 0.1})
     assert "[9/10 trials, about 1:40 left]" in file.getvalue()
