@@ -145,7 +145,7 @@ def _write_adm(path: Path) -> None:
     """Noise under the names and shapes that the reader expects: how the network computes is no matter here."""
     config = adm.AdmConfig(weights=str(path), **ADM)
     with torch.device("meta"):
-        network = adm._network(config)
+        network = adm.adm_network(config)
     torch.save({name: 0.02 * torch.randn(shape) for name, shape in adm._expected_shapes(config, network).items()}, path)
 
 

@@ -278,7 +278,7 @@ def materials(spec: TrialSpec, device: torch.device) -> Materials:
         own["_source"] = (build_gan(spec.gan, seed=0), "random")
         return made
     if spec.adm is not None:
-        backbone = Backbone(adm._network(spec.adm), adm._scheduler(spec.adm))
+        backbone = Backbone(adm.adm_network(spec.adm), adm._scheduler(spec.adm))
     else:
         backbone = SOURCES[str(spec.file.source.model)]()
     backbone.network.eval()
