@@ -7,6 +7,7 @@ from rich.console import Console
 from fewshot_ray.cli.cost import Work, here_lines, plan_lines, work
 from fewshot_ray.cluster.opened import planned_sweep
 from fewshot_ray.data.inspection import inspect_images
+from fewshot_ray.report.inputs import check_inputs
 from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.trial.materials import Materials
@@ -30,6 +31,8 @@ def check_file(document: Document, console: Console) -> None:
     """Raise UserError at the first thing that would stop the run; print findings, warnings and the plan."""
     say = Say(console)
     opened = planned_sweep(document)
+    for line in check_inputs(opened.folder.folder, opened.document.tree):
+        say("warning", line, "yellow")
     materials = check_sources(opened.document, opened.file, say)
     opened.folder.folder.check_writable()
     state = "exists, `run` goes on with it" if opened.folder.trials() else "can be written"

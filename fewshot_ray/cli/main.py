@@ -112,10 +112,13 @@ def _preflight(opened: object) -> None:
     """Before Ray starts, and before the sweep's folder is made."""
     from fewshot_ray.cluster.opened import Opened
     from fewshot_ray.data.inspection import inspect_images
+    from fewshot_ray.report.inputs import check_inputs
     from fewshot_ray.trial.preflight import check_materials, preset_materials
     from fewshot_ray.trial.remarks import image_remarks
 
     assert isinstance(opened, Opened)
+    for line in check_inputs(opened.folder.folder, opened.document.tree):
+        typer.echo(f"warning: {line}", err=True)
     materials = preset_materials(opened.document, opened.file)
     check_materials(opened.document, materials)
     for finding in inspect_images(opened.file.target.images, materials.size):
@@ -212,12 +215,14 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what OUT holds.")] = False,
 ) -> None:
     """Write the sweep's result as a diffusers pipeline with a model card."""
-    from fewshot_ray.cli.results import chosen_trial
+    from fewshot_ray.cli.results import chosen_trial, inputs_for_export
     from fewshot_ray.cli.show import read_sweep
     from fewshot_ray.report.export import export_trial
 
     folder, file = read_sweep(sweep)
     record = chosen_trial(folder, file, trial)
+    for line in inputs_for_export(folder):
+        typer.echo(f"warning: {line}", err=True)
     export_trial(folder, file, record, out.expanduser().resolve(), overwrite=overwrite)
     typer.echo(f"{record.id}, step {record.best_step}: {out}")
 
@@ -230,8 +235,10 @@ def evaluate(
     """Measure the result on `target.test`, beside the source model and the best plain fine-tuning of the search."""
     from rich.console import Console
 
-    from fewshot_ray.cli.results import evaluate_sweep
+    from fewshot_ray.cli.results import evaluate_sweep, inputs_for_evaluate
 
+    for line in inputs_for_evaluate(sweep):
+        typer.echo(f"warning: {line}", err=True)
     evaluate_sweep(sweep, trial, Console())
 
 

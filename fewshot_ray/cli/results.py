@@ -15,8 +15,9 @@ from fewshot_ray.cli.show import read_sweep
 from fewshot_ray.errors import UserError
 from fewshot_ray.methods.randomness import derived_seed
 from fewshot_ray.report.export import trial_spec
+from fewshot_ray.report.inputs import changed_inputs, check_inputs
 from fewshot_ray.report.leaderboard import format_metric
-from fewshot_ray.report.sweep_folder import SweepFolder, TrialRecord
+from fewshot_ray.report.sweep_folder import SweepFolder, TrialRecord, read_spec
 from fewshot_ray.report.winner import exported_trial, ranked_trials
 from fewshot_ray.spec.sections import CrossFit, EvaluateSpec, FileSpec
 from fewshot_ray.trial.candidate import Candidate
@@ -24,6 +25,7 @@ from fewshot_ray.trial.denoising import DiffusionCandidate
 from fewshot_ray.trial.families import pipeline_candidate
 from fewshot_ray.trial.finished import TestSplit, load_folds
 from fewshot_ray.trial.grid import grid_png
+from fewshot_ray.trial.inputs import SOURCE_IMAGES
 from fewshot_ray.trial.materials import pick_device
 
 GRID = "grid.png"
@@ -39,6 +41,19 @@ def chosen_trial(folder: SweepFolder, file: FileSpec, trial_id: str | None) -> T
         right = f"one of {', '.join(known)} would be right" if known else "no trial has one; `fewshot-ray resume` goes on with the sweep"
         raise UserError(f"--trial {trial_id}: {'no such trial' if record is None else 'it has no result'}; {right}")
     return record
+
+
+def inputs_for_evaluate(place: str) -> list[str]:
+    """Warnings. Raises UserError where what is measured with, and on, isn't what the sweep began with."""
+    folder = read_sweep(place)[0].folder
+    return check_inputs(folder, read_spec(folder).tree, lambda one: one.field != SOURCE_IMAGES)
+
+
+def inputs_for_export(folder: SweepFolder) -> list[str]:
+    """Warnings. Raises UserError where the model that training started from isn't what the sweep began with: it is part of the result."""
+    tree = read_spec(folder.folder).tree
+    warnings = check_inputs(folder.folder, tree, lambda one: one.is_source)
+    return warnings or changed_inputs(folder.folder, tree, lambda one: one.field in ("target.images", "target.holdout"))
 
 
 def evaluate_sweep(place: str, trial_id: str | None, console: Console) -> dict[str, dict[str, float]]:

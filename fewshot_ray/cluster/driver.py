@@ -34,6 +34,7 @@ from fewshot_ray.cluster.tune import WATCH_SEC, RayLost, Silent, SweepScheduler,
 from fewshot_ray.cluster.workers import run_with_workers
 from fewshot_ray.errors import UserError
 from fewshot_ray.patience import LONG_PATIENCE_SEC, patience
+from fewshot_ray.report.inputs import check_inputs
 from fewshot_ray.report.leaderboard import leaderboard, write_csv
 from fewshot_ray.report.page import write_page
 from fewshot_ray.report.progress import Progress
@@ -134,7 +135,14 @@ def _run_trials(opened: Opened, fits: int, console: Console, lease: Lease, watch
     done = sum(record.state != "RUNNING" for record in opened.folder.trials())
     with Progress(file.search.trials, steps, ranking=Ranking.of(file.search), done_trials=done, console=console) as progress:
         journal = Journal(opened.folder.folder)
-        sweep = Sweep(opened.document, file, opened.folder, journal, progress, concurrent=int(min(fits, at_most)), may_write=lease.check)
+
+        def may_begin() -> None:  # days may lie between two trials, and their workers read the inputs anew
+            check_inputs(opened.folder.folder, opened.document.tree)
+
+        concurrent = int(min(fits, at_most))
+        sweep = Sweep(
+            opened.document, file, opened.folder, journal, progress, concurrent=concurrent, may_write=lease.check, may_begin=may_begin
+        )
 
         def count_nodes() -> None:
             with suppress(UserError):  # none for now: its trials wait

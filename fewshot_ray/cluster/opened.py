@@ -11,6 +11,7 @@ from fewshot_ray.cluster.journal import JOURNAL
 from fewshot_ray.cluster.lease import LEASE
 from fewshot_ray.cluster.study import read_journal
 from fewshot_ray.errors import UserError
+from fewshot_ray.report.inputs import INPUTS_RECORD, put_inputs_on_record
 from fewshot_ray.report.sweep_folder import INPUTS, SPEC, SweepFolder, check_trainable, read_spec, sweep_text
 from fewshot_ray.spec.document import Document, ranges
 from fewshot_ray.spec.sections import FileSpec
@@ -38,7 +39,7 @@ def planned_sweep(document: Document) -> Opened:
     expanded, file = check_document(absolute_places(document))
     folder = SweepFolder(Folder(file.storage) / file.name)
     # Hidden files are what a killed write leaves.
-    names = {name for name in folder.folder.names() if not name.startswith(".")} - {LEASE, INPUTS}
+    names = {name for name in folder.folder.names() if not name.startswith(".")} - {LEASE, INPUTS, INPUTS_RECORD}
     if SPEC not in names:
         if names:
             raise UserError(f"storage: {folder.folder.url} holds something else (no {SPEC}); another name or storage would be right")
@@ -82,7 +83,11 @@ def changed(opened: Opened, *, trials: int | None = None, workers: int | None = 
 
 
 def put_on_record(opened: Opened) -> Opened:
-    """Write the spec into the sweep's folder, unless it stands there; returns the sweep. For its one driver."""
+    """Write the spec and what its inputs are into the sweep's folder, unless they stand there; returns the sweep. For its one driver.
+
+    Raises UserError where its images, its source model or its weights aren't those that it began with.
+    """
+    put_inputs_on_record(opened.folder.folder, opened.document.tree)
     text = sweep_text(opened.document)
     if not opened.folder.folder.exists(SPEC) or opened.folder.folder.read_text(SPEC) != text:
         opened.folder.folder.write_text(SPEC, text)

@@ -70,6 +70,7 @@ class Sweep:
         *,
         concurrent: int,
         may_write: Callable[[], None] = lambda: None,
+        may_begin: Callable[[], None] = lambda: None,
     ) -> None:
         self.document = document
         self.file = file
@@ -79,6 +80,8 @@ class Sweep:
         self.concurrent = concurrent
         self.may_write = may_write
         """Raises UserError where another driver has taken the sweep over."""
+        self.may_begin = may_begin
+        """Asked before each trial; raises UserError where images or model aren't those that the sweep began with."""
         self.study = Study(
             journal.path,
             file.name,
@@ -168,6 +171,7 @@ class Sweep:
             return Next.WAIT
         job = self.pending.pop(0) if self.pending else self._new_job()
         if isinstance(job, Job):
+            self.may_begin()
             self._start(job)
         return job
 

@@ -24,6 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
 from fewshot_ray.copies import local_copies, local_copy
+from fewshot_ray.data.inputs import Listed, file_state, listed_file, listed_folder
 from fewshot_ray.data.selection import (
     BEGINNING_BYTES,
     UNREADABLE,
@@ -39,7 +40,7 @@ from fewshot_ray.patience import is_transient, patiently, place_errors, reason
 from fewshot_ray.spec.places import without_column
 from fewshot_ray.storage import open_file, open_place
 
-__all__ = ["Picture", "passed_over", "pictures"]
+__all__ = ["Picture", "passed_over", "picture_files", "pictures"]
 
 MAX_FILE_BYTES = 256 * 2**20
 READS_AT_ONCE = 8
@@ -126,6 +127,28 @@ def _beginning(filesystem: Any, path: str) -> bytes:
         return bytes(patiently(lambda: filesystem.cat_file(path, start=0, end=BEGINNING_BYTES), path))
     except place_errors():
         return b""
+
+
+def picture_files(place: str) -> Listed | None:
+    """The files that `pictures` reads; None of embedded ones. Raises UserError where the place is missing or can't be reached."""
+    if place.startswith("embedded://"):
+        return None
+    it = _opened(place)
+    if it.kind != "folder":
+        with _reported(place):
+            return listed_file(it.place)
+    chosen, found = _in_listing(it)
+    prefix = _prefix(it)
+    if isinstance(it.filesystem, LocalFileSystem):
+        with _reported(place):
+            return listed_folder(place, Path(prefix), chosen.names)
+    states = {name: file_state(found[prefix + name]) for name in chosen.names}
+    readable = [prefix + name for name, state in states.items() if chosen.kind == "tables" or state.bytes <= MAX_FILE_BYTES]
+
+    def locate() -> dict[str, Path]:
+        return {path.removeprefix(prefix): copy for path, copy in _copied(it.place, it.filesystem, found, readable).items()}
+
+    return Listed(place, states, locate)
 
 
 def _is_folder(place: str, filesystem: Any, path: str) -> bool:

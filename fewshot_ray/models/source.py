@@ -27,6 +27,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 
 from fewshot_ray.copies import local_copies
+from fewshot_ray.data.inputs import Listed, file_state, listed_folder
 from fewshot_ray.errors import UserError
 from fewshot_ray.models.adaptor import AdaptorUNet2DModel
 from fewshot_ray.models.adm import AdmConfig, load_adm
@@ -104,18 +105,52 @@ def locate_pipeline(place: str, revision: str | None = None) -> Path:
     raise UserError(f"source.model: no folder '{place}'; a diffusers pipeline's folder, a hub id (owner/name) or a URL would be right")
 
 
-def _download(url: str) -> Path:
+def source_files(place: str, revision: str | None = None) -> Listed | None:
+    """The files that a pipeline is read from; None of an embedded one. Raises UserError."""
+    if place in EMBEDDED_MODELS:
+        return None
+    if not is_remote(place):
+        folder = locate_pipeline(place, revision)
+        return listed_folder(place, folder, (path.relative_to(folder).as_posix() for path in folder.rglob("*") if _is_wanted(path, folder)))
+    _, listing, wanted = _remote_files(place)
+
+    def locate() -> dict[str, Path]:
+        folder = _download(place)
+        return {name: folder / name for name in wanted.values()}
+
+    return Listed(place, {name: file_state(listing[remote]) for remote, name in wanted.items()}, locate)
+
+
+def _is_wanted(path: Path, folder: Path) -> bool:
+    name = path.relative_to(folder).as_posix()
+    return any(fnmatch(name, kind) for kind in (*PIPELINE_FILES, *PIPELINE_FILES_FLAT)) and path.is_file()
+
+
+def _remote_files(url: str) -> tuple[Any, dict[str, dict[str, Any]], dict[str, str]]:
+    """Its filesystem, its listing by remote path, and the names within the pipeline of what is read of it."""
     try:
         filesystem, path = open_place(url)
         listing: dict[str, dict[str, Any]] = patiently(lambda: filesystem.find(path, detail=True), url)
-        names = {remote: remote.removeprefix(filesystem._strip_protocol(path)).lstrip("/") for remote in sorted(listing)}
-        kinds = (*PIPELINE_FILES, *PIPELINE_FILES_FLAT)
-        wanted = {remote: name for remote, name in names.items() if any(fnmatch(name, kind) for kind in kinds)}
-        if "model_index.json" not in wanted.values():
-            raise UserError(f"source.model: no model_index.json at {url}; give the folder that save_pretrained wrote")
+    except place_errors() as error:
+        raise _unreadable(url, error) from error
+    names = {remote: remote.removeprefix(filesystem._strip_protocol(path)).lstrip("/") for remote in sorted(listing)}
+    kinds = (*PIPELINE_FILES, *PIPELINE_FILES_FLAT)
+    wanted = {remote: name for remote, name in names.items() if any(fnmatch(name, kind) for kind in kinds)}
+    if "model_index.json" not in wanted.values():
+        raise UserError(f"source.model: no model_index.json at {url}; give the folder that save_pretrained wrote")
+    return filesystem, listing, wanted
+
+
+def _download(url: str) -> Path:
+    filesystem, listing, wanted = _remote_files(url)
+    try:
         return local_copies(url, filesystem, listing, wanted)
     except place_errors() as error:
-        raise UserError(f"source.model: {url} can't be read ({reason(error)}); a folder or URL you can read would be right") from error
+        raise _unreadable(url, error) from error
+
+
+def _unreadable(url: str, error: Exception) -> UserError:
+    return UserError(f"source.model: {url} can't be read ({reason(error)}); a folder or URL you can read would be right")
 
 
 def _from_hub(name: str, revision: str | None) -> Path:

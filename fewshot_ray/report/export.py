@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 import fewshot_ray
-from fewshot_ray.data.target import Fold
 from fewshot_ray.metrics.suite import METRICS
 from fewshot_ray.report.leaderboard import compare_with_control, leaderboard
 from fewshot_ray.report.model_card import ModelCard, model_card
@@ -49,14 +48,14 @@ def export_trial(folder: SweepFolder, file: FileSpec, record: TrialRecord, out: 
         assert record.best_step is not None
         finished = load_finished(spec, folder.trial(record.id), record.best_step, cache=folder.folder / "cache", device=CPU)
         code = finished.candidate.save(staged)
-        _write_card(folder, file, record, finished.fold, staged, out.name, code=code, class_names=finished.candidate.class_names)
+        _write_card(folder, file, record, finished.shots, staged, out.name, code=code, class_names=finished.candidate.class_names)
 
 
 def _write_card(
     folder: SweepFolder,
     file: FileSpec,
     record: TrialRecord,
-    fold: Fold,
+    shots: Sequence[str],
     staged: Path,
     name: str,
     *,
@@ -83,7 +82,7 @@ def _write_card(
         spec_yaml=to_yaml(effective_tree(spec)),
         seed=spec.seed,
         steps=record.best_step,
-        shot_hashes=fold.train.hashes,
+        shot_hashes=shots,
         metrics=selected.values or {},
         directions={name: metric.direction for name, metric in METRICS.items()},
         protocol=_protocol(trial_spec(folder, selected), folder),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -11,6 +12,7 @@ from fewshot_ray.data.target import Fold
 from fewshot_ray.errors import UserError
 from fewshot_ray.metrics.suite import METRICS
 from fewshot_ray.spec.sections import EvaluateSpec
+from fewshot_ray.spec.wording import show
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.checkpoint import read_checkpoint, saved_steps
 from fewshot_ray.training.group import Group
@@ -18,6 +20,7 @@ from fewshot_ray.trial.candidate import Candidate
 from fewshot_ray.trial.compose import TrialSpec
 from fewshot_ray.trial.evaluation import Evaluator, Instruments
 from fewshot_ray.trial.families import materials_of
+from fewshot_ray.trial.materials import Materials
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,9 @@ class Finished:
 
     candidate: Candidate
     fold: Fold
-    """What it was trained on, and judged by."""
+    """What the images of today give it to train on, and to be judged by."""
+    shots: tuple[str, ...]
+    """Hashes of the images that it was trained on, by its checkpoint; by `fold` where that doesn't say (format 1)."""
 
 
 def load_finished(spec: TrialSpec, trial: Folder, step: int, *, cache: Folder, device: torch.device) -> Finished:
@@ -45,6 +50,7 @@ def load_folds(spec: TrialSpec, trial: Folder, step: int, *, cache: Folder, devi
     except ValueError as error:
         raise UserError(f"{trial.url}: {error}; another trial, or the sweep again under another name, would be right") from error
     materials = materials_of(spec, cache, device)
+    _check_source(trial, checkpoint.info.get("source"), materials)
     for index, fold in enumerate(materials.folds):
         try:
             candidate = materials.saved_candidate(fold, checkpoint, f"fold{index}/")
@@ -53,7 +59,23 @@ def load_folds(spec: TrialSpec, trial: Folder, step: int, *, cache: Folder, devi
                 f"{trial.url}: the checkpoint of step {step} is of another model ({error.args[0]} doesn't fit); "
                 "the source as it was when the trial ran would be right"
             ) from error
-        yield Finished(candidate, fold)
+        yield Finished(candidate, fold, _shots(checkpoint.info.get("shots"), index) or fold.train.hashes)
+
+
+def _check_source(trial: Folder, source: Any, materials: Materials) -> None:
+    """Raise UserError where the source model has other weights than when the trial ran: what was trained is a change of those."""
+    before = source.get("weights_hash") if isinstance(source, dict) else None
+    if before is not None and before != materials.source_hash:
+        raise UserError(
+            f"{trial.url}: was trained from another source model than there is now (its weights' hash was {show(before)} and is "
+            f"'{materials.source_hash}'); the source as it was when the trial ran would be right"
+        )
+
+
+def _shots(shots: Any, index: int) -> tuple[str, ...]:
+    """Of the fold; empty where the checkpoint has none on record."""
+    hashes = shots[index] if isinstance(shots, list) and index < len(shots) else None
+    return tuple(hashes) if isinstance(hashes, list) and all(isinstance(one, str) for one in hashes) else ()
 
 
 class TestSplit:

@@ -214,6 +214,7 @@ class Trial:
             "training": training,
             "history": [asdict(evaluation) for evaluation in self.history],
             "versions": versions(),
+            "shots": [list(fold.train.hashes) for fold in self.materials.folds],
             "source": {**self.spec.tree["source"], "weights_hash": self.materials.source_hash},
         }
         best = {best} if (best := self.best_step()) is not None else set()

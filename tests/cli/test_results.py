@@ -134,7 +134,7 @@ def test_a_source_model_that_was_exchanged_is_named(desk: Desk, fewshot: Command
     (desk.folder / "model").rmdir()
     write_pipeline(desk.folder / "model", block_out_channels=(12, 12))
     _forget_what_was_read()
-    assert "of another model" in one_line(fewshot("export", opened.folder.folder.url, desk.folder / "out"))
+    assert "diffusion_pytorch_model.safetensors changed" in one_line(fewshot("export", opened.folder.folder.url, desk.folder / "out"))
 
 
 def _forget_what_was_read() -> None:

@@ -1,0 +1,70 @@
+"""The files that a run's file names, field by field: what its results depend on beside its values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fewshot_ray.data.inputs import Listed, listed_file, listed_folder
+from fewshot_ray.data.places import picture_files
+from fewshot_ray.errors import UserError
+from fewshot_ray.models.gan_source import CHECKPOINTS
+from fewshot_ray.models.source import source_files
+from fewshot_ray.patience import place_errors, reason
+from fewshot_ray.spec.places import places
+from fewshot_ray.storage import is_remote
+
+SOURCE = "source."
+SOURCE_IMAGES = "source.images"
+
+
+@dataclass(frozen=True)
+class Input:
+    """A field that names files to read."""
+
+    field: str
+    """Its dotted path."""
+    place: str
+    look: Callable[[], Listed | None]
+    """Lists them; None of what a release of this package brings itself. Raises UserError."""
+
+    @property
+    def is_source(self) -> bool:
+        """Whether it is the model that training starts from."""
+        return self.field.startswith(SOURCE) and self.field != SOURCE_IMAGES
+
+
+def inputs_of(tree: dict[str, Any]) -> Iterator[Input]:
+    """Of a file's tree; images that the source model generates are no input."""
+    source = tree.get("source")
+    revision = source.get("revision") if isinstance(source, dict) else None
+    for place in places(tree):
+        path = place.value
+        if place.images:
+            yield Input(place.path, path, partial(picture_files, path))
+        elif place.path == "source.model" or (place.path.startswith("source.gan.") and not path.endswith(CHECKPOINTS)):
+            yield Input(place.path, path, partial(source_files, path, revision))
+        else:
+            yield Input(place.path, path, partial(_weights, place.path, path))
+    methods = tree.get("method")
+    for name, settings in methods.items() if isinstance(methods, dict) else ():
+        for key, path in settings.items() if isinstance(settings, Mapping) else ():
+            if key.endswith("_weights") and isinstance(path, str):
+                field = f"method.{name}.{key}"
+                yield Input(field, path, partial(_weights, field, path))
+
+
+def _weights(field: str, place: str) -> Listed | None:
+    """A file of weights, or an encoder's folder; None of a hub's name, whose files the hub's own cache keeps by their hashes."""
+    local = Path(place.removeprefix("file://")).expanduser()
+    if not is_remote(place) and local.is_dir():
+        return listed_folder(place, local, (file.relative_to(local).as_posix() for file in local.rglob("*") if file.is_file()))
+    try:
+        return listed_file(place)
+    except place_errors() as error:
+        if not is_remote(place) and place.count("/") == 1 and not local.parent.exists():
+            return None
+        raise UserError(f"{field}: {place} cannot be read ({reason(error)})") from error
