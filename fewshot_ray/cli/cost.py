@@ -17,7 +17,7 @@ from fewshot_ray.spec.document import Document, ranges
 from fewshot_ray.spec.sections import CrossFit, FileSpec
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.loop import NonFiniteLossError
-from fewshot_ray.trial.compose import PLAIN, TrialSpec
+from fewshot_ray.trial.compose import PLAIN, TrialSpec, search_trials
 from fewshot_ray.trial.materials import Materials, pick_device
 from fewshot_ray.trial.trial import Trial
 
@@ -81,7 +81,7 @@ def plan_lines(document: Document, materials: Materials, work: Work) -> Iterator
         yield "range", f"{path}: {range_.describe()}"
     yield (
         "plan",
-        f"{_count(file.search.trials, 'trial')}{f' and {work.reruns} reruns' if work.reruns else ''}"
+        f"{_count(search_trials(document, file), 'trial')}{f' and {work.reruns} reruns' if work.reruns else ''}"
         f"{', then a refit on all images' if work.refit else ''}; each {steps} steps"
         f"{f' in {work.folds} folds' if work.folds > 1 else ''} with {_evaluations(file)} evaluations, "
         f"on {_count(file.resources.workers, 'worker')}",

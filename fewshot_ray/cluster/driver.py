@@ -42,7 +42,7 @@ from fewshot_ray.report.winner import bounds
 from fewshot_ray.spec.document import Document, to_yaml
 from fewshot_ray.spec.sections import ResourcesSpec
 from fewshot_ray.spec.validate import endpoint_trees
-from fewshot_ray.trial.compose import compose
+from fewshot_ray.trial.compose import compose, search_trials
 from fewshot_ray.trial.ranking import Ranking
 
 __all__ = ["Interrupted", "run_sweep", "write_results"]
@@ -133,7 +133,10 @@ def _run_trials(opened: Opened, fits: int, console: Console, lease: Lease, watch
     steps = compose(Document(next(iter(endpoint_trees(opened.document.tree))), "spec")).file.train.steps
     scratch = tempfile.mkdtemp(prefix="fewshot-ray-tune-")
     done = sum(record.state != "RUNNING" for record in opened.folder.trials())
-    with Progress(file.search.trials, steps, ranking=Ranking.of(file.search), done_trials=done, console=console) as progress:
+    trials = search_trials(opened.document, file)
+    if trials < file.search.trials:
+        console.print(f"search.trials is {file.search.trials}; there are {trials} configurations, each trained once", highlight=False)
+    with Progress(trials, steps, ranking=Ranking.of(file.search), done_trials=done, console=console) as progress:
         journal = Journal(opened.folder.folder)
 
         def may_begin() -> None:  # days may lie between two trials, and their workers read the inputs anew

@@ -117,7 +117,7 @@ def _check_trials(opened: Opened) -> None:
     except FileNotFoundError:
         content = b""
     proposals = read_journal(content, where, opened.file.name, opened.file.search, ranges(opened.document.tree))
-    known = {trial_id(proposal.number) for proposal in proposals}
+    known = {trial_id(proposal.number) for proposal in proposals if proposal.repeats is None}
     for name in (folder / "trials").names():  # read are only those that shouldn't be there: a bucket's thousand would take a minute
         if name not in known and (record := opened.folder.record(name)) is not None and record.kind == "search":
             raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import tempfile
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -12,53 +13,29 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import LOCK_FILE_SUFFIX
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from fewshot_ray.cluster.distributions import distribution, drawn_from, from_optuna, to_optuna
 from fewshot_ray.errors import UserError
 from fewshot_ray.methods.randomness import derived_seed
 from fewshot_ray.report.sweep_folder import EvaluationRow
-from fewshot_ray.spec.ranges import Choice, IntRange, Range
+from fewshot_ray.spec.ranges import Range
 from fewshot_ray.spec.sections import SearchSpec
 from fewshot_ray.spec.wording import show
 
 ORIGIN = "origin"
+REPEATS = "repeats"
+MOST_REPEATS = 10
+"""In a row that the sampler may propose of what is on record; after them chance proposes."""
 SAMPLER = "sampler"
 PLAIN_ORIGIN = "plain"
-CHOICE_INDEX = "index"
 ORIGINS = ("preset", PLAIN_ORIGIN, "file", SAMPLER)
 REPLAY = (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, OverflowError, optuna.exceptions.OptunaError)
 """What Optuna raises on entries whose fields are missing, of another type or about what isn't there."""
-
-
-def distribution(range_: Range) -> BaseDistribution:
-    """Optuna's counterpart of a range; a choice between values Optuna can't store is one between their positions."""
-    if isinstance(range_, Choice):
-        plain = all(value is None or isinstance(value, bool | int | float | str) for value in range_.values)
-        return CategoricalDistribution(range_.values if plain else [f"{CHOICE_INDEX} {i}" for i in range(len(range_.values))])
-    if isinstance(range_, IntRange):
-        return IntDistribution(range_.low, range_.high)
-    return FloatDistribution(range_.low, range_.high, log=range_.log)
-
-
-def to_optuna(range_: Range, value: Any) -> Any:
-    """A value of the range as its distribution stores it."""
-    choices = getattr(distribution(range_), "choices", None)
-    if isinstance(range_, Choice) and choices != range_.values:
-        return f"{CHOICE_INDEX} {list(range_.values).index(value)}"
-    return value
-
-
-def from_optuna(range_: Range, stored: Any) -> Any:
-    """The inverse of `to_optuna`."""
-    choices = getattr(distribution(range_), "choices", None)
-    if isinstance(range_, Choice) and choices != range_.values:
-        return range_.values[int(str(stored).removeprefix(CHOICE_INDEX))]
-    return stored
 
 
 @dataclass(frozen=True)
@@ -69,6 +46,8 @@ class Proposal:
     values: dict[str, Any]
     origin: str
     state: TrialState
+    repeats: int | None = None
+    """The number of the trial whose values it has: it is told that one's result and not trained."""
 
 
 def read_journal(content: bytes, where: str, name: str, search: SearchSpec, ranges: Mapping[str, Range]) -> list[Proposal]:
@@ -129,7 +108,10 @@ def _proposal(trial: optuna.trial.FrozenTrial, search: SearchSpec, ranges: Mappi
     numbers = [*(trial.values or ()), *trial.intermediate_values.values(), *trial.constraints.values()]
     if not all(type(number) in (int, float) for number in numbers):
         raise ValueError(f"trial {trial.number} has a value that is no number")
-    return Proposal(trial.number, values, origin, trial.state)
+    repeats = trial.user_attrs.get(REPEATS)
+    if repeats is not None and (type(repeats) is not int or not 0 <= repeats < trial.number):
+        raise ValueError(f"trial {trial.number} repeats {show(repeats)}")
+    return Proposal(trial.number, values, origin, trial.state, repeats)
 
 
 def _directions(search: SearchSpec) -> list[StudyDirection]:
@@ -166,6 +148,7 @@ class Study:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self.study.set_metric_names(list(search.objectives))
+        self._settle_repeats()
 
     def proposals(self) -> list[Proposal]:
         """Every trial there is, by number."""
@@ -175,6 +158,7 @@ class Study:
                 {path: from_optuna(self.ranges[path], stored) for path, stored in trial.params.items()},
                 trial.user_attrs[ORIGIN],
                 trial.state,
+                trial.user_attrs.get(REPEATS),
             )
             for trial in self.study.get_trials(deepcopy=False)
         ]
@@ -191,12 +175,53 @@ class Study:
         return self.proposals()[-1]  # as it is read when the sweep is resumed: 3 of a float range is 3.0
 
     def propose(self) -> Proposal:
-        """What the sampler proposes next, entered as running."""
+        """What is tried next, entered as running: values that no trial of the search has had.
+
+        Where the sampler proposes a trial's values again, that is entered as its repeat, with its result, and the sampler is asked anew;
+        after MOST_REPEATS in a row the values are drawn by chance. There must be values left, see `search_trials`.
+        """
+        while True:
+            proposals = self.proposals()
+            on_record = {self._key(one.values): one.number for one in reversed(proposals) if one.values.keys() == self.ranges.keys()}
+            in_a_row = next((place for place, one in enumerate(reversed(proposals)) if one.repeats is None), len(proposals))
+            values = self._asked() if in_a_row < MOST_REPEATS else self._drawn(on_record, len(proposals))
+            number = on_record.get(self._key(values))
+            if number is None:
+                return self.add(values, SAMPLER)
+            self._add_repeat(number)
+
+    def _asked(self) -> dict[str, Any]:
         trials = self.study.get_trials(deepcopy=False)
         mirror = optuna.create_study(directions=self.directions, sampler=self._sampler(len(trials)))
         mirror.add_trials([trial for trial in trials if trial.user_attrs[ORIGIN] not in self.outside])
         asked = mirror.ask({path: distribution(range_) for path, range_ in self.ranges.items()})
-        return self.add({path: from_optuna(self.ranges[path], asked.params[path]) for path in self.ranges}, SAMPLER)
+        return {path: from_optuna(range_, asked.params[path]) for path, range_ in self.ranges.items()}
+
+    def _drawn(self, on_record: Collection[str], number: int) -> dict[str, Any]:
+        """Values that are not on record, uniformly by chance."""
+        draw = random.Random(derived_seed(self.seed, "untried", number))
+        while True:
+            values = {path: drawn_from(range_, draw) for path, range_ in self.ranges.items()}
+            if self._key(values) not in on_record:
+                return values
+
+    def _key(self, values: Mapping[str, Any]) -> str:
+        """The same text for the same values, and for no others."""
+        return json.dumps([to_optuna(range_, values[path]) for path, range_ in self.ranges.items()])
+
+    def _add_repeat(self, number: int) -> None:
+        """Enter a trial with another one's values, and its result as far as there is one, in one line of the journal."""
+        original = self.study.get_trials(deepcopy=False)[number]
+        repeat = optuna.trial.create_trial(
+            state=original.state,
+            values=original.values,
+            params=original.params,
+            distributions=original.distributions,
+            user_attrs={ORIGIN: SAMPLER, REPEATS: number},
+            intermediate_values=original.intermediate_values,
+            constraints=original.constraints,
+        )
+        self.study.add_trial(repeat)
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         seed = derived_seed(self.seed, "sampler", number) % 2**32
@@ -214,21 +239,35 @@ class Study:
 
         `excess` is how far each constraint is exceeded. A trial that was told before is left as it is.
         """
+        objectives = list(self.search.objectives)
+        told = [values[name] for name in objectives] if state is TrialState.COMPLETE and values is not None else None
+        course = {row.step: row.metrics.get(objectives[0], math.nan) for row in rows} if len(objectives) == 1 else {}
+        self._tell(number, state, told, {step: value for step, value in course.items() if math.isfinite(value)}, excess)
+        self._settle_repeats()
+
+    def _settle_repeats(self) -> None:
+        """Tell those that were entered while the trial that they repeat was running."""
+        trials = self.study.get_trials(deepcopy=False)
+        for trial in trials:
+            original = trials[trial.user_attrs.get(REPEATS, trial.number)]
+            if original.state.is_finished() and not trial.state.is_finished():
+                values = original.values if original.state is TrialState.COMPLETE else None
+                self._tell(trial.number, original.state, values, original.intermediate_values, original.constraints)
+
+    def _tell(
+        self, number: int, state: TrialState, values: Sequence[float] | None, course: Mapping[int, float], excess: Mapping[str, float]
+    ) -> None:
         frozen = self.study.get_trials(deepcopy=False)[number]
         if frozen.state.is_finished():
             return
         trial = optuna.trial.Trial(self.study, frozen._trial_id)
-        objectives = list(self.search.objectives)
-        if len(objectives) == 1:
-            for row in rows:
-                value = row.metrics.get(objectives[0], math.nan)
-                if row.step not in frozen.intermediate_values and math.isfinite(value):
-                    trial.report(value, row.step)
+        for step, value in course.items():
+            if step not in frozen.intermediate_values:
+                trial.report(value, step)
         for name, amount in excess.items():
             if name not in frozen.constraints:
                 trial.set_constraint(name, amount)
-        told = [values[name] for name in objectives] if state is TrialState.COMPLETE and values is not None else None
-        self.study.tell(number, told, state=state)
+        self.study.tell(number, values, state=state)
 
 
 def _heal(journal: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any, cast
 from optuna.trial import TrialState
 
 from fewshot_ray.cluster.halving import SuccessiveHalving
-from fewshot_ray.cluster.jobs import Job, after_search, search_job
+from fewshot_ray.cluster.jobs import Job, after_search, search_job, trial_id
 from fewshot_ray.cluster.journal import Journal
 from fewshot_ray.cluster.kept import KeptCheckpoints
 from fewshot_ray.cluster.study import PLAIN_ORIGIN, SAMPLER, Proposal, Study
@@ -23,7 +23,7 @@ from fewshot_ray.report.sweep_folder import EvaluationRow, State, SweepFolder, T
 from fewshot_ray.report.tensorboard import Boards
 from fewshot_ray.spec.document import Document, ranges, to_yaml
 from fewshot_ray.spec.sections import FileSpec
-from fewshot_ray.trial.compose import PLAIN, preset_values
+from fewshot_ray.trial.compose import PLAIN, preset_values, search_trials
 from fewshot_ray.trial.ranking import Ranking
 
 MOST_MACHINES_LOST = 100
@@ -90,6 +90,8 @@ class Sweep:
             seed=file.seed,
             outside=() if PLAIN in file.method else (PLAIN_ORIGIN,),
         )
+        self.trials = search_trials(document, file)
+        """Of the search."""
         self.ranking = Ranking.of(file.search)
         self.halving = self._halving()
         self.kept = KeptCheckpoints(folder, file.search)
@@ -124,7 +126,8 @@ class Sweep:
 
     def _reconcile(self) -> None:
         """Bring records and journal together, rebuild the rungs, and line up what was running."""
-        jobs = [(proposal, search_job(self.document, self.file, proposal)) for proposal in self.study.proposals()]
+        trained = [proposal for proposal in self.study.proposals() if proposal.repeats is None]
+        jobs = [(proposal, search_job(self.document, self.file, proposal)) for proposal in trained]
         stopped = self._replay_rungs([job for _, job in jobs])
         for proposal, job in jobs:
             record = self.folder.record(job.id)
@@ -176,11 +179,9 @@ class Sweep:
         return job
 
     def _new_job(self) -> Job | Next:
-        proposals = self.study.proposals()
-        if len(proposals) < self.trials:
-            proposal = self._propose(len(proposals))
-            self.journal.sync()
-            return search_job(self.document, self.file, proposal)
+        trained = sum(proposal.repeats is None for proposal in self.study.proposals())
+        if trained < self.trials:
+            return search_job(self.document, self.file, self._propose(trained))
         if any(running.job.kind == "search" for running in self.running.values()):
             return Next.WAIT
         if self.waiting is None:
@@ -205,14 +206,15 @@ class Sweep:
         record = self.folder.record(trial_id)
         return record is None or record.state == "RUNNING"
 
-    @property
-    def trials(self) -> int:
-        """Trials of the search; where nothing is a range there is nothing to propose beyond the first ones."""
-        return self.file.search.trials if self.study.ranges else min(self.file.search.trials, len(self._first_trials()))
-
     def _propose(self, number: int) -> Proposal:
-        first = self._first_trials()
-        return self.study.add(*first[number]) if number < len(first) else self.study.propose()
+        """The search's trial of this number among those that are trained."""
+        first, known = self._first_trials(), len(self.study.proposals())
+        proposal = self.study.add(*first[number]) if number < len(first) else self.study.propose()
+        self.journal.sync()
+        if repeats := [repeat.repeats for repeat in self.study.proposals()[known:-1] if repeat.repeats is not None]:
+            again = ", ".join(trial_id(number) for number in sorted(set(repeats)))
+            self.progress.say(f"{trial_id(proposal.number)}: before it the sampler proposed {again} again, not trained anew")
+        return proposal
 
     def _first_trials(self) -> list[tuple[dict[str, Any], str]]:
         """The methods' preset and plain fine-tuning; after them the sampler has its way."""
@@ -331,8 +333,8 @@ class Sweep:
 
     def abandon(self) -> None:
         """The driver stops before its trials ended: they stay on record as running and go on when the sweep is resumed."""
-        for trial_id in self.running:
-            self.boards.end(trial_id, ended=False)
+        for job_id in self.running:
+            self.boards.end(job_id, ended=False)
         self.running.clear()
         self.boards.close()
 

@@ -43,6 +43,11 @@ class FloatRange:
     def _right(self) -> str:
         return "{log: [1e-5, 3e-4]}" if self.log else "{float: [0, 10]}"
 
+    @property
+    def count(self) -> float:
+        """How many values it has: more than a sweep can try."""
+        return math.inf
+
     def endpoints(self) -> tuple[float, float]:
         """The values that must be valid for every value in the range to be."""
         return (self.low, self.high)
@@ -76,6 +81,11 @@ class IntRange:
         if self.low >= self.high:
             raise ValueError(f"low={self.low}, high={self.high}: low must be below high; {{int: [1, 20]}} is right")
         _check_preset(self, f"a whole number of {self.low} .. {self.high}")
+
+    @property
+    def count(self) -> float:
+        """How many values it has."""
+        return self.high - self.low + 1
 
     def endpoints(self) -> tuple[int, int]:
         """The values that must be valid for every value in the range to be."""
@@ -111,13 +121,22 @@ class Choice:
             if any(_same(value, earlier) for earlier in self.values[:index]):
                 raise ValueError(f"{show(value)} stands twice in the choice; once is right")
 
+    @property
+    def count(self) -> float:
+        """How many values it has."""
+        return len(self.values)
+
     def endpoints(self) -> tuple[Any, ...]:
         """The values that must be valid: all of them."""
         return self.values
 
     def contains(self, value: object) -> bool:
         """Whether `value` is one of the choices."""
-        return any(_same(value, choice) for choice in self.values)
+        return self.index(value) is not None
+
+    def index(self, value: object) -> int | None:
+        """The value's position among the choices; None where it is none of them."""
+        return next((index for index, choice in enumerate(self.values) if _same(value, choice)), None)
 
     def to_yaml(self) -> dict[str, list[Any]]:
         """The mapping that stands for the choice in a file."""

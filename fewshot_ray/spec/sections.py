@@ -289,7 +289,7 @@ class SearchSpec(Section):
     """How the ranges are searched."""
 
     trials: PositiveInt = 1
-    """Trials, presets and plain fine-tuning among them."""
+    """Trials, presets and plain fine-tuning among them; no more than there are configurations, since none is trained twice."""
 
     objectives: dict[str, Literal["min", "max"]] = Field(default={"holdout_loss": "min"}, min_length=1)
     """Metrics, of evaluate.metrics, to make smallest or largest."""

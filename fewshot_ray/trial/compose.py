@@ -197,6 +197,15 @@ def _check_metrics(file: FileSpec, document: Document) -> None:
             raise document.error(f"search.objectives.{name}", f"'{direction}' given; better is '{METRICS[name].direction}' for {name}")
 
 
+def search_trials(document: Document, file: FileSpec) -> int:
+    """Trials of the search: `search.trials`, but no more than there are configurations, since none is trained twice.
+
+    Plain fine-tuning beside methods is one more than the ranges hold.
+    """
+    beside = file.search.include_plain and PLAIN not in file.method
+    return int(min(file.search.trials, math.prod(range_.count for range_ in ranges(document.tree).values()) + beside))
+
+
 def preset_values(document: Document) -> dict[str, Any]:
     """Trial 0: what a range names as its preset; else a method field's preset, any other value's default or the range's middle."""
     return {path: _preset(path, range_, document) for path, range_ in ranges(document.tree).items()}

@@ -15,7 +15,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from fewshot_ray.cluster.study import Proposal, Study, distribution, from_optuna, read_journal, to_optuna
+from fewshot_ray.cluster.distributions import distribution, drawn_from, from_optuna, to_optuna
+from fewshot_ray.cluster.study import Proposal, Study, read_journal
 from fewshot_ray.errors import UserError
 from fewshot_ray.report.sweep_folder import EvaluationRow
 from fewshot_ray.spec.ranges import Choice, FloatRange, IntRange, Range
@@ -48,6 +49,7 @@ def loaded(folder: Path) -> optuna.Study:
         (IntRange(1, 20), IntDistribution(1, 20), [1, 20]),
         (Choice(("a", 1, 2.5, None, False)), CategoricalDistribution(("a", 1, 2.5, None, False)), ["a", 1, 2.5, None, False]),
         (PARAMS, CategoricalDistribution(("index 0", "index 1", "index 2")), list(PARAMS.values)),
+        (Choice((1, True, 1.0, "1")), CategoricalDistribution(("index 0", "index 1", "index 2", "index 3")), [1, True, 1.0, "1"]),
         (Choice(([0.9, 0.999], [0.5, 0.9])), CategoricalDistribution(("index 0", "index 1")), [[0.9, 0.999], [0.5, 0.9]]),
     ],
 )
@@ -57,7 +59,7 @@ def test_distributions_round_trip(range_: Range, expected: object, values: list[
     for value in values:
         stored = to_optuna(range_, value)
         assert distribution(range_)._contains(distribution(range_).to_internal_repr(stored))
-        assert from_optuna(range_, stored) == value
+        assert repr(from_optuna(range_, stored)) == repr(value)
 
 
 def test_adding_is_one_line_of_the_journal(tmp_path: Path) -> None:
@@ -279,3 +281,67 @@ def test_a_trial_with_an_impossible_field_is_refused(before: bytes, after: bytes
     assert before in content
     with pytest.raises(UserError, match=r"^x/study\.journal[^\n]*the file as the sweep left it[^\n]*$"):
         proposals([content.replace(before, after, 1)])
+
+
+SMALL: dict[str, Range] = {"train.lr": Choice((1e-3, 1e-2)), "method.ant.noise_steps": IntRange(1, 3)}
+
+
+def loss_of(proposal: Proposal) -> float:
+    return 10 * float(proposal.values["train.lr"]) + int(proposal.values["method.ant.noise_steps"])
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_no_configuration_is_proposed_twice(sampler: str, tmp_path: Path) -> None:
+    """Oracle: six values in all, each once to train; Optuna is told the first one's result for each repeat."""
+    s = study(tmp_path, sampler=sampler, trials=6, ranges=SMALL)
+    for number in range(6):
+        proposal = s.propose()
+        state = TrialState.PRUNED if number == 2 else TrialState.COMPLETE
+        loss = loss_of(proposal)
+        s.finish(proposal.number, state, {"holdout_loss": loss}, [row(2, holdout_loss=loss)], {"kid": 0.5})
+    trained = [proposal for proposal in s.proposals() if proposal.repeats is None]
+    assert len({str(proposal.values) for proposal in trained}) == 6
+    read = loaded(tmp_path).trials
+    repeats = [proposal for proposal in s.proposals() if proposal.repeats is not None]
+    assert repeats
+    for repeat in repeats:
+        original = read[repeat.repeats or 0]
+        told = read[repeat.number]
+        assert (told.params, told.state, told.values) == (original.params, original.state, original.values)
+        assert (told.intermediate_values, told.constraints) == (original.intermediate_values, original.constraints)
+    assert study(tmp_path, sampler=sampler, trials=6, ranges=SMALL).proposals() == s.proposals()
+    content = (tmp_path / "study.journal").read_bytes()
+    assert read_journal(content, "j", "s", SearchSpec(sampler=sampler, trials=6, **ONE), SMALL) == s.proposals()  # type: ignore[arg-type]
+
+
+def test_a_repeat_of_what_still_runs_is_told_when_that_has_ended(tmp_path: Path) -> None:
+    """Oracle: running as long as the first one does, then as that one ended, also where a kill came between."""
+    s = study(tmp_path, trials=6, ranges=SMALL)
+    while not (waiting := [proposal for proposal in s.proposals() if proposal.repeats is not None]):
+        s.propose()
+    repeat = waiting[0]
+    assert repeat.repeats is not None
+    assert repeat.state is TrialState.RUNNING
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Study, "_settle_repeats", lambda self: None)  # killed here
+        s.finish(repeat.repeats, TrialState.PRUNED, {}, [row(2, holdout_loss=0.5)], {"kid": 0.5})
+    assert study(tmp_path, trials=6, ranges=SMALL).proposals()[repeat.number].state is TrialState.PRUNED
+    told = loaded(tmp_path).trials[repeat.number]
+    assert (told.intermediate_values, told.constraints) == ({2: 0.5}, {"kid": 0.5})
+
+
+@pytest.mark.parametrize("repeats", ["true", '"x"', "2", "-1", "9"])
+def test_a_repeat_of_nothing_is_refused(repeats: str, tmp_path: Path) -> None:
+    """Oracle: the rule for messages."""
+    content = b"".join(journal_of(tmp_path)).replace(b'"user_attrs":{', b'"user_attrs":{"repeats":' + repeats.encode() + b",")
+    with pytest.raises(UserError, match=r"^x/study\.journal[^\n]*trial 0 repeats[^\n]*$"):
+        proposals([content])
+
+
+def test_chance_stays_in_the_range() -> None:
+    """Oracle: the ranges' own ends, and in a log range as many below the geometric mean as above."""
+    draw = random.Random(0)
+    for range_ in (*RANGES.values(), FloatRange(-1.0, 2.0)):
+        assert all(range_.contains(drawn_from(range_, draw)) for _ in range(500))
+    below = sum(drawn_from(FloatRange(1e-5, 1e-1, log=True), draw) < 1e-3 for _ in range(1000))
+    assert 440 < below < 560

@@ -411,6 +411,28 @@ def test_a_constraint_decides_who_is_stopped(tmp_path: Path) -> None:
     assert exported_trial(sweep.folder, sweep.file).id == "t0000"
 
 
+SMALL = {"ant": {"noise_steps": IntRange(1, 2), "noise_norm": Choice(("moments", "sample"))}}
+"""Four configurations, and plain fine-tuning."""
+
+
+def small(trials: int, **search: Any) -> Document:
+    return file(method=SMALL, train={"lr": 1e-3, "params": "full"}, search={"trials": trials, **search})
+
+
+@pytest.mark.parametrize(("trials", "expected"), [(4, 4), (23, 5)])
+def test_no_configuration_is_trained_twice(trials: int, expected: int, tmp_path: Path) -> None:
+    """Oracle: as many different specs as trials; where there are no more, the search ends with those there are, and is done."""
+    sweep = open_sweep(Folder(tmp_path), small(trials))
+    assert len(finish(sweep)) == expected
+    specs = {sweep.folder.trial(record.id).read_text("spec.yaml") for record in sweep.folder.trials()}
+    assert len(specs) == len(sweep.folder.trials()) == expected
+    assert sweep.done
+    study = sweep.study.study.get_trials()
+    assert len(study) > expected or trials == 4
+    assert all(trial.state.is_finished() for trial in study)
+    assert finish(open_sweep(Folder(tmp_path), small(trials))) == []
+
+
 class Killed(BaseException):
     """The driver's process ends here."""
 
@@ -493,6 +515,11 @@ RESUMED: dict[str, dict[str, Any]] = {
             "scheduler": ASHA,
             "sampler": "random",
         }
+    },
+    "repeats, failing": {
+        "method": SMALL,
+        "train": {"lr": 1e-3, "params": "full"},
+        "search": {"trials": 5, "sampler": "random"},
     },
     "bound, failing": {"search": {"trials": 4, "constraints": {"memorisation": "<= 0.1"}}},
 }

@@ -1,0 +1,54 @@
+"""A range as Optuna's distribution, its values as Optuna stores them, and values by chance."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from fewshot_ray.spec.ranges import Choice, IntRange, Range
+
+CHOICE_INDEX = "index"
+
+
+def distribution(range_: Range) -> BaseDistribution:
+    """Optuna's counterpart of a range.
+
+    A choice between values that Optuna can't store, or can't tell from each other (1 and true), is one between their positions.
+    """
+    if isinstance(range_, Choice):
+        plain = all(value is None or isinstance(value, bool | int | float | str) for value in range_.values)
+        plain = plain and len(set(range_.values)) == len(range_.values)
+        return CategoricalDistribution(range_.values if plain else [f"{CHOICE_INDEX} {i}" for i in range(len(range_.values))])
+    if isinstance(range_, IntRange):
+        return IntDistribution(range_.low, range_.high)
+    return FloatDistribution(range_.low, range_.high, log=range_.log)
+
+
+def to_optuna(range_: Range, value: Any) -> Any:
+    """A value of the range as its distribution stores it."""
+    choices = getattr(distribution(range_), "choices", None)
+    if isinstance(range_, Choice) and choices != range_.values:
+        return f"{CHOICE_INDEX} {range_.index(value)}"
+    return value
+
+
+def from_optuna(range_: Range, stored: Any) -> Any:
+    """The inverse of `to_optuna`."""
+    choices = getattr(distribution(range_), "choices", None)
+    if isinstance(range_, Choice) and choices != range_.values:
+        return range_.values[int(str(stored).removeprefix(CHOICE_INDEX))]
+    return stored
+
+
+def drawn_from(range_: Range, draw: random.Random) -> Any:
+    """A value of the range, uniformly; of a log range in its logarithm."""
+    if isinstance(range_, Choice):
+        return draw.choice(range_.values)
+    if isinstance(range_, IntRange):
+        return draw.randint(range_.low, range_.high)
+    if not range_.log:
+        return draw.uniform(range_.low, range_.high)
+    return min(max(math.exp(draw.uniform(math.log(range_.low), math.log(range_.high))), range_.low), range_.high)
