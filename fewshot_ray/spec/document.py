@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fewshot_ray.errors import UserError
+from fewshot_ray.spec.places import Place, expanded, resolve
 from fewshot_ray.spec.ranges import Choice, FloatRange, IntRange, Range
 from fewshot_ray.spec.wording import join, show
 from fewshot_ray.spec.yaml_text import from_yaml, to_yaml
@@ -29,6 +30,8 @@ class Document:
     tree: dict[str, Any]
     name: str
     lines: Mapping[str, int] = field(default_factory=dict)
+    given: Mapping[str, str] = field(default_factory=dict)
+    """The places as they stand in the file, by dotted path, where `tree` has what they mean."""
 
     def error(self, path: str, message: str) -> UserError:
         """A UserError `file, line 12: train.lr: message`; the line is that of the nearest path above where `path` is not in the file."""
@@ -40,12 +43,26 @@ class Document:
             place += f", line {self.lines[above]}"
         return UserError(f"{place}: {path}: {message}" if path else f"{place}: {message}")
 
+    def missing(self, place: Place) -> UserError:
+        """Of a place where nothing is: what was given, and where that was looked for."""
+        given, looked = self.given.get(place.path, place.value), place.bare
+        where = "" if given == looked else f" ({looked})"
+        elsewhere = os.path.abspath(expanded(given))
+        if elsewhere != looked and os.path.exists(elsewhere):
+            where += f", and {elsewhere} isn't meant, since inputs are relative to the file"
+        right = "a folder, a .zip or a .parquet file of images" if place.images else "a file or folder that exists"
+        return self.error(place.path, f"{given}: there is no such file or folder{where}; {right} is right")
+
 
 def read_document(path: str | os.PathLike[str]) -> Document:
-    """The file at `path`. Raises UserError when it can't be read or is not a UTF-8 YAML mapping."""
+    """The file at `path`, its places made what they mean (`places.resolve`).
+
+    Raises UserError when it can't be read or is not a UTF-8 YAML mapping.
+    """
     name = os.fspath(path)
+    found = name if os.path.exists(name) else expanded(name)
     try:
-        with Path(path).open("rb") as file:
+        with Path(found).open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
     except FileNotFoundError as error:
         raise UserError(f"{name}: there is no such file; the path of a run's YAML file is right") from error
@@ -60,7 +77,8 @@ def read_document(path: str | os.PathLike[str]) -> Document:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(f"{name}, line {line}: is not UTF-8 text; a YAML file saved as UTF-8 is right") from error
-    return parse_document(text, name)
+    document = parse_document(text, name)
+    return replace(document, given=resolve(document.tree, os.path.dirname(os.path.abspath(found))))
 
 
 def parse_document(text: str, name: str) -> Document:
