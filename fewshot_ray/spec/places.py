@@ -80,7 +80,8 @@ def places(tree: dict[str, Any]) -> Iterator[Place]:
         for name, settings in gan.items() if isinstance(gan, dict) else ():
             yield from _in(settings, f"source.gan.{name}", ("weights",), False, hub=True)
     for name, settings in methods.items() if isinstance(methods, dict) else ():
-        yield from _in(settings, f"method.{name}", ("encoder_weights",), False, hub=True)
+        keys = tuple(key for key in settings if str(key).endswith("_weights")) if isinstance(settings, dict) else ()
+        yield from _in(settings, f"method.{name}", keys, False, hub=True)
 
 
 def _in(node: Any, path: str, keys: tuple[str, ...], images: bool, *, hub: bool = False) -> Iterator[Place]:
