@@ -313,8 +313,7 @@ class SearchSpec(Section):
     """Trials that run at a time; as many as fit when not given."""
 
     keep_checkpoints: PositiveInt = 10
-    """Finished trials, the best, that keep a checkpoint; besides them preset, plain fine-tuning, reruns, the refit and, of several
-    objectives, the Pareto front keep theirs."""
+    """Finished trials, the best, that keep a checkpoint; preset, plain fine-tuning, reruns, refit and Pareto front keep theirs besides."""
 
     retries: int = Field(default=2, ge=0)
     """Times a trial is started again after its worker crashed; a machine that went away is not counted."""
