@@ -2,10 +2,18 @@
 
 
 class UserError(Exception):
-    """One clear line: what, where, what would be right.
+    """What the user can put right, a clear line each: what, where, what would be right.
 
-    The command line prints the line and exits with code 2; a library user catches it.
+    The command line prints the lines and exits with code 2; a library user catches it.
     """
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The messages: several where a file has several errors."""
+        return tuple(str(line) for line in self.args)
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
 
 
 class SavedAndEndedError(Exception):

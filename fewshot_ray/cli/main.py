@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 
-from fewshot_ray.cli.arguments import expanded_argument
 from fewshot_ray.cli.remote import ClusterOption, board_there, check_cluster, is_server, leaderboard_there, register, resume_there
 from fewshot_ray.errors import UserError
 
@@ -22,18 +21,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-FileArgument = Annotated[Path, typer.Argument(callback=expanded_argument, help="A run's YAML file (see sweeps/).")]
-SweepArgument = Annotated[str, typer.Argument(callback=expanded_argument, help="A sweep's folder or URL, <storage>/<name>.")]
+FileArgument = Annotated[Path, typer.Argument(help="A run's YAML file (see sweeps/).")]
+SweepArgument = Annotated[str, typer.Argument(help="A sweep's folder or URL, <storage>/<name>.")]
 AddressOption = Annotated[str | None, typer.Option(envvar="RAY_ADDRESS", help="A running Ray cluster; a local Ray of its own otherwise.")]
 
 
 @app.command()
 def run(file: FileArgument, address: AddressOption = None) -> None:
     """Run a file: one training, or a sweep where values are ranges. The same file again goes on where it was left."""
-    from fewshot_ray.spec.document import read_document
+    from fewshot_ray.trial.fields import read_run_file
 
     _joined(address)
-    document = read_document(file)  # before the imports that take seconds
+    document = read_run_file(file)  # before the imports that take seconds
     from fewshot_ray.cluster.opened import planned_sweep
 
     _run(planned_sweep(document), address)
@@ -162,9 +161,9 @@ def check(
     """Validate a file, its images, model and storage without training, and print the plan; with --cluster what it takes there."""
     from rich.console import Console
 
-    from fewshot_ray.spec.document import read_document
+    from fewshot_ray.trial.fields import read_run_file
 
-    document = read_document(file)  # before the imports that take seconds
+    document = read_run_file(file)  # before the imports that take seconds
     if cluster is None and price:
         raise UserError("--price: is for --cluster FILE, whose node types cost money")
     if cluster is not None:
@@ -211,7 +210,7 @@ def board(
 @app.command()
 def export(
     sweep: SweepArgument,
-    out: Annotated[Path, typer.Argument(callback=expanded_argument, help="Where the pipeline's folder is to be.")],
+    out: Annotated[Path, typer.Argument(help="Where the pipeline's folder is to be.")],
     trial: Annotated[str | None, typer.Option(help="A trial's id; the sweep's result otherwise.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what OUT holds.")] = False,
 ) -> None:
@@ -224,7 +223,7 @@ def export(
     record = chosen_trial(folder, file, trial)
     for line in inputs_for_export(folder):
         typer.echo(f"warning: {line}", err=True)
-    export_trial(folder, file, record, out.resolve(), overwrite=overwrite)
+    export_trial(folder, file, record, out.expanduser().resolve(), overwrite=overwrite)
     typer.echo(f"{record.id}, step {record.best_step}: {out}")
 
 
@@ -245,8 +244,8 @@ def evaluate(
 
 @app.command()
 def sample(
-    model: Annotated[str, typer.Argument(callback=expanded_argument, help="An exported pipeline's folder, a hub id or a URL.")],
-    out: Annotated[Path, typer.Argument(callback=expanded_argument, help="A folder for the PNG files; made where it isn't there.")],
+    model: Annotated[str, typer.Argument(help="An exported pipeline's folder, a hub id or a URL.")],
+    out: Annotated[Path, typer.Argument(help="A folder for the PNG files; made where it isn't there.")],
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="Images.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
     sampler: Annotated[str, typer.Option(help="ddim or dpm++.")] = "ddim",
@@ -264,14 +263,15 @@ register(app)
 
 
 def main() -> None:
-    """The entry point: what the user can put right is one line on standard error and exit code 2."""
+    """The entry point: what the user can put right is a line each on standard error and exit code 2."""
     # A file's name need not be text, and a terminal's encoding need not know every character: neither ends a command.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except UserError as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        for line in error.lines:
+            print(f"error: {one_line(line)}", file=sys.stderr)
         sys.exit(2)
 
 

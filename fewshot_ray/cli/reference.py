@@ -30,7 +30,8 @@ This page is made from the code that reads the file: `python -m fewshot_ray.cli.
 - Nothing is converted: where a whole number is expected, `40.0` and `"40"` are refused. NaN and infinity are refused.
 - A section that is left out has its defaults. `name`, `source`, `target` and `method` must be given.
 - `name` is made of up to 100 letters, digits, `.`, `_` and `-`, the first a letter or digit.
-- An error is one line: file, line, field, what was given and what would be right. The exit code is 2.
+- Each error is one line: file, line, field, what was given and what would be right. All errors of the fields are said at once, those
+  between fields once each by itself is right. The exit code is 2.
 
 ## Ranges
 
@@ -44,7 +45,8 @@ Any value below `method` and `train` may be a range. With ranges the run is a se
 | `{choice: [a, b, ...]}` | one of the values, which may be of any kind |
 
 Both ends belong to the range, and low is below high. The file must be valid at every end of every range.
-Elsewhere ranges are refused, since the trials would not be comparable.
+Elsewhere ranges are refused, since the trials would not be comparable. Ranges as Optuna, Weights & Biases or Ray Tune spell them, and
+other trainers' names (`learning_rate`, `epochs`), are refused with the line that is right.
 `method: {sdft: search}` stands for a method's own ranges, the last column of its table below; `train: {params: {lora: search}}` likewise.
 
 ## Places
@@ -68,9 +70,7 @@ gAMA and cHRM, a camera's Adobe RGB, 16 bits; `check` and `run` name those that 
 where they are transparent, resized with antialiasing so that the shorter side fits the model, and cropped at the centre. Nothing at these
 places is ever changed.
 
-Relative places of images, models and weights are relative to the file (a model's `owner/name` is a hub id where no such folder lies
-beside it). `storage` is a folder or an fsspec URL; where it is relative it is relative to the working directory, as places on the command
-line are. `~` and `$VAR` (`${VAR}`) stand for their values in all of them, on the machine where the command is given, also of `launch`."""
+`storage` is a folder or an fsspec URL. Relative paths are taken from the working directory of `fewshot-ray run`."""
 
 NOTES = {
     "target": """\

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewshot_ray.cli.arguments import expanded_argument
 from fewshot_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
     from fewshot_ray.spec.sections import FileSpec
 
 ClusterOption = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", callback=expanded_argument, help="The cluster file that `ray up` was given, or KubeRay's manifest."),
+    Path | None, typer.Option(metavar="FILE", help="The cluster file that `ray up` was given, or KubeRay's manifest.")
 ]
 ServerOption = Annotated[
     str | None, typer.Option(help="A dashboard's address, http://127.0.0.1:8265 say: instead of a cluster file, or with KubeRay's.")
@@ -39,18 +37,18 @@ def is_server(address: str | None) -> bool:
 
 
 def launch(
-    file: Annotated[Path, typer.Argument(callback=expanded_argument, help="A run's YAML file (see sweeps/).")],
+    file: Annotated[Path, typer.Argument(help="A run's YAML file (see sweeps/).")],
     cluster: ClusterOption = None,
     address: ServerOption = None,
     detach: Annotated[bool, typer.Option("--detach", help="Don't follow what it prints.")] = False,
 ) -> None:
     """Run a file on a cluster, as a Ray job that goes on when this machine is closed; follows its progress. The same file again goes on."""
     from fewshot_ray.cluster.package import check_storage, pack
-    from fewshot_ray.spec.document import read_document
     from fewshot_ray.spec.validate import file_spec
     from fewshot_ray.storage import Folder
+    from fewshot_ray.trial.fields import read_run_file
 
-    document = read_document(file)
+    document = read_run_file(file)
     spec = file_spec(document)
     check_storage(document, spec)
     if cluster is not None:
@@ -157,7 +155,7 @@ def stop(sweep: SweepName, cluster: ClusterOption = None, address: ServerOption 
 
 def fetch(
     sweep: SweepName,
-    out: Annotated[Path, typer.Argument(callback=expanded_argument, help="Where the pipeline's folder is to be, on this machine.")],
+    out: Annotated[Path, typer.Argument(help="Where the pipeline's folder is to be, on this machine.")],
     cluster: ClusterOption = None,
     trial: Annotated[str | None, typer.Option(help="A trial's id; the sweep's result otherwise.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what OUT holds.")] = False,
@@ -165,7 +163,7 @@ def fetch(
     """Export a sweep's result on the cluster's head and bring it home: a diffusers pipeline with a model card."""
     from fewshot_ray.report.placing import placed
 
-    out = out.resolve()
+    out = out.expanduser().resolve()
     with placed(out, overwrite=overwrite) as arriving:
         head, url = _on_head(sweep, cluster, "fetch")
         made = head.run("mktemp", "-d", capture=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fewshot_ray.errors import UserError
-from fewshot_ray.spec.places import Place, expanded, resolve
+from fewshot_ray.spec.problems import Problem, raise_any, user_error
 from fewshot_ray.spec.ranges import Choice, FloatRange, IntRange, Range
 from fewshot_ray.spec.wording import join, show
 from fewshot_ray.spec.yaml_text import from_yaml, to_yaml
@@ -30,39 +30,30 @@ class Document:
     tree: dict[str, Any]
     name: str
     lines: Mapping[str, int] = field(default_factory=dict)
-    given: Mapping[str, str] = field(default_factory=dict)
-    """The places as they stand in the file, by dotted path, where `tree` has what they mean."""
 
-    def error(self, path: str, message: str) -> UserError:
+    def line(self, path: str) -> int | None:
+        """The line that `path` stands in, or the nearest path above it that is in the file; None where neither is known."""
+        while path and path not in self.lines:
+            path = path.rpartition(".")[0]
+        return self.lines.get(path)
+
+    def error(self, path: str, message: str, *, line: int | None = None) -> UserError:
         """A UserError `file, line 12: train.lr: message`; the line is that of the nearest path above where `path` is not in the file."""
-        place = self.name
-        above = path
-        while above and above not in self.lines:
-            above = above.rpartition(".")[0]
-        if above in self.lines:
-            place += f", line {self.lines[above]}"
+        line = self.line(path) if line is None else line
+        place = self.name if line is None else f"{self.name}, line {line}"
         return UserError(f"{place}: {path}: {message}" if path else f"{place}: {message}")
-
-    def missing(self, place: Place) -> UserError:
-        """Of a place where nothing is: what was given, and where that was looked for."""
-        given, looked = self.given.get(place.path, place.value), place.bare
-        where = "" if given == looked else f" ({looked})"
-        elsewhere = os.path.abspath(expanded(given))
-        if elsewhere != looked and os.path.exists(elsewhere):
-            where += f", and {elsewhere} isn't meant, since inputs are relative to the file"
-        right = "a folder, a .zip or a .parquet file of images" if place.images else "a file or folder that exists"
-        return self.error(place.path, f"{given}: there is no such file or folder{where}; {right} is right")
 
 
 def read_document(path: str | os.PathLike[str]) -> Document:
-    """The file at `path`, its places made what they mean (`places.resolve`).
+    """The file at `path`. Raises UserError when it can't be read or is not a UTF-8 YAML mapping."""
+    return parse_document(read_text(path), os.fspath(path))
 
-    Raises UserError when it can't be read or is not a UTF-8 YAML mapping.
-    """
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """What the file at `path` holds. Raises UserError when it can't be read, is larger than 256 KiB or is not UTF-8."""
     name = os.fspath(path)
-    found = name if os.path.exists(name) else expanded(name)
     try:
-        with Path(found).open("rb") as file:
+        with Path(path).open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
     except FileNotFoundError as error:
         raise UserError(f"{name}: there is no such file; the path of a run's YAML file is right") from error
@@ -73,23 +64,30 @@ def read_document(path: str | os.PathLike[str]) -> Document:
     if len(content) > _MAX_BYTES:
         raise UserError(f"{name}: is larger than {_MAX_BYTES // 1024} KiB; a run's YAML file is right")
     try:
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(f"{name}, line {line}: is not UTF-8 text; a YAML file saved as UTF-8 is right") from error
-    document = parse_document(text, name)
-    return replace(document, given=resolve(document.tree, os.path.dirname(os.path.abspath(found))))
 
 
 def parse_document(text: str, name: str) -> Document:
-    """`text` as a document; `name` stands for the file in messages. Raises UserError when it is not a YAML mapping."""
-    tree, lines = from_yaml(text, name)
+    """`text` as a document; `name` stands for the file in messages. Raises UserError when it is not a YAML mapping, or has wrong values."""
+    document, problems = parse_with_problems(text, name)
+    raise_any(document, problems)
+    return document
+
+
+def parse_with_problems(text: str, name: str) -> tuple[Document, list[Problem]]:
+    """`text` as a document, and its values that are none (WRONG stands for them). Raises UserError when it is no YAML mapping."""
+    tree, lines, problems = from_yaml(text, name)
     if tree is None:
         raise UserError(f"{name}: is empty; a mapping with name, source, target and method is right")
     if not isinstance(tree, dict):
+        if problems:
+            raise user_error(Document({}, name, lines), problems)
         given = tree.describe() if isinstance(tree, (FloatRange, IntRange, Choice)) else show(tree)
         raise UserError(f"{name}, line {lines['']}: {given} is not a mapping; a mapping with name, source, target and method is right")
-    return Document(tree, name, lines)
+    return Document(tree, name, lines), problems
 
 
 def ranges(tree: Any, path: str = "") -> dict[str, Range]:

@@ -27,6 +27,11 @@ class Expected(NamedTuple):
             return [member for part in get_args(self.annotation) for member in Expected(part, self.metadata).members()]
         return [self]
 
+    @property
+    def is_list(self) -> bool:
+        """Whether values of this type are lists; of no union."""
+        return (get_origin(self.annotation) or self.annotation) in (list, tuple)
+
     def below(self, key: str | int) -> list[Expected]:
         """What is expected at `key` of a value of this type; empty where nothing is known of it."""
         found: list[Expected] = []
@@ -46,6 +51,17 @@ def expected_at(model: type[BaseModel], keys: Sequence[str | int]) -> list[Expec
     for key in keys:
         found = [below for expected in found for below in expected.below(key)]
     return found
+
+
+def whole_numbers(alternatives: Iterable[Expected]) -> bool | None:
+    """Whether whole numbers alone are expected, not any number; None where no number is."""
+    numbers = {member.annotation for expected in alternatives for member in expected.members()} & {int, float}
+    return numbers == {int} if numbers else None
+
+
+def takes_whole_numbers(model: type[BaseModel], keys: Sequence[str | int]) -> bool | None:
+    """Whether the field at the end of `keys` takes whole numbers alone; None where it takes none, or isn't known."""
+    return whole_numbers(expected_at(model, keys))
 
 
 def known_keys(alternatives: Iterable[Expected]) -> list[str]:

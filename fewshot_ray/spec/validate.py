@@ -9,12 +9,14 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from fewshot_ray.errors import UserError
 from fewshot_ray.spec.cross_checks import cross_checks
 from fewshot_ray.spec.document import Document, ranges, substitute, value_at
-from fewshot_ray.spec.expected import describe, expected_at, known_keys, paths_of_key
+from fewshot_ray.spec.expected import Expected, describe, expected_at, known_keys, paths_of_key, takes_whole_numbers, whole_numbers
+from fewshot_ray.spec.foreign_ranges import IsWhole, foreign_ranges, spelled_list
+from fewshot_ray.spec.problems import Problem, apart_from, raise_any, user_error
 from fewshot_ray.spec.ranges import Choice, FloatRange, IntRange
 from fewshot_ray.spec.sections import FileSpec
+from fewshot_ray.spec.unknown_keys import unknown_key
 from fewshot_ray.spec.wording import join, nearest, show
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -33,14 +35,20 @@ _TOO = {
 
 
 def load(model: type[Model], tree: Any, *, document: Document, path: str = "") -> Model:
-    """`tree`, which stands at the dotted `path` of `document`, as a `model`.
-
-    Raises UserError for the first error, an unknown key before all others, and says how many more there are.
-    """
+    """`tree`, which stands at the dotted `path` of `document`, as a `model`. Raises UserError, of a line for each error."""
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise _user_error(error, model, tree, document, path) from error
+        raise user_error(document, _problems(error, model, tree, document, path)) from error
+
+
+def problems_of(model: type[BaseModel], tree: Any, *, document: Document, path: str = "") -> list[Problem]:
+    """What `load` would raise."""
+    try:
+        model.model_validate(tree)
+    except ValidationError as error:
+        return _problems(error, model, tree, document, path)
+    return []
 
 
 def endpoint_trees(tree: Any) -> Iterator[Any]:
@@ -64,21 +72,29 @@ def endpoint_trees(tree: Any) -> Iterator[Any]:
 def file_spec(document: Document) -> FileSpec:
     """The document as a FileSpec, valid at every end of every range; returned is the one at the ranges' first ends.
 
-    Raises UserError for the first error, and for a range outside `method` and `train`.
+    Raises UserError of a line for each error; between fields, where each by itself is right.
     """
+    raise_any(document, section_problems(document))
+    specs = [FileSpec.model_validate(tree) for tree in endpoint_trees(document.tree)]
+    raise_any(document, (Problem(*problem) for spec in specs for problem in cross_checks(spec)))
+    return specs[0]
+
+
+def section_problems(document: Document, is_whole: IsWhole | None = None) -> list[Problem]:
+    """What is wrong with the document's fields, each by itself: types, bounds, unknown keys, ranges where none may stand.
+
+    `is_whole` is asked about fields below `method`, which FileSpec doesn't know.
+    """
+    asked = is_whole or (lambda path: takes_whole_numbers(FileSpec, path.split(".")))
+    found = [problem for section in ("method", "train") for problem in foreign_ranges(document.tree.get(section), section, asked)]
     for path, range_ in ranges(document.tree).items():
         if not path.startswith(("method.", "train.")):
             reason = f"trials that differ in {path.partition('.')[0]} would not be comparable"
-            raise document.error(path, f"{range_.describe()} is a range, and {reason}; ranges below method and train are right")
-    specs = []
+            found.append(Problem(path, f"{range_.describe()} is a range, and {reason}; ranges below method and train are right"))
+    said = {problem.path for problem in found}
     for tree in endpoint_trees(document.tree):
-        spec = load(FileSpec, tree, document=document)
-        problems = list(cross_checks(spec))
-        if problems:
-            (path, message), more = problems[0], len(problems) - 1
-            raise document.error(path, message + _and_more(more))
-        specs.append(spec)
-    return specs[0]
+        found += apart_from(said, problems_of(FileSpec, tree, document=document))
+    return found
 
 
 class _Problem(NamedTuple):
@@ -90,7 +106,7 @@ class _Problem(NamedTuple):
         return self.details["type"] == "extra_forbidden"
 
 
-def _user_error(error: ValidationError, model: type[BaseModel], tree: Any, document: Document, path: str) -> UserError:
+def _problems(error: ValidationError, model: type[BaseModel], tree: Any, document: Document, path: str) -> list[Problem]:
     found = [_Problem(_keys_in_tree(details, tree), details) for details in error.errors(include_url=False)]
     # A value that fits no member of a union gets an error for each: those below it, or else the first, say what is wrong.
     deepest = [p for p in found if not any(len(q.keys) > len(p.keys) and q.keys[: len(p.keys)] == p.keys for q in found)]
@@ -98,12 +114,19 @@ def _user_error(error: ValidationError, model: type[BaseModel], tree: Any, docum
     # Of those at one place, a bound that is broken says more than another type that does not fit.
     for problem in sorted(deepest, key=lambda p: p.details["type"] not in _TOO):
         by_place.setdefault(problem.keys, problem)
-    in_order = sorted(dict.fromkeys(p.keys for p in deepest), key=lambda keys: not by_place[keys].is_unknown_key)
-    first = by_place[in_order[0]]
-    full_path = path
-    for key in first.keys:
-        full_path = join(full_path, key)
-    return document.error(full_path, _message(first, model, document, full_path) + _and_more(len(in_order) - 1))
+    unknown = {p.keys: _unknown_key(p, model, path) for p in by_place.values() if p.is_unknown_key}
+    meant = {field for _, field in unknown.values()}
+    problems = []
+    for keys in dict.fromkeys(p.keys for p in deepest):
+        full_path = path
+        for key in keys:
+            full_path = join(full_path, key)
+        problem = by_place[keys]
+        if problem.details["type"] == "missing" and full_path in meant:
+            continue  # it stands there under another name, which is said
+        said = unknown[keys][0] if keys in unknown else _message(problem, model, document, full_path)
+        problems.append(Problem(full_path, said))
+    return problems
 
 
 def _keys_in_tree(details: ErrorDetails, tree: Any) -> tuple[str | int, ...]:
@@ -121,8 +144,6 @@ def _keys_in_tree(details: ErrorDetails, tree: Any) -> tuple[str | int, ...]:
 
 def _message(problem: _Problem, model: type[BaseModel], document: Document, path: str) -> str:
     details = problem.details
-    if problem.is_unknown_key:
-        return _unknown_key(problem, model)
     if details["type"] == "value_error":
         return str(details["ctx"]["error"])
     expected = expected_at(model, problem.keys)
@@ -130,6 +151,8 @@ def _message(problem: _Problem, model: type[BaseModel], document: Document, path
     if details["type"] == "missing":
         return f"is missing; {right}"
     given = show(details["input"]) + _from_range(document, path)
+    if other := _other_spelling(details["input"], expected, path):
+        return f"{given} is given; `{path.rpartition('.')[2]}: {other}` is right"
     if details["type"] in _TOO:
         return f"{given} {_TOO[details['type']] if details['input'] not in ('', [], {}) else 'is empty'}; {right}"
     if details["type"] == "literal_error":
@@ -141,15 +164,31 @@ def _message(problem: _Problem, model: type[BaseModel], document: Document, path
     return f"{given} is given; {right}"
 
 
-def _unknown_key(problem: _Problem, model: type[BaseModel]) -> str:
+def _unknown_key(problem: _Problem, model: type[BaseModel], path: str) -> tuple[str, str | None]:
     *above, key = problem.keys
+    section = ".".join(str(part) for part in ([path] if path else []) + above)
     known = known_keys(expected_at(model, above))
-    if near := nearest(str(key), known):
-        return f"the key is not known; did you mean {near}?"
-    elsewhere = list(paths_of_key(model, str(key)))
-    if len(elsewhere) == 1:
-        return f"the key is not known here; did you mean {elsewhere[0]}?"
-    return f"the key is not known; known here: {', '.join(known)}"
+    return unknown_key(section, str(key), problem.details["input"], known, paths_of_key(model, str(key)))
+
+
+def _other_spelling(value: Any, expected: list[Expected], path: str) -> str | None:
+    """What would be right in place of a list, or of a method by its bare name; None where it is no such thing."""
+    if path == "method":
+        return _methods(value)
+    takes_list = any(member.is_list for alternative in expected for member in alternative.members())
+    if path.startswith(("method.", "train.")) and isinstance(value, list) and len(value) > 1 and not takes_list:
+        return spelled_list(value, whole_numbers(expected))
+    return None
+
+
+def _methods(value: Any) -> str | None:
+    """`ant` and `[ant, sdft]` as the mapping that they mean."""
+    names = [value] if isinstance(value, str) else value
+    if isinstance(names, list) and names and all(isinstance(name, str) and name for name in names):
+        return show({name: {} for name in names})
+    if isinstance(names, list) and names and all(isinstance(name, dict) and len(name) == 1 for name in names):
+        return show({key: item for name in names for key, item in name.items()})
+    return None
 
 
 def _from_range(document: Document, path: str) -> str:
@@ -159,7 +198,3 @@ def _from_range(document: Document, path: str) -> str:
     except KeyError:
         return ""
     return f" (of {value.describe()})" if isinstance(value, (FloatRange, IntRange, Choice)) else ""
-
-
-def _and_more(count: int) -> str:
-    return f" (and {count} more)" if count else ""

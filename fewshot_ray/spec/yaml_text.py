@@ -19,6 +19,7 @@ from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.representer import SafeRepresenter
 
 from fewshot_ray.errors import UserError
+from fewshot_ray.spec.problems import Problem
 from fewshot_ray.spec.ranges import RANGE_KINDS, Choice, FloatRange, IntRange, Range, range_of
 from fewshot_ray.spec.wording import join, show
 
@@ -41,16 +42,17 @@ PRESET = "preset"
 _TAG = "tag:yaml.org,2002:"
 
 
-def from_yaml(text: str, name: str) -> tuple[Any, dict[str, int]]:
-    """The tree in `text` and the line (from 1) of every dotted path in it; `name` is the file's name in messages.
+def from_yaml(text: str, name: str) -> tuple[Any, dict[str, int], list[Problem]]:
+    """The tree in `text`, the line (from 1) of every dotted path in it, and what is wrong; `name` is the file's name in messages.
 
-    Mappings become dicts, lists lists, and `{float|log|int|choice: [...]}` (with a `preset:`) a Range. Raises UserError for no YAML,
-    a key given twice, a range that is none, and numbers that are not finite or do not fit into 64 bits.
+    Mappings become dicts, lists lists, and `{float|log|int|choice: [...]}` (with a `preset:`) a Range. WRONG stands in the tree for a
+    range that is none, and for a number that is not finite or doesn't fit into 64 bits; of a key that is given twice the first counts.
+    Raises UserError for text that is no YAML: its rest can't be read.
     """
     builder = _Builder(name)
     root = builder.compose(text)
     tree = None if root is None else builder.build(root, "")
-    return tree, builder.lines
+    return tree, builder.lines, builder.problems
 
 
 def to_yaml(tree: Any) -> str:
@@ -89,18 +91,34 @@ def _plain(tree: Any) -> Any:
     return tree
 
 
+class WrongValue:
+    """Stands in a tree for a value that is none."""
+
+    def __repr__(self) -> str:
+        return "(no value)"
+
+
+WRONG = WrongValue()
+
+
 class _Builder:
-    """Makes a tree from one text, keeping the lines."""
+    """Makes a tree from one text, keeping the lines and what is wrong."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.yaml = YAML(typ="safe", pure=True)
         self.yaml.max_depth = MAX_DEPTH
         self.lines: dict[str, int] = {}
+        self.problems: list[Problem] = []
         self.count = 0
 
     def error(self, line: int, path: str, message: str) -> UserError:
         return UserError(f"{self.name}, line {line}: {path}{': ' if path else ''}{message}")
+
+    def wrong(self, line: int, path: str, message: str) -> WrongValue:
+        """Note it, and what stands for the value."""
+        self.problems.append(Problem(path, message, line))
+        return WRONG
 
     def compose(self, text: str) -> Node | None:
         """The root of the node graph, None for a text without any value."""
@@ -139,7 +157,7 @@ class _Builder:
         if self.count > MAX_VALUES or depth > MAX_DEPTH:
             raise UserError(f"{self.name}, line {line}: more than {MAX_VALUES} values or {MAX_DEPTH} levels once aliases are followed")
         if node.tag != self._implicit_tag(node):
-            raise self.error(line, path, f"the tag {show(str(node.tag).replace(_TAG, '!!'))} is not known; a value without a tag is right")
+            return self.wrong(line, path, f"the tag {show(str(node.tag).replace(_TAG, '!!'))} is not known; a value without a tag is right")
         if isinstance(node, ScalarNode):
             return self._scalar(node, path, line)
         if isinstance(node, SequenceNode):
@@ -153,13 +171,16 @@ class _Builder:
             return _TAG + "str" if node.style else str(self.yaml.resolver.resolve(ScalarNode, node.value, (True, False)))
         return _TAG + ("seq" if isinstance(node, SequenceNode) else "map")
 
-    def _mapping(self, node: MappingNode, path: str, line: int, depth: int) -> dict[str, Any] | Range:
+    def _mapping(self, node: MappingNode, path: str, line: int, depth: int) -> dict[str, Any] | Range | WrongValue:
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = self._key(key_node, path)
+            if key is None:
+                continue
             key_path, key_line = join(path, key), key_node.start_mark.line + 1
             if key in mapping:
-                raise self.error(key_line, key_path, f"is given twice (first in line {self.lines[key_path]}); once is right")
+                self.wrong(key_line, key_path, f"is given twice (first in line {self.lines[key_path]}); once is right")
+                continue
             self.lines[key_path] = key_line
             mapping[key] = self.build(value_node, key_path, depth + 1)
         kinds = [key for key in mapping if key != PRESET]
@@ -167,30 +188,38 @@ class _Builder:
             return self._range(kinds[0], mapping[kinds[0]], mapping.get(PRESET), path, line)
         return mapping
 
-    def _range(self, kind: str, values: list[Any], preset: Any, path: str, line: int) -> Range:
+    def _range(self, kind: str, values: list[Any], preset: Any, path: str, line: int) -> Range | WrongValue:
+        if WRONG in values or preset is WRONG:
+            return WRONG
         for value in values:
             if _holds_range(value):
-                raise self.error(line, path, f"a range stands inside {kind}; plain values are right there")
+                return self.wrong(line, path, f"a range stands inside {kind}; plain values are right there")
         try:
             return range_of(kind, values, preset)
         except ValueError as error:
-            raise self.error(line, path, str(error)) from error
+            return self.wrong(line, path, str(error))
 
-    def _key(self, node: Node, path: str) -> str:
+    def _key(self, node: Node, path: str) -> str | None:
+        """The key's name; None where it is none, which is noted."""
         line = node.start_mark.line + 1
         key = self._scalar(node, path, line) if isinstance(node, ScalarNode) else node.value
+        if key is WRONG:
+            return None
         if not isinstance(key, str):
-            raise self.error(line, path, "a list, mapping, number, true, false or null stands as a key; a name is right")
+            self.wrong(line, path, "a list, mapping, number, true, false or null stands as a key; a name is right")
+            return None
         if node.tag == _TAG + "merge":
-            raise self.error(line, path, "'<<' (merging) is not part of YAML 1.2; write the keys out")
+            self.wrong(line, path, "'<<' (merging) is not part of YAML 1.2; write the keys out")
+            return None
         if not key or "." in key or not key.isprintable():
-            raise self.error(line, path, f"the key {show(key)} is no name; a name without dots is right (one level of the file a name)")
+            self.wrong(line, path, f"the key {show(key)} is no name; a name without dots is right (one level of the file a name)")
+            return None
         return key
 
     def _scalar(self, node: ScalarNode, path: str, line: int) -> Any:
         text: str = node.value
         if isinstance(text, str) and (half := re.search(r"[\ud800-\udfff]", text)):
-            raise self.error(line, path, f"\\u{ord(half[0]):04x} is half a character; text that UTF-8 can hold is right")
+            return self.wrong(line, path, f"\\u{ord(half[0]):04x} is half a character; text that UTF-8 can hold is right")
         if node.style or not isinstance(text, str):
             return text
         if _NULL.fullmatch(text):
@@ -201,10 +230,10 @@ class _Builder:
             # 310 digits are past any float; int() of more than 4,300 would raise
             number = int(text[:310], 0 if _OCTAL_OR_HEX.fullmatch(text) else 10)
             if not -(2**63) <= number < 2**63:
-                raise self.error(line, path, f"{show(number)} does not fit into 64 bits")
+                return self.wrong(line, path, f"{show(number)} does not fit into 64 bits")
             return number
         if _NOT_FINITE.fullmatch(text) or (_FLOAT.fullmatch(text) and not math.isfinite(float(text))):
-            raise self.error(line, path, f"{text} is not a finite number")
+            return self.wrong(line, path, f"{text} is not a finite number")
         return float(text) if _FLOAT.fullmatch(text) else text
 
 

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel
 
-from fewshot_ray.errors import UserError
 from fewshot_ray.methods import METHODS
 from fewshot_ray.methods.recipe import RecipeConfig
 from fewshot_ray.methods.registry import MethodConfig, declared_ranges
 from fewshot_ray.metrics.extractors import EXTRACTORS
-from fewshot_ray.metrics.suite import METRICS, check_metrics, needed
+from fewshot_ray.metrics.suite import METRICS, needed
 from fewshot_ray.models.adm import AdmConfig
 from fewshot_ray.models.gan_source import GanConfig
 from fewshot_ray.models.parameters import PARAMS, ParamsConfig
 from fewshot_ray.spec.cross_checks import cross_checks
 from fewshot_ray.spec.document import Document, ranges, substitute
 from fewshot_ray.spec.places import places
+from fewshot_ray.spec.problems import Problem, raise_any
 from fewshot_ray.spec.ranges import Choice, Range
 from fewshot_ray.spec.sections import FileSpec, TrainSpec
-from fewshot_ray.spec.validate import endpoint_trees, file_spec, load
+from fewshot_ray.spec.validate import endpoint_trees, load
 from fewshot_ray.spec.wording import nearest
-from fewshot_ray.trial.gan_settings import RECIPES, architecture_of, check_family, gan_configs, with_gan_defaults
+from fewshot_ray.trial.fields import field_problems
+from fewshot_ray.trial.gan_settings import RECIPES, architecture_of, family_problems, gan_configs, gan_misplaced, with_gan_defaults
 
 PLAIN = "finetune"
 
@@ -90,111 +91,101 @@ def _searched(name: str, settings: Any) -> Any:
 
 def compose(document: Document, *, seed: int | None = None, refit_steps: int | None = None) -> TrialSpec:
     """The trial that a tree without ranges describes. Raises UserError."""
+    raise_any(document, field_problems(document))
+    spec = _typed(document, seed=seed, refit_steps=refit_steps)
+    raise_any(document, _problems_between(spec))
+    return spec
+
+
+def _typed(document: Document, *, seed: int | None = None, refit_steps: int | None = None) -> TrialSpec:
+    """Its settings, each valid by itself."""
     file = load(FileSpec, document.tree, document=document)
-    methods = {name: _method_config(name, settings, document) for name, settings in file.method.items()}
-    _check_combination(methods, document)
-    _check_batch(methods, file, document)
+    raise_any(document, _misplaced(file))
+    methods = {
+        name: load(METHODS[name].config, settings or {}, document=document, path=f"method.{name}") for name, settings in file.method.items()
+    }
     adm = None if file.source.adm is None else load(AdmConfig, file.source.adm, document=document, path="source.adm")
     gan, recipe = gan_configs(file, document)
-    check_family(file, methods, gan, document)
     params, params_config = _params_config(file.train, document)
-    _check_metrics(file, document)
-    for path, message in cross_checks(file):
-        raise document.error(path, message)
     return TrialSpec(
         file, document.tree, methods, adm, gan, recipe, params, params_config, file.seed if seed is None else seed, refit_steps
     )
 
 
 def check_document(document: Document) -> tuple[Document, FileSpec]:
-    """The expanded document and its sections, valid at both ends of every range. Raises UserError."""
+    """The expanded document and its sections, valid at both ends of every range. Raises UserError of a line for each error."""
     expanded = expand(document)
-    # Before the checks between fields: of a metric that isn't known they would say that an objective is not among the metrics.
-    evaluate = expanded.tree.get("evaluate")
-    metrics = evaluate.get("metrics") if isinstance(evaluate, dict) else None
-    if isinstance(metrics, list) and all(isinstance(name, str) for name in metrics):
-        _check_names(metrics, expanded)
-    file = file_spec(expanded)
-    for name in file.method:
-        _check_given(name, expanded.tree["method"][name] or {}, expanded)
-    for tree in endpoint_trees(expanded.tree):
-        compose(replace(expanded, tree=tree))
-    return expanded, file
+    raise_any(expanded, field_problems(expanded))
+    specs = [_typed(replace(expanded, tree=tree)) for tree in endpoint_trees(expanded.tree)]
+    pointless = (problem for name in specs[0].methods for problem in _pointless(name, expanded.tree["method"][name] or {}))
+    raise_any(expanded, [*pointless, *(problem for spec in specs for problem in _problems_between(spec))])
+    return expanded, specs[0].file
 
 
-def _method_config(name: str, settings: Any, document: Document) -> MethodConfig:
-    if name not in METHODS:
-        raise document.error(f"method.{name}", f"there is no such method; {_known(name, METHODS)}")
-    if settings == "search":
-        raise document.error(f"method.{name}", "'search' stands for ranges, which a single trial can't have; values would be right")
-    return load(METHODS[name].config, settings or {}, document=document, path=f"method.{name}")
-
-
-def _check_given(name: str, settings: Mapping[str, Any], document: Document) -> None:
-    found = METHODS[name].config.misfit(settings) if name in METHODS else None
+def _pointless(name: str, settings: Mapping[str, Any]) -> Iterator[Problem]:
+    found = METHODS[name].config.misfit(settings)
     if found is not None:
-        raise document.error(f"method.{name}.{found[0]}", found[1])
+        yield Problem(f"method.{name}.{found[0]}", found[1])
+
+
+def _misplaced(file: FileSpec) -> Iterator[Problem]:
+    """What a single trial can't be made of."""
+    for name, settings in file.method.items():
+        if settings == "search":
+            yield Problem(f"method.{name}", "'search' stands for ranges, which a single trial can't have; values would be right")
+    if isinstance(file.train.params, dict) and len(file.train.params) != 1:
+        yield Problem("train.params", f"{len(file.train.params)} ways are given; one of {', '.join(PARAMS)} would be right")
+    yield from gan_misplaced(file)
 
 
 def _params_config(train: TrainSpec, document: Document) -> tuple[str, ParamsConfig]:
-    path = "train.params"
-    if isinstance(train.params, dict) and len(train.params) != 1:
-        raise document.error(path, f"{len(train.params)} ways are given; one of {', '.join(PARAMS)} would be right")
     name = train.params if isinstance(train.params, str) else next(iter(train.params))
     settings = {} if isinstance(train.params, str) else train.params[name]
-    if name not in PARAMS:
-        raise document.error(path, f"'{name}' isn't known; {_known(name, PARAMS)}")
-    return name, load(PARAMS[name][0], settings, document=document, path=f"{path}.{name}")
+    return name, load(PARAMS[name][0], settings, document=document, path=f"train.params.{name}")
 
 
-def _known(name: str, names: Mapping[str, object]) -> str:
-    near = nearest(name, names)
-    return f"{', '.join(names)} would be right" + (f" (did you mean {near}?)" if near else "")
+def _problems_between(spec: TrialSpec) -> Iterator[Problem]:
+    """What doesn't fit together, where each setting by itself is right."""
+    yield from _combination_problems(spec.methods)
+    yield from _batch_problems(spec.methods, spec.file)
+    yield from family_problems(spec.file, spec.methods, spec.gan)
+    yield from _metric_problems(spec.file)
+    yield from (Problem(*problem) for problem in cross_checks(spec.file))
 
 
-def _check_combination(methods: Mapping[str, MethodConfig], document: Document) -> None:
+def _combination_problems(methods: Mapping[str, MethodConfig]) -> Iterator[Problem]:
     if not methods:
-        raise document.error("method", f"none is given; one or several of {', '.join(METHODS)} would be right")
+        yield Problem("method", f"none is given; one or several of {', '.join(METHODS)} would be right")
     if PLAIN in methods and len(methods) > 1:
-        raise document.error(
-            f"method.{PLAIN}", "it is the control and can't be combined; leave it out (it is a sweep's second trial anyway)"
-        )
+        yield Problem(f"method.{PLAIN}", "it is the control and can't be combined; leave it out (it is a sweep's second trial anyway)")
 
 
-def _check_batch(methods: Mapping[str, MethodConfig], file: FileSpec, document: Document) -> None:
+def _batch_problems(methods: Mapping[str, MethodConfig], file: FileSpec) -> Iterator[Problem]:
     for name, config in methods.items():
         if file.train.batch_size < config.least_batch:
-            raise document.error(
+            yield Problem(
                 "train.batch_size",
                 f"{file.train.batch_size} given, but {name} compares the images of a batch; {config.least_batch} or more would be right",
             )
         if config.least_batch > 1 and file.resources.workers > file.train.batch_size:
-            raise document.error(
+            yield Problem(
                 "resources.workers",
                 f"{file.resources.workers} workers for batches of {file.train.batch_size}, but {name} needs an image of every worker; "
                 f"at most {file.train.batch_size} would be right",
             )
 
 
-def _check_names(metrics: Sequence[str], document: Document) -> None:
-    """The spec's own layer doesn't know the metrics."""
-    try:
-        check_metrics(metrics)
-    except UserError as error:
-        raise document.error("evaluate.metrics", str(error).removeprefix("evaluate.metrics: ")) from None
-
-
-def _check_metrics(file: FileSpec, document: Document) -> None:
-    _check_names(file.evaluate.metrics, document)
+def _metric_problems(file: FileSpec) -> Iterator[Problem]:
     extractors = ("auto", *EXTRACTORS)
     if file.evaluate.extractor not in extractors:
-        known = _known(file.evaluate.extractor, dict.fromkeys(extractors))
-        raise document.error("evaluate.extractor", f"'{file.evaluate.extractor}' isn't known; {known}")
+        near = nearest(file.evaluate.extractor, extractors)
+        hint = f" (did you mean {near}?)" if near else ""
+        yield Problem("evaluate.extractor", f"'{file.evaluate.extractor}' isn't known; {', '.join(extractors)} would be right{hint}")
     if needed(file.evaluate.metrics) - {"loss"} and file.evaluate.samples < 2:
-        raise document.error("evaluate.samples", f"{file.evaluate.samples} given; metrics of samples need at least 2")
+        yield Problem("evaluate.samples", f"{file.evaluate.samples} given; metrics of samples need at least 2")
     for name, direction in file.search.objectives.items():
         if name in METRICS and METRICS[name].direction != direction:
-            raise document.error(f"search.objectives.{name}", f"'{direction}' given; better is '{METRICS[name].direction}' for {name}")
+            yield Problem(f"search.objectives.{name}", f"'{direction}' given; better is '{METRICS[name].direction}' for {name}")
 
 
 def search_trials(document: Document, file: FileSpec) -> int:
@@ -258,11 +249,9 @@ def with_values(document: Document, values: Mapping[str, Any]) -> Document:
 
 
 def absolute_places(document: Document) -> Document:
-    """Local paths made absolute, links followed: a sweep resumes from anywhere. Raises UserError where nothing is at one."""
+    """Relative local paths made absolute from the working directory: a sweep resumes from anywhere, and workers run elsewhere."""
     tree: dict[str, Any] = copy.deepcopy(document.tree)
     for place in places(tree):
-        if place.is_missing:
-            raise document.missing(place)
         if (here := place.here) is not None:
             place.put(str(here))
     return replace(document, tree=tree)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fewshot_ray.methods import METHODS
@@ -14,9 +14,10 @@ from fewshot_ray.methods.stylegan2 import StyleGan2Recipe
 from fewshot_ray.metrics.suite import METRICS
 from fewshot_ray.models.gan_source import GANS, GanConfig, StyleGan2Config
 from fewshot_ray.spec.document import Document
+from fewshot_ray.spec.problems import Problem
 from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.spec.validate import load
-from fewshot_ray.spec.wording import nearest, show
+from fewshot_ray.spec.wording import show
 
 RECIPES: Mapping[str, type[RecipeConfig]] = {"stylegan2": StyleGan2Recipe, "fastgan": FastGanRecipe}
 TRAIN: Mapping[str, Mapping[str, Any]] = {
@@ -53,83 +54,89 @@ def with_gan_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def gan_configs(file: FileSpec, document: Document) -> tuple[GanConfig | None, RecipeConfig | None]:
-    """Architecture and recipe, typed; None for both where the source is no GAN. Raises UserError."""
+def gan_misplaced(file: FileSpec) -> Iterator[Problem]:
+    """What the networks can't be built from."""
     gan = file.source.gan
     if gan is None:
         if file.train.gan:
-            raise document.error("train.gan", "given, but the source is no GAN; leave it out")
-        return None, None
+            yield Problem("train.gan", "given, but the source is no GAN; leave it out")
+        return
     if len(gan) != 1:
-        raise document.error("source.gan", f"{len(gan)} architectures are given; one of {', '.join(GANS)} would be right")
-    name = next(iter(gan))
-    if name not in GANS:
-        near = nearest(name, GANS)
-        hint = f" (did you mean {near}?)" if near else ""
-        raise document.error("source.gan", f"{show(name)} isn't known; {', '.join(GANS)} would be right{hint}")
-    settings = gan[name] or {}
-    config = load(GANS[name], settings, document=document, path=f"source.gan.{name}")
-    if config.weights is not None and len(settings) > 1:
+        yield Problem("source.gan", f"{len(gan)} architectures are given; one of {', '.join(GANS)} would be right")
+        return
+    name, settings = next(iter(gan.items()))
+    settings = settings or {}
+    if not isinstance(settings, Mapping):
+        yield Problem(f"source.gan.{name}", f"{show(settings)} is given; a mapping of its settings, or nothing (its defaults), is right")
+    elif settings.get("weights") is not None and len(settings) > 1:
         other = next(key for key in settings if key != "weights")
-        raise document.error(f"source.gan.{name}.{other}", "given beside weights, which say how the networks are built; leave it out")
+        yield Problem(f"source.gan.{name}.{other}", "given beside weights, which say how the networks are built; leave it out")
+    if file.train.gan.get("ada") is not None and file.train.gan.get("diffaugment") is not None:
+        yield Problem("train.gan", "ada and diffaugment are both given; one of them would be right")
+
+
+def gan_configs(file: FileSpec, document: Document) -> tuple[GanConfig | None, RecipeConfig | None]:
+    """Architecture and recipe, typed; None for both where the source is no GAN. Raises UserError."""
+    if file.source.gan is None:
+        return None, None
+    name, settings = next(iter(file.source.gan.items()))
+    config = load(GANS[name], settings or {}, document=document, path=f"source.gan.{name}")
     recipe = load(RECIPES[name], file.train.gan, document=document, path="train.gan")
     if recipe.ada is not None and recipe.diffaugment is not None:
-        if "diffaugment" in file.train.gan:
-            raise document.error("train.gan", "ada and diffaugment are both given; one of them would be right")
         recipe = recipe.model_copy(update={"diffaugment": None})
     return config, recipe
 
 
-def check_family(file: FileSpec, methods: Mapping[str, MethodConfig], gan: GanConfig | None, document: Document) -> None:
-    """Raise UserError where a method, a metric or a setting is of the other family, or a GAN's batch can't be shared."""
+def family_problems(file: FileSpec, methods: Mapping[str, MethodConfig], gan: GanConfig | None) -> Iterator[Problem]:
+    """Methods, metrics and settings of the other family, and a GAN's batch that can't be shared."""
     family = "diffusion" if gan is None else "gan"
     for name in methods:
         if family not in METHODS[name].families:
             what = "a diffusion model" if gan is None else "a GAN"
             fitting = ", ".join(other for other, method in METHODS.items() if family in method.families)
-            raise document.error(f"method.{name}", f"it isn't for {what}; {fitting} would be right")
-    for name in file.evaluate.metrics:
+            yield Problem(f"method.{name}", f"it isn't for {what}; {fitting} would be right")
+    for index, name in enumerate(file.evaluate.metrics):
         metric = METRICS.get(name)
         if metric is not None and metric.family not in (None, family):
             fitting = ", ".join(other for other, one in METRICS.items() if one.family in (None, family))
-            raise document.error(
-                "evaluate.metrics", f"{name} isn't measured of {'diffusion models' if gan is None else 'GANs'}; {fitting} are"
-            )
+            what = "diffusion models" if gan is None else "GANs"
+            yield Problem(f"evaluate.metrics.{index}", f"{name} isn't measured of {what}; {fitting} are")
     if gan is not None:
-        _check_gan(file, methods, gan, document)
+        yield from _gan_problems(file, methods, gan)
 
 
-def _check_gan(file: FileSpec, methods: Mapping[str, MethodConfig], gan: GanConfig, document: Document) -> None:
+def _gan_problems(file: FileSpec, methods: Mapping[str, MethodConfig], gan: GanConfig) -> Iterator[Problem]:
     for name, config in methods.items():
         if config.needs_source and gan.weights is None:
-            raise document.error(
+            yield Problem(
                 f"method.{name}", f"keeps what a source model has learned; source.gan.{architecture_of(file)}.weights would be right"
             )
     refused = {"params": "full", "micro_batch": "auto", "compile": False, "label_dropout": 0.1, "weight_decay": 0.0}
     for key, right in refused.items():
         if getattr(file.train, key) != right:
-            raise document.error(f"train.{key}", f"{show(getattr(file.train, key))} given; a GAN's is {show(right)}, so leave it out")
+            yield Problem(f"train.{key}", f"{show(getattr(file.train, key))} given; a GAN's is {show(right)}, so leave it out")
     if file.target.labels is not None:
-        raise document.error("target.labels", f"'{file.target.labels}' given, but a GAN has no classes here; leave it out")
+        yield Problem("target.labels", f"'{file.target.labels}' given, but a GAN has no classes here; leave it out")
     groups = {f"method.{name}": config.group_size for name, config in methods.items()}
     if isinstance(gan, StyleGan2Config):
         groups["the discriminator's stddev_group"] = min(gan.stddev_group, file.train.batch_size)
-    _check_groups(file, groups, document)
+    yield from _group_problems(file, groups)
 
 
-def _check_groups(file: FileSpec, groups: Mapping[str, int], document: Document) -> None:
+def _group_problems(file: FileSpec, groups: Mapping[str, int]) -> Iterator[Problem]:
     """A batch is whole groups, and every worker holds whole ones: then a step is the same for any number of workers."""
     batch, workers = file.train.batch_size, range(min(file.resources.min_workers, file.resources.workers), file.resources.workers + 1)
     for what, group in groups.items():
         if batch % group:
             fewer, more = batch // group * group, (batch // group + 1) * group
             right = f"{fewer} or {more}" if fewer else str(more)
-            raise document.error("train.batch_size", f"{batch} images are no whole groups of {group} ({what}); {right} is right")
+            yield Problem("train.batch_size", f"{batch} images are no whole groups of {group} ({what}); {right} is right")
+            continue
         odd = [count for count in workers if (batch // group) % count]
         if odd and group > 1:
             right = ", ".join(str(count) for count in range(1, batch // group + 1) if batch // group % count == 0)
             where = "resources.workers" if odd[-1] == file.resources.workers else "resources.min_workers"
-            raise document.error(
+            yield Problem(
                 where,
                 f"{odd[-1]} workers can't share {batch // group} groups of {group} images ({what}); of {right} any, or a larger "
                 "train.batch_size, is right (min_workers included)",

@@ -234,7 +234,7 @@ def test_only_fastgan_warns_of_several_workers(source: dict[str, Any], said: boo
         ({"method": {"sdft": {}}}, "method.sdft: it isn't for a GAN; cdc, distance_gan, ewc, finetune"),
         ({"method": {"mixdl": {"latents": 3}}}, "train.batch_size: 4 images are no whole groups of 3.*3 or 6 is right"),
         ({"resources": {"workers": 2}}, "resources.workers: 2 workers can't share 1 groups of 4 images"),
-        ({"evaluate": {"metrics": ["holdout_loss"]}}, "evaluate.metrics: holdout_loss isn't measured of GANs"),
+        ({"evaluate": {"metrics": ["holdout_loss"]}}, "evaluate.metrics.0: holdout_loss isn't measured of GANs"),
         ({"evaluate": {"metrics": [["kid"]]}}, "evaluate.metrics"),
         ({"train": {"params": "lora"}}, "train.params: 'lora' given; a GAN's is 'full'"),
         ({"train": {"gan": {"r2": 1.0}}}, "train.gan.r2"),
