@@ -62,7 +62,7 @@ def normal(count: int, seed: int = 1, channels: int = 1, size: int = 8) -> Tenso
 
 
 def batch(count: int = 4, step: int = 0, seed: int = 0) -> Batch:
-    return Batch(images(count, seed), torch.arange(count), count, step)
+    return Batch(images(count, seed), range(count), count, step)
 
 
 def draw(backbone: Backbone, selector: NoiseSelector | None = None, *, count: int = 4, network: nn.Module | None = None) -> Draw:
@@ -73,8 +73,7 @@ def everything(method: DiffusionMethod, context: Draw) -> Objective:
     """All terms of the denoiser's phase, those over the whole batch among them."""
     terms = Weighted()
     terms.add(method.loss(context))
-    relation = method.phases()[-1].relation
-    if relation is not None:
+    for relation in method.phases()[-1].relations:
         rows = {name: row.float() for name, row in relation.rows(context).items()}
         with torch.autocast("cpu", enabled=False):  # as the loop does
             terms.add(relation.terms(rows))

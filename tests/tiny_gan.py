@@ -55,9 +55,8 @@ def method_of(gan: Gan, parts: Sequence[GanPart] = (), augmentation: Augmentatio
 def gan_draw(method: GanMethod, *, step: int = 0, count: int = 8, seed: int = 0, own: slice = slice(None)) -> GanDraw:
     """A step's draw, of the whole batch or a worker's part of it."""
     gan = method.gan
-    positions = torch.arange(count)[own]
     real = images(count, seed, gan.channels, gan.size[0])[own]
-    return method.context(Batch(real, positions, count, step), Randomness(seed))
+    return method.context(Batch(real, range(count)[own], count, step), Randomness(seed))
 
 
 def play_of(method: GanMethod, player: str = "G", **settings: object) -> Play:

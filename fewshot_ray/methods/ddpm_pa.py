@@ -44,6 +44,10 @@ class Pairwise:
         self.config = config
         self.teacher = teacher
 
+    def compared(self, images: int) -> int:
+        """All."""
+        return images
+
     def rows(self, context: Draw) -> Mapping[str, Tensor]:
         """x_0_hat of both models at the same x_t; the source's has no graph."""
         with torch.no_grad():

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fewshot_ray.methods.draw import Draw, mean_square
-from fewshot_ray.methods.phase import Batch, Objective, Phase, Relation, Weighted
+from fewshot_ray.methods.phase import Batch, Objective, Phase, Weighted
 from fewshot_ray.methods.randomness import Randomness
 from fewshot_ray.methods.registry import Adversary, Part
 from fewshot_ray.methods.vlb import variational_bound
@@ -35,7 +34,7 @@ class DiffusionMethod:
         self.adversaries: Mapping[str, Adversary] = {a.name: a for part in parts for a in part.adversaries}
         self.one_timestep = any(part.one_timestep for part in parts)
         relations = [part.relation for part in parts if part.relation]
-        denoiser = Phase("denoiser", list(tuned.trained.values()), "denoiser", self.loss, relation=joined(relations))
+        denoiser = Phase("denoiser", list(tuned.trained.values()), "denoiser", self.loss, relations=relations)
         self._phases = [*(adversary.phase for adversary in self.adversaries.values()), denoiser]
         self._optimizers = {"denoiser": optimizer} | {name: adversary.optimizer for name, adversary in self.adversaries.items()}
 
@@ -111,27 +110,3 @@ class DiffusionMethod:
 
     def after_step(self, context: Draw) -> None:
         """Nothing runs."""
-
-
-@dataclass(frozen=True)
-class Joined:
-    """Several relations as one."""
-
-    relations: Sequence[Relation]
-
-    def rows(self, context: Draw) -> Mapping[str, Tensor]:
-        """Everybody's, under names of their own."""
-        return {f"{index}/{name}": row for index, relation in enumerate(self.relations) for name, row in relation.rows(context).items()}
-
-    def terms(self, rows: Mapping[str, Tensor]) -> Objective:
-        """Everybody's terms."""
-        terms = Weighted()
-        for index, relation in enumerate(self.relations):
-            start = f"{index}/"
-            terms.add(relation.terms({name.removeprefix(start): row for name, row in rows.items() if name.startswith(start)}))
-        return terms.objective()
-
-
-def joined(relations: Sequence[Relation]) -> Relation | None:
-    """One relation for a phase; None for none."""
-    return Joined(relations) if relations else None

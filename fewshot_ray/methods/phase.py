@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fewshot_ray.methods.randomness import Randomness
+from fewshot_ray.methods.randomness import Randomness, on_device
 
 
 @dataclass(frozen=True)
@@ -18,13 +20,22 @@ class Batch:
 
     x_0: Tensor
     """`[b, C, H, W]`: images in [-1, 1], or their latents."""
-    positions: Tensor
-    """`[b]`: where each image stands in the global batch; picks its random numbers."""
+    places: Sequence[int]
+    """Where each image stands in the global batch, ascending."""
     global_size: int
     """Images in the global batch, over all workers and micro-batches."""
     step: int
     labels: Tensor | None = None
     """`[b]`: each image's class; None for a model without classes."""
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """`places` as `[b]` on the images' device: picks their random numbers."""
+        return on_device(torch.tensor(list(self.places)), self.x_0.device)
+
+    def among_first(self, count: int) -> int:
+        """How many of these images are among the first `count` of the global batch."""
+        return sum(place < count for place in self.places)
 
 
 class Objective(NamedTuple):
@@ -52,8 +63,12 @@ class Relation(Protocol):
     of it: so the step is that of one worker with the whole batch at once.
     """
 
+    def compared(self, images: int) -> int:
+        """How many of a global batch's images have rows: so many of the first."""
+        ...
+
     def rows(self, context: Any) -> Mapping[str, Tensor]:
-        """What the terms need of a micro-batch, `[m, ...]` each: a row an image, of its first m images."""
+        """What the terms need of a micro-batch, `[m, ...]` each: a row for each of its images that are compared, its first m."""
         ...
 
     def terms(self, rows: Mapping[str, Tensor]) -> Objective:
@@ -71,7 +86,7 @@ class Phase:
     """One of the method's optimisers, by name: phases may share one."""
     loss: Callable[[Any], Objective]
     """From the step's context: terms that an image has by itself."""
-    relation: Relation | None = None
+    relations: Sequence[Relation] = ()
     """Terms over the images of the global batch together."""
     active: Callable[[int], bool] = always
     gradient_scale: float = 1.0

@@ -16,6 +16,11 @@ def derived_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The host's `tensor` on the device; a GPU's copy is from pinned memory, so that the host doesn't wait for what the GPU has to do."""
+    return tensor.to(device) if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
 class Randomness:
     """Draws for the *global* batch, so that neither resuming nor the number of workers changes them.
 

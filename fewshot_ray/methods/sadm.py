@@ -76,9 +76,13 @@ class Sadm:
         channels, height, width = backbone.shape
         self.eta = config.eta / (channels * height * width if config.norm == "sum" else 1)
 
+    def compared(self, images: int) -> int:
+        """All, or a latent model's first images."""
+        return images if self.backbone.autoencoder is None else min(images, self.config.decoded_images)
+
     def rows(self, context: Draw) -> Mapping[str, Tensor]:
         """For the denoiser: the real images' features have no graph."""
-        count = self.compared(context)
+        count = self.own_compared(context)
         with torch.no_grad():
             real = self.features(context, context.training_images(count))
         return {
@@ -93,11 +97,9 @@ class Sadm:
         root = rows["time_weight"].sqrt()
         return Objective({"structure": (torch.outer(root, root) * difference.square()).mean(dim=1)}, {"structure": self.eta})
 
-    def compared(self, draw: Draw) -> int:
-        """How many of a micro-batch the term compares: all, or those of a latent model's first images of the global batch."""
-        if self.backbone.autoencoder is None:
-            return len(draw.x_0)
-        return int((draw.batch.positions < self.config.decoded_images).sum())
+    def own_compared(self, draw: Draw) -> int:
+        """How many of a micro-batch's images are among them."""
+        return draw.batch.among_first(self.compared(draw.batch.global_size))
 
     def features(self, draw: Draw, images: Tensor) -> Tensor:
         """`Psi x`, `[m, D]`, of images in [-1, 1]."""
@@ -122,10 +124,14 @@ class Challenge:
     def __init__(self, sadm: Sadm) -> None:
         self.sadm = sadm
 
+    def compared(self, images: int) -> int:
+        """As the denoiser's."""
+        return self.sadm.compared(images)
+
     def rows(self, context: Draw) -> Mapping[str, Tensor]:
         """With Psi's graph on both sides."""
         sadm = self.sadm
-        count = sadm.compared(context)
+        count = sadm.own_compared(context)
         real = sadm.features(context, context.training_images(count))
         generated = sadm.generated(context, context.x_0_hat.detach(), count)
         return {"real": real, "generated": generated, "time_weight": sadm.time_weight(context)[:count]}
@@ -162,7 +168,7 @@ def make_sadm(config: SadmConfig, ingredients: Ingredients) -> Part:
         parameters,
         PSI,
         lambda draw: Objective({}, {}),
-        relation=Challenge(sadm),
+        relations=[Challenge(sadm)],
         active=config.adversarial,
         gradient_scale=-1.0,
         gradient_clip=config.psi_clip,

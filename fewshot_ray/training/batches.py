@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fewshot_ray.data.images import to_model_range
 from fewshot_ray.methods.phase import Batch
-from fewshot_ray.methods.randomness import derived_seed
+from fewshot_ray.methods.randomness import derived_seed, on_device
 from fewshot_ray.models.autoencoder import Autoencoder, encode_all
 from fewshot_ray.training.group import Group
 
@@ -59,13 +59,15 @@ class Batches:
         device = self.upright.mean.device
         indices = self.indices(step)
         flips = torch.rand(self.batch_size, generator=self._generator("flip", step)) < (0.5 if self.flip else 0)
+        own = range(self.batch_size)[group.rank :: group.size]
         parts = []
-        own = group.own(torch.arange(self.batch_size))
-        for positions in own.split(micro_batch) if len(own) > 0 else ():
-            chosen = indices[positions].to(device)
-            x_0 = self._x_0(chosen, flips[positions].to(device), positions, step)
+        for first in range(0, len(own), micro_batch):
+            places = own[first : first + micro_batch]
+            positions = torch.tensor(list(places))
+            chosen = on_device(indices[positions], device)
+            x_0 = self._x_0(chosen, on_device(flips[positions], device), positions, step)
             labels = None if self.labels is None else self.labels[chosen]
-            parts.append(Batch(x_0, positions.to(device), self.batch_size, step, labels))
+            parts.append(Batch(x_0, places, self.batch_size, step, labels))
         return parts
 
     def _x_0(self, chosen: Tensor, flipped: Tensor, positions: Tensor, step: int) -> Tensor:
@@ -80,7 +82,7 @@ class Batches:
         if self.mirrored is not None and self.mirrored.std is not None:
             std = torch.where(flipped, self.mirrored.std[chosen], std)
         noise = torch.randn((self.batch_size, *mean.shape[1:]), generator=self._generator("posterior", step))
-        return mean + std * noise[positions].to(mean.device)
+        return mean + std * on_device(noise[positions], mean.device)
 
     def _pass(self, number: int) -> Tensor:
         return torch.randperm(len(self), generator=self._generator("pass", number))

@@ -62,14 +62,6 @@ class Group:
         """Until every worker has come here."""
         self.smallest(0, device)
 
-    def total(self, value: int, device: torch.device) -> int:
-        """The sum of the workers' values."""
-        if self.size == 1:
-            return value
-        tensor = torch.tensor([value], device=device)
-        dist.all_reduce(tensor)
-        return int(tensor.item())
-
     def gather_rows(self, own: Tensor, total: int) -> Tensor:
         """All rows `[total, ...]`, in global order, from every worker's `rank::size` part; the same on every worker."""
         if self.size == 1:

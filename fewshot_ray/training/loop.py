@@ -5,17 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from fewshot_ray.methods.phase import LR_FACTOR, Batch, Method, Phase
+from fewshot_ray.methods.phase import LR_FACTOR, Batch, Method, Phase, Weighted
 from fewshot_ray.methods.randomness import Randomness
 from fewshot_ray.spec.sections import TrainSpec
 from fewshot_ray.training.batches import Batches
 from fewshot_ray.training.ema import Ema
 from fewshot_ray.training.group import Group
+
+
+class RowKey(NamedTuple):
+    """Whose rows."""
+
+    relation: int
+    """Of the phase's, by number."""
+    name: str
+
+
+Rows: TypeAlias = Mapping[RowKey, Tensor]
+"""Of each of a phase's relations; as many as it compares images, which needn't be the same number for all."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +36,9 @@ class Related:
 
     value: float = 0.0
     """Their weighted sum, the same on every worker."""
-    pulls: Sequence[Mapping[str, Tensor]] = ()
+    pulls: Sequence[Rows] = ()
     """Its gradient in the rows of each micro-batch."""
-    rows: Mapping[str, Tensor] | None = None
+    rows: Rows | None = None
     """The rows with their graph, where there is one micro-batch."""
 
 
@@ -123,28 +135,27 @@ class Training:
 
         Of one micro-batch the rows keep their graph; of several they are computed without, and again when their turn comes.
         """
-        if phase.relation is None:
+        if not phase.relations:
             return Related()
-        live, sizes = len(micro_batches) == 1, []
-        parts: list[Mapping[str, Tensor]] = []
+        live = len(micro_batches) == 1
+        parts: list[Rows] = []
         for part, batch in enumerate(micro_batches):
             with torch.set_grad_enabled(live), self._autocast():
-                parts.append(phase.relation.rows(self._context(batch, contexts, part)))
-            sizes.append(len(next(iter(parts[-1].values()))))
+                parts.append(rows_of(phase, self._context(batch, contexts, part)))
             if not live:
                 self.method.forget(contexts[part])
-        total = group.total(sum(sizes), self.device)
-        own = {name: torch.cat([rows[name].detach().float() for rows in parts]) for name in parts[0]}
-        everyone = {name: group.gather_rows(rows, total).clone().requires_grad_() for name, rows in own.items()}
-        objective = phase.relation.terms(everyone)
-        value = torch.stack([objective.weight[term] * loss.mean() for term, loss in objective.per_sample.items()]).sum()
+        everyone, images = {}, micro_batches[0].global_size
+        for key in parts[0]:
+            own, compared = torch.cat([rows[key].detach().float() for rows in parts]), phase.relations[key.relation].compared(images)
+            everyone[key] = group.gather_rows(own, compared).clone().requires_grad_()
+        value = value_of(phase, everyone)
         gradients = torch.autograd.grad(value, list(everyone.values()), allow_unused=True, materialize_grads=True)
-        pulls = [group.own(gradient).split(sizes) for gradient in gradients]
-        return Related(
-            float(value.detach()),
-            [dict(zip(everyone, pull, strict=True)) for pull in zip(*pulls, strict=True)],
-            parts[0] if live else None,
-        )
+        pulls: list[dict[RowKey, Tensor]] = [{} for _ in parts]
+        for key, gradient in zip(everyone, gradients, strict=True):
+            own_parts = group.own(gradient).split([len(rows[key]) for rows in parts])
+            for pull, own_part in zip(pulls, own_parts, strict=True):
+                pull[key] = own_part
+        return Related(float(value.detach()), pulls, parts[0] if live else None)
 
     def _context(self, batch: Batch, contexts: list[Any], part: int) -> Any:
         """Made when first asked for; the layers' noise begins anew after it, so that a second forward pass equals the first."""
@@ -159,14 +170,14 @@ class Training:
         with self._autocast():
             context = self._context(batch, contexts, part)
             objective = phase.loss(context)
-            rows = {} if phase.relation is None else related.rows or phase.relation.rows(context)
+            rows = rows_of(phase, context) if related.rows is None else related.rows
         loss = torch.zeros((), device=self.device)
         for term, per_sample in objective.per_sample.items():
             loss = loss + objective.weight[term] * per_sample.float().sum() / batch.global_size
         pulled = loss
-        for name, row in rows.items():
+        for key, row in rows.items():
             if row.requires_grad:
-                pulled = pulled + (related.pulls[part][name] * row.float()).sum()
+                pulled = pulled + (related.pulls[part][key] * row.float()).sum()
         torch.autograd.backward(pulled * phase.gradient_scale, inputs=list(phase.parameters), retain_graph=retain_graph)
         return loss.detach()
 
@@ -222,3 +233,16 @@ class Training:
                 parameter.grad = None
             torch.cuda.empty_cache()
         return True
+
+
+def rows_of(phase: Phase, context: Any) -> Rows:
+    """What the phase's relations need of a micro-batch."""
+    return {RowKey(number, name): row for number, one in enumerate(phase.relations) for name, row in one.rows(context).items()}
+
+
+def value_of(phase: Phase, rows: Rows) -> Tensor:
+    """The weighted sum of the terms' means, of the rows of the global batch."""
+    terms = Weighted()
+    for number, relation in enumerate(phase.relations):
+        terms.add(relation.terms({key.name: row for key, row in rows.items() if key.relation == number}))
+    return torch.stack([terms.weight[name] * loss.mean() for name, loss in terms.per_sample.items()]).sum()

@@ -59,7 +59,7 @@ def test_parts_of_a_batch_get_their_part_of_its_noise() -> None:
     backbone, whole = tiny_backbone(), batch(6, step=3)
     everything = Draw(backbone, backbone.network, whole, Randomness(7), None)
     for rows in ([0, 1], [2, 5], [4, 3]):
-        part = Batch(whole.x_0[rows], torch.tensor(rows), 6, 3)
+        part = Batch(whole.x_0[rows], rows, 6, 3)
         it = Draw(backbone, backbone.network, part, Randomness(7), None)
         assert torch.equal(it.t, everything.t[rows])
         assert torch.equal(it.eps, everything.eps[rows])

@@ -149,16 +149,15 @@ def test_each_side_trains_itself_alone() -> None:
     it = Draw(method.backbone, calls, batch(4), Randomness(0), None)
     psi, denoiser = method.phases()
     assert (psi.name, psi.gradient_scale, psi.gradient_clip, denoiser.name) == (PSI, -1.0, 1.0, "denoiser")
-    assert psi.relation is not None
-    assert denoiser.relation is not None
-    psi.relation.terms(psi.relation.rows(it)).per_sample["structure"].sum().backward(retain_graph=True)
+    (challenge,), (structure,) = psi.relations, denoiser.relations
+    challenge.terms(challenge.rows(it)).per_sample["structure"].sum().backward(retain_graph=True)
     assert all(parameter.grad is None for parameter in denoiser.parameters)
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in psi.parameters[:2])
     for parameter in psi.parameters:
         parameter.grad = None
-    rows = denoiser.relation.rows(it)
+    rows = structure.rows(it)
     own = list(denoiser.parameters)
-    torch.autograd.backward(denoiser.relation.terms(rows).per_sample["structure"].sum(), inputs=own)
+    torch.autograd.backward(structure.terms(rows).per_sample["structure"].sum(), inputs=own)
     assert calls.count == 1
     assert any(parameter.grad.abs().sum() > 0 for parameter in own if parameter.grad is not None)
     assert all(parameter.grad is None for parameter in psi.parameters)
@@ -167,7 +166,7 @@ def test_each_side_trains_itself_alone() -> None:
 def test_psi_ascends_and_the_denoiser_descends() -> None:
     """Oracle: the term on one fixed draw before and after each side's own step."""
     method = adversarial()
-    term = method.adversaries[PSI].phase.relation
+    (term,) = method.adversaries[PSI].phase.relations
     assert isinstance(term, Challenge)
 
     def value() -> float:
@@ -178,8 +177,8 @@ def test_psi_ascends_and_the_denoiser_descends() -> None:
     before = value()
     it = method.context(batch(4), Randomness(0))
     for phase, sign in zip(method.phases(), (1, -1), strict=True):
-        assert phase.relation is not None
-        loss = phase.relation.terms(phase.relation.rows(it)).per_sample["structure"].mean() * phase.gradient_scale
+        (relation,) = phase.relations
+        loss = relation.terms(relation.rows(it)).per_sample["structure"].mean() * phase.gradient_scale
         gradients = torch.autograd.grad(loss, list(phase.parameters), retain_graph=True, allow_unused=True)
         norm = torch.stack([g.norm() for g in gradients if g is not None]).norm()
         old = [parameter.detach().clone() for parameter in phase.parameters]
