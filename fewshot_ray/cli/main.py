@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fewshot_ray.cli.arguments import expanded_argument
 from fewshot_ray.cli.remote import ClusterOption, board_there, check_cluster, is_server, leaderboard_there, register, resume_there
 from fewshot_ray.errors import UserError
 
@@ -21,8 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-FileArgument = Annotated[Path, typer.Argument(help="A run's YAML file (see sweeps/).")]
-SweepArgument = Annotated[str, typer.Argument(help="A sweep's folder or URL, <storage>/<name>.")]
+FileArgument = Annotated[Path, typer.Argument(callback=expanded_argument, help="A run's YAML file (see sweeps/).")]
+SweepArgument = Annotated[str, typer.Argument(callback=expanded_argument, help="A sweep's folder or URL, <storage>/<name>.")]
 AddressOption = Annotated[str | None, typer.Option(envvar="RAY_ADDRESS", help="A running Ray cluster; a local Ray of its own otherwise.")]
 
 
@@ -210,7 +211,7 @@ def board(
 @app.command()
 def export(
     sweep: SweepArgument,
-    out: Annotated[Path, typer.Argument(help="Where the pipeline's folder is to be.")],
+    out: Annotated[Path, typer.Argument(callback=expanded_argument, help="Where the pipeline's folder is to be.")],
     trial: Annotated[str | None, typer.Option(help="A trial's id; the sweep's result otherwise.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what OUT holds.")] = False,
 ) -> None:
@@ -223,7 +224,7 @@ def export(
     record = chosen_trial(folder, file, trial)
     for line in inputs_for_export(folder):
         typer.echo(f"warning: {line}", err=True)
-    export_trial(folder, file, record, out.expanduser().resolve(), overwrite=overwrite)
+    export_trial(folder, file, record, out.resolve(), overwrite=overwrite)
     typer.echo(f"{record.id}, step {record.best_step}: {out}")
 
 
@@ -244,8 +245,8 @@ def evaluate(
 
 @app.command()
 def sample(
-    model: Annotated[str, typer.Argument(help="An exported pipeline's folder, a hub id or a URL.")],
-    out: Annotated[Path, typer.Argument(help="A folder for the PNG files; made where it isn't there.")],
+    model: Annotated[str, typer.Argument(callback=expanded_argument, help="An exported pipeline's folder, a hub id or a URL.")],
+    out: Annotated[Path, typer.Argument(callback=expanded_argument, help="A folder for the PNG files; made where it isn't there.")],
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="Images.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
     sampler: Annotated[str, typer.Option(help="ddim or dpm++.")] = "ddim",

@@ -70,7 +70,9 @@ gAMA and cHRM, a camera's Adobe RGB, 16 bits; `check` and `run` name those that 
 where they are transparent, resized with antialiasing so that the shorter side fits the model, and cropped at the centre. Nothing at these
 places is ever changed.
 
-`storage` is a folder or an fsspec URL. Relative paths are taken from the working directory of `fewshot-ray run`."""
+Relative places of images, models and weights are relative to the file (a model's `owner/name` is a hub id where no such folder lies
+beside it). `storage` is a folder or an fsspec URL; where it is relative it is relative to the working directory, as places on the command
+line are. `~` and `$VAR` (`${VAR}`) stand for their values in all of them, on the machine where the command is given, also of `launch`."""
 
 NOTES = {
     "target": """\

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fewshot_ray.cli.arguments import expanded_argument
 from fewshot_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from fewshot_ray.spec.sections import FileSpec
 
 ClusterOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="The cluster file that `ray up` was given, or KubeRay's manifest.")
+    Path | None,
+    typer.Option(metavar="FILE", callback=expanded_argument, help="The cluster file that `ray up` was given, or KubeRay's manifest."),
 ]
 ServerOption = Annotated[
     str | None, typer.Option(help="A dashboard's address, http://127.0.0.1:8265 say: instead of a cluster file, or with KubeRay's.")
@@ -37,7 +39,7 @@ def is_server(address: str | None) -> bool:
 
 
 def launch(
-    file: Annotated[Path, typer.Argument(help="A run's YAML file (see sweeps/).")],
+    file: Annotated[Path, typer.Argument(callback=expanded_argument, help="A run's YAML file (see sweeps/).")],
     cluster: ClusterOption = None,
     address: ServerOption = None,
     detach: Annotated[bool, typer.Option("--detach", help="Don't follow what it prints.")] = False,
@@ -155,7 +157,7 @@ def stop(sweep: SweepName, cluster: ClusterOption = None, address: ServerOption 
 
 def fetch(
     sweep: SweepName,
-    out: Annotated[Path, typer.Argument(help="Where the pipeline's folder is to be, on this machine.")],
+    out: Annotated[Path, typer.Argument(callback=expanded_argument, help="Where the pipeline's folder is to be, on this machine.")],
     cluster: ClusterOption = None,
     trial: Annotated[str | None, typer.Option(help="A trial's id; the sweep's result otherwise.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what OUT holds.")] = False,
@@ -163,7 +165,7 @@ def fetch(
     """Export a sweep's result on the cluster's head and bring it home: a diffusers pipeline with a model card."""
     from fewshot_ray.report.placing import placed
 
-    out = out.expanduser().resolve()
+    out = out.resolve()
     with placed(out, overwrite=overwrite) as arriving:
         head, url = _on_head(sweep, cluster, "fetch")
         made = head.run("mktemp", "-d", capture=True)

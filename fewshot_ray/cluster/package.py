@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,8 @@ def pack(document: Document, folder: Path) -> Document:
         if place.value.startswith(PACKED):
             raise document.error(place.path, f"{place.value} is what a launch makes of a folder; the folder itself is right")
         if (here := place.here) is None:
+            if place.is_missing and not os.path.isabs(document.given.get(place.path, "/")):  # an absolute one may be the cluster's
+                raise document.missing(place)
             continue
         if not place.images:
             raise document.error(

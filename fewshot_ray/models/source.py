@@ -47,6 +47,7 @@ from fewshot_ray.models.configuration import (
     try_samplers,
 )
 from fewshot_ray.models.fastgan import FastGanDiscriminator, FastGanGenerator
+from fewshot_ray.models.misplaced import SINGLE, WEIGHTS, what_it_is
 from fewshot_ray.models.stylegan2 import StyleGan2Discriminator, StyleGan2Generator
 from fewshot_ray.patience import patiently, place_errors, reason
 from fewshot_ray.spec.wording import show
@@ -95,11 +96,18 @@ def locate_pipeline(place: str, revision: str | None = None) -> Path:
             raise UserError(f"source.model: '{place}' isn't embedded; {', '.join(EMBEDDED_MODELS)} is")
         return Path(str(files("fewshot_ray.models") / "embedded" / EMBEDDED_MODELS[place]))
     if is_remote(place):
+        if place.endswith(WEIGHTS):
+            raise UserError(f"source.model: {place} is {SINGLE}")
         return _download(place)
     place = place.removeprefix("file://")
     # os.path, unlike pathlib, takes a name that is too long or somebody's unknown home for what they are: no folder.
     if os.path.isdir(os.path.expanduser(place)):
-        return Path(os.path.realpath(os.path.expanduser(place)))
+        folder = Path(os.path.realpath(os.path.expanduser(place)))
+        if not (folder / "model_index.json").exists() and (found := what_it_is(folder)):
+            raise UserError(f"source.model: {place} is {found}")
+        return folder
+    if os.path.exists(os.path.expanduser(place)) and (found := what_it_is(Path(os.path.expanduser(place)))):
+        raise UserError(f"source.model: {place} is {found}")
     if place.count("/") == 1 and not place.startswith((".", "/", "~")):
         return _from_hub(place, revision)
     raise UserError(f"source.model: no folder '{place}'; a diffusers pipeline's folder, a hub id (owner/name) or a URL would be right")

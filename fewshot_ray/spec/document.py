@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fewshot_ray.errors import UserError
+from fewshot_ray.spec.places import Place, expanded, resolve
 from fewshot_ray.spec.problems import Problem, raise_any, user_error
 from fewshot_ray.spec.ranges import Choice, FloatRange, IntRange, Range
 from fewshot_ray.spec.wording import join, show
@@ -30,6 +31,8 @@ class Document:
     tree: dict[str, Any]
     name: str
     lines: Mapping[str, int] = field(default_factory=dict)
+    given: Mapping[str, str] = field(default_factory=dict)
+    """The places as they stand in the file, by dotted path, where `tree` has what they mean."""
 
     def line(self, path: str) -> int | None:
         """The line that `path` stands in, or the nearest path above it that is in the file; None where neither is known."""
@@ -43,17 +46,40 @@ class Document:
         place = self.name if line is None else f"{self.name}, line {line}"
         return UserError(f"{place}: {path}: {message}" if path else f"{place}: {message}")
 
+    def missing(self, place: Place) -> UserError:
+        """Of a place where nothing is: what was given, and where that was looked for."""
+        given, looked = self.given.get(place.path, place.value), place.bare
+        where = "" if given == looked else f" ({looked})"
+        elsewhere = os.path.abspath(expanded(given))
+        if elsewhere != looked and os.path.exists(elsewhere):
+            where += f", and {elsewhere} isn't meant, since inputs are relative to the file"
+        right = "a folder, a .zip or a .parquet file of images" if place.images else "a file or folder that exists"
+        return self.error(place.path, f"{given}: there is no such file or folder{where}; {right} is right")
+
 
 def read_document(path: str | os.PathLike[str]) -> Document:
-    """The file at `path`. Raises UserError when it can't be read or is not a UTF-8 YAML mapping."""
-    return parse_document(read_text(path), os.fspath(path))
+    """The file at `path`, its places made what they mean (`places.resolve`).
+
+    Raises UserError when it can't be read or is not a UTF-8 YAML mapping.
+    """
+    return located(parse_document(read_text(path), os.fspath(path)), path)
+
+
+def located(document: Document, path: str | os.PathLike[str]) -> Document:
+    """A document that was read from the file at `path`, its places made what they mean there."""
+    return replace(document, given=resolve(document.tree, os.path.dirname(os.path.abspath(_found(path)))))
+
+
+def _found(path: str | os.PathLike[str]) -> str:
+    name = os.fspath(path)
+    return name if os.path.exists(name) else expanded(name)
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
     """What the file at `path` holds. Raises UserError when it can't be read, is larger than 256 KiB or is not UTF-8."""
     name = os.fspath(path)
     try:
-        with Path(path).open("rb") as file:
+        with Path(_found(path)).open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
     except FileNotFoundError as error:
         raise UserError(f"{name}: there is no such file; the path of a run's YAML file is right") from error

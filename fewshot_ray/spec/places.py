@@ -1,14 +1,18 @@
-"""The fields of a file that say where something is read from: images, models, weights."""
+"""The fields of a file that say where something is read from: images, models, weights; and what a place in a file means.
+
+`~` and `$VAR` stand for what they are to the user who reads the file. Relative inputs are relative to the file.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 IMAGES = {"source": ("images",), "target": ("images", "holdout", "test")}
-FILES = {"source": ("model",), "evaluate": ("extractor_weights", "lpips_weights")}
+FILES = {"evaluate": ("extractor_weights", "lpips_weights")}
 
 
 COLUMN = "?column="
@@ -30,6 +34,8 @@ class Place:
     node: dict[str, Any]
     key: str
     images: bool
+    hub: bool = False
+    """Whether it may be a hub's id (owner/name) as well."""
 
     @property
     def value(self) -> str:
@@ -47,12 +53,17 @@ class Place:
         self.node[self.key] = place if column is None else f"{place}{COLUMN}{column}"
 
     @property
+    def is_missing(self) -> bool:
+        """Whether it is a path of this machine's disk where nothing is. Of a relative one, a hub's id, nothing is known."""
+        return self.here is None and "://" not in self.bare and os.path.isabs(self.bare)
+
+    @property
     def here(self) -> Path | None:
-        """Its absolute path where it is a file or folder on this machine's disk."""
+        """Its absolute path, links followed, where it is a file or folder on this machine's disk."""
         try:
-            path = Path(self.bare).expanduser()
+            path = Path(self.bare)
             return path.resolve() if path.exists() else None
-        except (OSError, RuntimeError):  # a name that is too long, nobody's home
+        except (OSError, ValueError):  # a name that is too long, or none
             return None
 
 
@@ -61,15 +72,54 @@ def places(tree: dict[str, Any]) -> Iterator[Place]:
     for sections, images in ((IMAGES, True), (FILES, False)):
         for section, keys in sections.items():
             yield from _in(tree.get(section), section, keys, images)
-    source = tree.get("source")
+    source, methods = tree.get("source"), tree.get("method")
+    yield from _in(source, "source", ("model",), False, hub=True)
     if isinstance(source, dict):
         yield from _in(source.get("adm"), "source.adm", ("weights",), False)
         gan = source.get("gan")
         for name, settings in gan.items() if isinstance(gan, dict) else ():
-            yield from _in(settings, f"source.gan.{name}", ("weights",), False)
+            yield from _in(settings, f"source.gan.{name}", ("weights",), False, hub=True)
+    for name, settings in methods.items() if isinstance(methods, dict) else ():
+        keys = tuple(key for key in settings if str(key).endswith("_weights")) if isinstance(settings, dict) else ()
+        yield from _in(settings, f"method.{name}", keys, False, hub=True)
 
 
-def _in(node: Any, path: str, keys: tuple[str, ...], images: bool) -> Iterator[Place]:
+def _in(node: Any, path: str, keys: tuple[str, ...], images: bool, *, hub: bool = False) -> Iterator[Place]:
     for key in keys if isinstance(node, dict) else ():
         if isinstance(node.get(key), str) and node[key] != "generated":
-            yield Place(f"{path}.{key}", node, key, images)
+            yield Place(f"{path}.{key}", node, key, images, hub)
+
+
+def expanded(text: str) -> str:
+    """With the home directory and the variables that `~` and `$VAR` stand for; what stands for nothing stays."""
+    return os.path.expanduser(os.path.expandvars(text))
+
+
+def resolve(tree: dict[str, Any], folder: str) -> dict[str, str]:
+    """Put into a tree what its places mean in a file that lies in `folder`; returns what was given, by dotted path, where it differs.
+
+    `storage` keeps what is relative in it: that is relative to the working directory.
+    """
+    given = {}
+    for place in places(tree):
+        text, before = place.bare, place.value
+        meant = _meant(text, folder, hub=place.hub)
+        if meant != text:
+            given[place.path] = before
+            place.put(meant)
+    storage = tree.get("storage")
+    if isinstance(storage, str) and not os.path.exists(storage):  # the name of a folder may hold a `$`
+        tree["storage"] = expanded(storage)
+    return given
+
+
+def _meant(text: str, folder: str, *, hub: bool) -> str:
+    if "://" in text:
+        return os.path.expandvars(text)
+    if os.path.exists(literally := os.path.join(folder, text)):
+        return str(Path(literally))
+    path = expanded(text)
+    beside = str(Path(folder, path))
+    # `~nobody` is no name beside the file; owner/name is a hub's where nothing of that name is.
+    may_be_a_hubs = hub and path.count("/") == 1 and not path.startswith(("/", ".")) and not os.path.exists(beside)
+    return path if not path or path.startswith("~") or may_be_a_hubs else beside

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from fewshot_ray.spec.wording import show
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_VARIABLE = re.compile(r"\$(?:[A-Za-z_]\w*|\{[^}]*\})")
 _MOST_NAME_BYTES, _MOST_PATH_BYTES = 255, 4_000
 """What disks take; the path leaves room for the names below it."""
 _CONSTRAINT = re.compile(r"\s*(<=|>=)\s*([-+]?(?:\.[0-9]+|[0-9]+\.?[0-9]*)(?:[eE][-+]?[0-9]+)?)\s*")
@@ -50,6 +51,8 @@ def _method_settings(settings: Any) -> Any:
 
 
 def _place(place: str) -> str:
+    if (unset := _VARIABLE.search(place)) and not os.path.exists(place):
+        raise ValueError(f"{show(place)} names {unset[0]}, which isn't set; a path or URL is right")
     if "://" in place:
         return place
     path = os.path.expanduser(place)

@@ -249,9 +249,11 @@ def with_values(document: Document, values: Mapping[str, Any]) -> Document:
 
 
 def absolute_places(document: Document) -> Document:
-    """Relative local paths made absolute from the working directory: a sweep resumes from anywhere, and workers run elsewhere."""
+    """Local paths made absolute, links followed: a sweep resumes from anywhere. Raises UserError where nothing is at one."""
     tree: dict[str, Any] = copy.deepcopy(document.tree)
     for place in places(tree):
+        if place.is_missing:
+            raise document.missing(place)
         if (here := place.here) is not None:
             place.put(str(here))
     return replace(document, tree=tree)

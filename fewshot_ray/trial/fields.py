@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from fewshot_ray.spec.declared import NeedsImportError, declared, source, table
-from fewshot_ray.spec.document import Document, parse_with_problems, read_text
+from fewshot_ray.spec.document import Document, located, parse_with_problems, read_text
 from fewshot_ray.spec.expected import takes_whole_numbers
 from fewshot_ray.spec.problems import Problem, apart_from, raise_any
 from fewshot_ray.spec.sections import FileSpec
@@ -50,13 +50,20 @@ def vocabulary() -> Vocabulary:
 
 
 def read_run_file(path: str | os.PathLike[str]) -> Document:
-    """A run's file, its fields checked. Raises UserError of a line for each error; checks between fields need the imports."""
-    return checked_document(read_text(path), os.fspath(path))
+    """A run's file, its places made what they mean and its fields checked; checks between fields need the imports.
+
+    Raises UserError of a line for each error.
+    """
+    document, problems = parse_with_problems(read_text(path), os.fspath(path))
+    return _checked(located(document, path), problems)
 
 
 def checked_document(text: str, name: str) -> Document:
     """`text` as a run's file; `name` stands for the file in messages. Raises UserError of a line for each error."""
-    document, problems = parse_with_problems(text, name)
+    return _checked(*parse_with_problems(text, name))
+
+
+def _checked(document: Document, problems: list[Problem]) -> Document:
     said = {problem.path for problem in problems}
     raise_any(document, [*problems, *apart_from(said, field_problems(document))])
     return document

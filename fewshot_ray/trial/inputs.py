@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -49,12 +49,6 @@ def inputs_of(tree: dict[str, Any]) -> Iterator[Input]:
             yield Input(place.path, path, partial(source_files, path, revision))
         else:
             yield Input(place.path, path, partial(_weights, place.path, path))
-    methods = tree.get("method")
-    for name, settings in methods.items() if isinstance(methods, dict) else ():
-        for key, path in settings.items() if isinstance(settings, Mapping) else ():
-            if key.endswith("_weights") and isinstance(path, str):
-                field = f"method.{name}.{key}"
-                yield Input(field, path, partial(_weights, field, path))
 
 
 def _weights(field: str, place: str) -> Listed | None:

@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from fewshot_ray.report.sweep_folder import sweep_text
+from fewshot_ray.spec.document import read_document
 from tests.cli.conftest import Answer, Command, Desk, write_pictures, write_pipeline
 
 Break = Callable[[Desk], None]
@@ -158,7 +160,8 @@ def another_spec(desk: Desk) -> None:
     """A sweep that has a trial; before its first the file may still be put right."""
     sweep = desk.folder / "sweeps" / "mine"
     (sweep / "trials" / "t0000").mkdir(parents=True)
-    (sweep / "spec.yaml").write_text(desk.write().read_text().replace("batch_size: 4", "batch_size: 2"))
+    text = sweep_text(read_document(desk.write()))
+    (sweep / "spec.yaml").write_text(text.replace("batch_size: 4", "batch_size: 2"))
 
 
 def missing_weights_file(desk: Desk) -> None:
@@ -198,8 +201,8 @@ CASES: dict[str, tuple[Break, str]] = {
         section("evaluate", metrics=["holdout_loss", "fd"], samples=8, extractor="digits"),
         r"'digits' reads 1x8x8 images",
     ),
-    "missing Inception weights": (missing_weights_file, r"inception\.pth: these weights cannot be read"),
-    "missing VGG weights": (missing_lpips_weights, r"vgg\.pth: these weights cannot be read"),
+    "missing Inception weights": (missing_weights_file, r"inception\.pth: there is no such file"),
+    "missing VGG weights": (missing_lpips_weights, r"vgg\.pth: there is no such file"),
     "more sampler steps than timesteps": (section("evaluate", samples=8, sampler_steps=2000), r"sampler_steps: 2000"),
     "unknown method": (section("method", sdtf={}), r"method\.sdtf: .*did you mean sdft"),
     "unknown metric": (section("evaluate", metrics=["holdout_los"]), r"did you mean holdout_loss"),

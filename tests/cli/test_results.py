@@ -209,6 +209,8 @@ def test_sampling_takes_nothing_away(desk: Desk, fewshot: Command) -> None:
     (desk.folder / "mine").mkdir()
     Image.new("RGB", (4, 4)).save(desk.folder / "mine" / "00002.png")
     write_pipeline(desk.folder / "latent", in_channels=4, out_channels=4)
+    (desk.folder / "sweep" / "trials").mkdir(parents=True)
+    (desk.folder / "sweep" / "spec.yaml").write_text("")
     before = desk.contents()
     model, out = desk.folder / "model", desk.folder / "samples"
     answers: dict[str, Answer] = {
@@ -219,6 +221,7 @@ def test_sampling_takes_nothing_away(desk: Desk, fewshot: Command) -> None:
         "00002.png that is no earlier sample": fewshot("sample", model, desk.folder / "mine", "-n", 3),
         "MODEL: no folder": fewshot("sample", desk.folder / "nothere", out),
         "has no model_index.json": fewshot("sample", desk.folder / "photos", out),
+        f"MODEL: {desk.folder}/sweep is a sweep's folder; `fewshot-ray export": fewshot("sample", desk.folder / "sweep", out),
         "has 4 channels": fewshot("sample", desk.folder / "latent", out),
     }
     for right, answer in answers.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,15 @@ def test_text_another_format_and_bombs_are_refused(paint: Paint, monkeypatch: py
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(UnreadableImageError, match=r"64 x 48 pixels, more than .*; a smaller copy is right"):
             decoded(encode(paint(1)))
+
+
+def test_a_picture_of_14000_pixels_is_called_that() -> None:
+    """Oracle: its header; what to do stands beside it."""
+    from .profiles import chunk
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 14_000, 14_000, 8, 2, 0, 0, 0))
+    with pytest.raises(UnreadableImageError, match=r"^14000 x 14000 pixels, more than 89\.5 million; a smaller copy is right"):
+        decoded(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
 
 
 def test_fit_leaves_the_right_size_alone_and_crops_the_centre() -> None:
