@@ -32,7 +32,8 @@ _FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _PASSING_STATUSES = {408, 425, 429, *range(500, 600)} - {501, 505, 507}
 # Whatever their status. NoSuchUpload: an upload in parts that was completed, or dropped, while the answer was lost.
 _PASSING_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "RequestTimeout", "InternalError"} | {
-    *("ServiceUnavailable", "OperationAborted", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "NoSuchUpload")
+    *("ServiceUnavailable", "OperationAborted", "ConditionalRequestConflict", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"),
+    "NoSuchUpload",
 }
 _OTHER_REGION_CODES = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 
@@ -93,7 +94,7 @@ def is_transient(error: BaseException) -> bool:
 
     Refused credentials, a missing bucket, a full disk and invalid names do not.
     """
-    answer = _answer(error)
+    answer = answer_of(error)
     if answer is not None:
         return answer.code in _PASSING_CODES or answer.foreign or (answer.status in _PASSING_STATUSES and not is_full(error))
     if any(refused in str(error) for refused in ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")):
@@ -105,13 +106,13 @@ def is_transient(error: BaseException) -> bool:
 
 def is_full(error: BaseException) -> bool:
     """Whether the disk, the store or what one may put there is used up."""
-    answer = _answer(error)
+    answer = answer_of(error)
     if answer is not None and (answer.status == 507 or "Quota" in answer.code or "StorageFull" in answer.code):
         return True
     return getattr(error, "errno", None) in _FULL_ERRNOS
 
 
-class _Answer(NamedTuple):
+class Answer(NamedTuple):
     """A store's HTTP answer: its status and S3's code. `foreign`: a gateway's 404, which says nothing about what the store has."""
 
     status: int
@@ -121,11 +122,11 @@ class _Answer(NamedTuple):
 
 def is_elsewhere(error: BaseException) -> bool:
     """Whether S3 says that the bucket is in another region than the one it was asked in."""
-    answer = _answer(error)
+    answer = answer_of(error)
     return answer is not None and (answer.status == 301 or answer.code in _OTHER_REGION_CODES)
 
 
-def _answer(error: BaseException | None) -> _Answer | None:
+def answer_of(error: BaseException | None) -> Answer | None:
     """The one that is behind an error: s3fs makes an OSError of it."""
     while error is not None:
         response, status = getattr(error, "response", None), getattr(error, "status", None)
@@ -133,9 +134,9 @@ def _answer(error: BaseException | None) -> _Answer | None:
             status, code = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0), str(response.get("Error", {}).get("Code", ""))
             # Only to a HEAD would S3 say no more than 404.
             is_head = getattr(error, "operation_name", "Head").startswith("Head")
-            return _Answer(status, code, foreign=status == 404 and not is_head and not code.startswith("NoSuch"))
+            return Answer(status, code, foreign=status == 404 and not is_head and not code.startswith("NoSuch"))
         if isinstance(status, int) and status > 0:
-            return _Answer(status, "", foreign=False)
+            return Answer(status, "", foreign=False)
         error = error.__cause__
     return None
 

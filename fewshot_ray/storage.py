@@ -131,18 +131,18 @@ class Folder:
         """Whether the folder, or the file or folder called `name` in it, is there."""
         path = self._path(name)
         look = _exists if self.local is not None else _exists_remotely
-        return self._do(f"look for {name}" if name else "look into it", lambda: look(path))
+        return self.perform(f"look for {name}" if name else "look into it", lambda: look(path))
 
     def names(self) -> list[str]:
         """The direct children's names, sorted; empty where the folder does not exist."""
         names = _names if self.local is not None else _names_remotely
-        return self._do("list it", lambda: names(self.url))
+        return self.perform("list it", lambda: names(self.url))
 
     def read_bytes(self, name: str) -> bytes:
         """The file's content. Raises FileNotFoundError where the file, or the whole place, is missing."""
         path = self._path(name)
         read = _read if self.local is not None else _read_remotely
-        return self._do(f"read {name}", lambda: read(path), missing=True)
+        return self.perform(f"read {name}", lambda: read(path), missing=True)
 
     def read_text(self, name: str) -> str:
         """The file's content as UTF-8. Raises FileNotFoundError."""
@@ -152,11 +152,11 @@ class Folder:
         """Write a file whole, with the folders above it."""
         path = self._path(name)
         if self.local is None:
-            self._do(f"write {name}", lambda: _write_remotely(path, content))
+            self.perform(f"write {name}", lambda: _write_remotely(path, content))
             return
         # One for all attempts, so that none is left behind. Not tempfile: its files are for their owner alone, and a folder may be shared.
         temporary = Path(path).with_name(f".{Path(path).name}.{uuid4().hex}")
-        self._do(f"write {name}", lambda: _replace_atomically(Path(path), temporary, content))
+        self.perform(f"write {name}", lambda: _replace_atomically(Path(path), temporary, content))
 
     def write_text(self, name: str, text: str) -> None:
         """Write a UTF-8 file whole; see `write_bytes`."""
@@ -166,7 +166,7 @@ class Folder:
         """Delete a file or a folder with all below it; nothing happens where it is not there."""
         path = self._path(name)
         remove = _remove if self.local is not None else _remove_remotely
-        self._do(f"remove {name or 'it'}", lambda: remove(path))
+        self.perform(f"remove {name or 'it'}", lambda: remove(path))
 
     def check_writable(self) -> None:
         """Write and remove a small file, and the folders made for it. Raises UserError."""
@@ -185,12 +185,12 @@ class Folder:
     def _path(self, name: str) -> str:
         return f"{self.url}/{name}" if name else self.url
 
-    def _do(self, action: str, attempt: Callable[[], Result], *, missing: bool = False) -> Result:
-        """`patiently`, with what goes wrong in one line; a missing file is left to the caller where `missing`."""
+    def perform(self, action: str, attempt: Callable[[], Result], *, missing: bool = False, exists: bool = False) -> Result:
+        """`patiently`, with what goes wrong in one line; a file that is missing or there is left to the caller where so named."""
         try:
             return patiently(attempt, f"storage {self.url}")
         except place_errors() as error:
-            if missing and isinstance(error, FileNotFoundError):
+            if (missing and isinstance(error, FileNotFoundError)) or (exists and isinstance(error, FileExistsError)):
                 raise
             right = "a place you may read and write"
             if is_full(error):

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from http.server import BaseHTTPRequestHandler
@@ -49,6 +49,7 @@ SLOW_DOWN = Fault("status")
 FORBIDDEN = Fault("status", status=403, code="AccessDenied")
 RESET = Fault("reset")
 LOST = Fault("lost")
+OUTDATED = Fault("status", status=412, code="PreconditionFailed")
 TRUNCATE = Fault("truncate")
 
 
@@ -56,13 +57,21 @@ class FaultyProxy:
     """Listens on a port of its own from `with` on, and passes HTTP on to `upstream_port`.
 
     Each request takes the first of `faults` that is for it; where there is none, one of `chances` with its probability, drawn from
-    `seed`. `requests` has every request as (method, path, fault or None), in the order of arrival.
+    `seed`. `requests` has every request as (method, path, fault or None), in the order of arrival. `conditional`: If-None-Match and
+    If-Match of a PUT are kept, as AWS does and rclone doesn't.
     """
 
-    def __init__(self, upstream_port: int, *, chances: Mapping[Fault, float] | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, upstream_port: int, *, chances: Mapping[Fault, float] | None = None, seed: int = 0, conditional: bool = False
+    ) -> None:
         self.upstream_port = upstream_port
         self.faults: deque[Fault] = deque()
         self.chances = dict(chances or {})
+        self.conditional = conditional
+        self.deciding = threading.Lock()
+        """Held between a PUT's condition and its effect."""
+        self.etags: dict[str, str] = {}
+        """Of the objects put through this proxy, by path: only the client can sign a question to the store."""
         self.requests: list[tuple[str, str, Fault | None]] = []
         self._random = random.Random(seed)
         self._lock = threading.Lock()
@@ -192,7 +201,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(fault)
         upstream = HTTPConnection(LOOPBACK, self.server.upstream_port, timeout=60)
         try:
-            answer, body = self._ask(upstream, content)
+            with self.server.deciding if self.command == "PUT" and self.server.conditional else nullcontext():
+                if self._is_outdated():
+                    return self._refuse(OUTDATED)
+                answer, body = self._ask(upstream, content)
         finally:
             upstream.close()
         if kind == "lost":
@@ -201,6 +213,14 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
     do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815
+
+    def _is_outdated(self) -> bool:
+        """Whether the object isn't as the request wants it to be."""
+        wanted = self.headers.get("If-Match"), self.headers.get("If-None-Match")
+        if not self.server.conditional or self.command != "PUT" or wanted == (None, None):
+            return False
+        etag = self.server.etags.get(self.path.split("?")[0])
+        return etag is not None if wanted[1] == "*" else etag != wanted[0]
 
     def _request_body(self) -> bytes:
         if self.headers.get("Expect", "").lower() == "100-continue":
@@ -223,7 +243,13 @@ class _Handler(BaseHTTPRequestHandler):
         upstream.putheader("Content-Length", str(len(content)))
         upstream.endheaders(content)
         answer = upstream.getresponse()
-        return answer, answer.read()
+        body = answer.read()
+        path = self.path.split("?")[0]
+        if self.command == "PUT" and answer.status == 200:
+            self.server.etags[path] = answer.headers["ETag"]
+        elif self.command == "DELETE":
+            self.server.etags.pop(path, None)
+        return answer, body
 
     def _send(self, answer: HTTPResponse, body: bytes, *, whole: bool) -> None:
         self.send_response_only(answer.status, answer.reason)

@@ -8,11 +8,13 @@ import os
 import socket
 import threading
 import time
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from uuid import uuid4
 
+from fewshot_ray.conditional import OutdatedError, Seen, conditions_hold, look, remove_where, write_where
 from fewshot_ray.errors import UserError
 from fewshot_ray.storage import Folder
 
@@ -26,7 +28,7 @@ WATCH_SEC = 2.5 * RENEW_SEC
 MOST_SKEW_SEC = 3600.0
 """No clock is taken to be more wrong than this."""
 SETTLE_SEC = 1.0
-"""An object store can't compare and swap: two drivers that write at once both look again after this long, and the last one has it."""
+"""Where the place can't compare and swap: two drivers that write at once both look again after this long, and the last one has it."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,20 @@ class Holder:
     """Of the process, so that another one with its number isn't taken for it; "" where the system doesn't say."""
     renewed_sec: float
     """Seconds since 1970."""
+    boot: str = ""
+    """The kernel's id of this boot, which all of a machine's containers share; "" where the system doesn't say."""
+    namespace: str = ""
+    """The PID namespace: in another one the same number is another process."""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its number is one of this machine's, as this process sees them. Containers and clones may share a host name."""
+        return (self.host, self.boot, self.namespace) == (socket.gethostname(), *_system())
 
     @property
     def ended(self) -> bool:
-        """Whether it ran on this machine and doesn't any more."""
-        return self.host == socket.gethostname() and _started(self.pid) != self.started
+        """Whether it ran here and doesn't any more."""
+        return self.is_here and _started(self.pid) != self.started
 
     @property
     def age_sec(self) -> float:
@@ -62,30 +73,35 @@ class Lease:
         self.folder = folder
         self.token = uuid4().hex
         self.lost = False
+        self.compares = True
+        """Whether the place lets one of several writers succeed; where not, they look again after `SETTLE_SEC`."""
+        self._seen = Seen(None)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> Lease:
-        holder = self.holder()
+        seen = look(self.folder, LEASE)
+        holder = _holder(seen)
         if holder is not None and not self._is_gone(holder):
-            ago = max(0.0, holder.age_sec)
-            raise UserError(
-                f"{self.folder.url}: process {holder.pid} on {holder.host} runs this sweep (last heard of {ago:.0f} s ago); wait for it or "
-                f"stop it there; if it is gone, the sweep is free {max(1.0, STALE_SEC - ago):.0f} s from now"
-            )
-        self._write()
-        if self.folder.local is None or holder is not None:
+            raise self._held(holder)
+        try:
+            self._write(seen)
+        except OutdatedError:
+            self._refuse(_holder(look(self.folder, LEASE)))
+        self.compares = conditions_hold(self.folder, LEASE, self._seen)
+        if not self.compares:
             time.sleep(SETTLE_SEC)
         if not self._is_own():
-            raise UserError(f"{self.folder.url}: another process began to run this sweep at the same moment; one of them is right")
+            self._refuse(self.holder())
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
-        if not self.lost and self._is_own():
-            self.folder.remove(LEASE)
+        seen = look(self.folder, LEASE) if not self.lost else Seen(None)
+        if self._is_mine(seen):
+            remove_where(self.folder, LEASE, seen)
 
     def check(self) -> None:
         """Raise UserError where the lease is lost."""
@@ -94,15 +110,23 @@ class Lease:
 
     def holder(self) -> Holder | None:
         """Who has the lease; None for nobody, or where what is there can't be read."""
-        try:
-            return Holder(**json.loads(self.folder.read_text(LEASE)))
-        except (FileNotFoundError, ValueError, TypeError):
-            return None
+        return _holder(look(self.folder, LEASE))
+
+    def _held(self, holder: Holder) -> UserError:
+        ago = max(0.0, holder.age_sec)
+        return UserError(
+            f"{self.folder.url}: process {holder.pid} on {holder.host} runs this sweep (last heard of {ago:.0f} s ago); wait for it or "
+            f"stop it there; if it is gone, the sweep is free {max(1.0, STALE_SEC - ago):.0f} s from now"
+        )
+
+    def _refuse(self, holder: Holder | None) -> None:
+        who = f" (process {holder.pid} on {holder.host})" if holder is not None else ""
+        raise UserError(f"{self.folder.url}: another process{who} began to run this sweep at the same moment; one of them is right")
 
     def _is_gone(self, holder: Holder) -> bool:
         if holder.ended or holder.age_sec > MOST_SKEW_SEC:
             return True
-        if holder.host == socket.gethostname() or 0 <= holder.age_sec <= STALE_SEC:
+        if holder.is_here or 0 <= holder.age_sec <= STALE_SEC:
             return False
         logger.warning("%s: waiting %.0f s to see whether %s still runs this sweep", self.folder.url, WATCH_SEC, holder.host)
         ends_sec = time.monotonic() + WATCH_SEC
@@ -113,23 +137,50 @@ class Lease:
         return True
 
     def _is_own(self) -> bool:
-        holder = self.holder()
+        return self._is_mine(look(self.folder, LEASE))
+
+    def _is_mine(self, seen: Seen) -> bool:
+        holder = _holder(seen)
         return holder is not None and holder.token == self.token
 
-    def _write(self) -> None:
-        own = Holder(self.token, socket.gethostname(), os.getpid(), _started(os.getpid()), time.time())
-        self.folder.write_text(LEASE, json.dumps(asdict(own)))
+    def _is_lost(self, seen: Seen) -> bool:
+        """Whether another driver has it, or had it to its end while this one was silent. One removed by hand is nobody's."""
+        holder, before = _holder(seen), _holder(self._seen)
+        if holder is None:
+            return before is not None and before.age_sec > STALE_SEC
+        return holder.token != self.token
+
+    def _write(self, seen: Seen) -> None:
+        """Raises OutdatedError where the lease isn't as seen."""
+        own = Holder(self.token, socket.gethostname(), os.getpid(), _started(os.getpid()), time.time(), *_system())
+        self._seen = write_where(self.folder, LEASE, json.dumps(asdict(own)).encode(), seen)
 
     def _renew(self) -> None:
-        while not self._stop.wait(RENEW_SEC):
-            try:
-                holder = self.holder()
-                if holder is not None and holder.token != self.token:
-                    self.lost = True
-                    return
-                self._write()
-            except UserError as error:  # the storage is away; the lease may grow stale, and the next look tells
-                logger.warning("the lease couldn't be renewed: %s", error)
+        while not self.lost and not self._stop.wait(RENEW_SEC):
+            with suppress(OutdatedError):  # between the look and the write, which the next round sees
+                try:
+                    seen = look(self.folder, LEASE)
+                    self.lost = self._is_lost(seen)
+                    if not self.lost:
+                        self._write(seen)
+                except UserError as error:  # the storage is away; the lease may grow stale, and the next look tells
+                    logger.warning("the lease couldn't be renewed: %s", error)
+
+
+def _holder(seen: Seen) -> Holder | None:
+    known = {one.name for one in fields(Holder)}
+    try:
+        return Holder(**{key: value for key, value in json.loads(seen.content or b"").items() if key in known})
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+def _system() -> tuple[str, str]:
+    """This boot and this PID namespace; "" where the system doesn't say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return "", ""
 
 
 def _started(pid: int) -> str:
