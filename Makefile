@@ -1,4 +1,4 @@
-# Everything on a machine with Python >= 3.11 and make: `make quickstart`, `make test`.
+# Everything on a machine with Python >= 3.11, make, bash and POSIX's basic utilities: `make quickstart`, `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 help:
 	@echo "make quickstart   a sweep on the embedded digits: search, export, samples, test metrics (about two minutes)"
 	@echo "make test         run the tests"
-	@echo "make test-cluster a round trip to a cluster, in namespaces of its own (as root; about ten minutes)"
+	@echo "make test-cluster what needs other programs: a round trip to a cluster, in namespaces of its own (as root), a compiler (about ten minutes)"
 	@echo "make check        lint, format, types and layers"
 	@echo "make .venv        install into .venv what the others need (they do it themselves)"
 	@echo "make clean        remove caches and build outputs; .venv and runs/ stay"
@@ -37,7 +37,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -m ray --durations=10 || failed=1; \
 	exit $$failed
 
-# On Debian: apt-get install openssh-server openssh-client rsync iproute2 chromium. Where it can't run, it says why and skips.
+# On Debian: apt-get install openssh-server openssh-client rsync iproute2 chromium g++ python3-dev. Where it can't run, it says why and skips.
 test-cluster: $(STAMP)
 	$(BIN)/python -m pytest -m roundtrip tests/roundtrip
 

@@ -396,7 +396,7 @@ folder.remove("state")
 assert os.listdir(sys.argv[1]) == []
 """
 MOUNT = 'mount -t tmpfs -o size=1m fewshot-ray-test "$1" && exec "$0" -c "$2" "$1"'
-# As root; as anybody; and where a container forbids both, a limit to a file's size in place of the disk's.
+# As root; as anybody; and everywhere, where a container forbids both or there is no unshare, a limit to a file's size in the disk's place.
 FULL_DISKS = (
     (["unshare", "--mount", "sh", "-c", MOUNT], "No space left on device"),
     (["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", MOUNT], "No space left on device"),
@@ -408,11 +408,13 @@ def test_a_full_disk(tmp_path: Path) -> None:
     """Oracle: a disk of 1 MiB, mounted for one process only, that has room again as soon as the write is given up."""
     answers: dict[str, str] = {}
     for command, message in FULL_DISKS:
+        if shutil.which(command[0]) is None:
+            continue
         answer = subprocess.run([*command, sys.executable, str(tmp_path), FULL], capture_output=True, text=True, timeout=60)
         assert "Traceback" not in answer.stderr, answer.stderr
         if answer.returncode == 0:
             answers[message] = answer.stdout
-    assert answers
+    assert "File too large" in answers
     for message, said in answers.items():
         assert said == f"storage {tmp_path}: cannot write state ({message}); freeing space there, or another place, is right\n"
 

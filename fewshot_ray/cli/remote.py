@@ -168,6 +168,7 @@ def fetch(
     out = out.resolve()
     with placed(out, overwrite=overwrite) as arriving:
         head, url = _on_head(sweep, cluster, "fetch")
+        head.check_can_copy()  # before the export, which takes a while
         made = head.run("mktemp", "-d", capture=True)
         folder = made.stdout.strip()
         if made.returncode != 0 or not folder.startswith("/"):

@@ -24,6 +24,8 @@ ANSWER_SEC = 9.0
 DASHBOARD_PORT = 8265
 FORWARD = f"`kubectl port-forward POD {DASHBOARD_PORT}` to the head's pod"
 TUNNEL = "fewshot-ray: the tunnel is there"
+PACKAGES = {"ssh": "openssh-client", "rsync": "rsync"}
+"""Debian's and Ubuntu's packages of the programs that are called here."""
 
 
 class Head:
@@ -36,9 +38,6 @@ class Head:
                 f"http://127.0.0.1:{DASHBOARD_PORT} ({FORWARD}), export, leaderboard and board take the sweep's URL"
             )
         check_ssh_key(cluster)
-        for program in ("ssh", "rsync"):
-            if shutil.which(program) is None:
-                raise UserError(f"{program} isn't installed here, and clusters are reached with it; install it")
         self.cluster = cluster
         self.auth: dict[str, Any] = cluster.tree.get("auth") or {}
 
@@ -65,7 +64,8 @@ class Head:
             raise UserError(f"{self.cluster.path}: {self.cluster.provider} doesn't say where the head is ({text[:200]})") from error
 
     def ssh(self, *options: str) -> list[str]:
-        """The command up to the host; a shell's command may follow."""
+        """The command up to the host; a shell's command may follow. Raises UserError where this machine has no ssh."""
+        _check_program("ssh", "the cluster's head is reached with it")
         return ["ssh", *self._options, *options, f"{self.auth['ssh_user']}@{self.address}"]
 
     @property
@@ -93,8 +93,9 @@ class Head:
 
         Without a terminal, which does so by itself, its process ends when this one does: with its standard input, never written to.
         """
-        watched = f"{shlex.join(command)} </dev/null & child=$!; {{ cat; kill $child; }} <&0 >/dev/null 2>&1 & wait $child"
-        line = f"bash --login -c {shlex.quote('source ~/.bashrc; ' + (f'exec {shlex.join(command)}' if terminal else watched))}"
+        # Its standard input is kept as 3: a shell gives what it runs in the background an empty one.
+        watched = f"exec 3<&0; {shlex.join(command)} </dev/null 3<&- & child=$!; {{ cat <&3; kill $child; }} >/dev/null 2>&1 & wait $child"
+        line = _in_login_shell(f"exec {shlex.join(command)}" if terminal else watched)
         theirs, ours = os.pipe()
         try:
             done = subprocess.run(
@@ -149,13 +150,19 @@ class Head:
         line = shlex.join(["fewshot-ray", "board", sweep, "--port", str(port)])
         forward = ["-L", f"127.0.0.1:{port}:127.0.0.1:{port}", "-o", "ExitOnForwardFailure=yes"]
         # A terminal there, so that it ends when this side does.
-        done = subprocess.run([*self.ssh("-tt", *forward), f"bash --login -c {shlex.quote('source ~/.bashrc; exec ' + line)}"], check=False)
+        done = subprocess.run([*self.ssh("-tt", *forward), _in_login_shell(f"exec {line}")], check=False)
         if done.returncode == 255:
             raise self._unreachable("")
         return done.returncode
 
+    def check_can_copy(self) -> None:
+        """Raise UserError where `copy_from` would, for want of a program."""
+        for program in ("ssh", "rsync"):
+            _check_program(program, "files come from the cluster's head with it")
+
     def copy_from(self, folder: str, local: Path) -> None:
         """Copy a folder of the head's into `local`, which is empty."""
+        self.check_can_copy()
         shell = shlex.join(["ssh", *self._options])
         source = f"{self.auth['ssh_user']}@{self.address}:{folder.rstrip('/')}/"
         done = subprocess.run(["rsync", "-az", "-e", shell, source, f"{local}/"], capture_output=True, text=True, check=False)
@@ -171,6 +178,17 @@ class Head:
         if "Permission denied" in said:
             return UserError(f"{text}; auth.ssh_user and auth.ssh_private_key as for `ray up` would be right")
         return UserError(f"{text}; is the cluster up? `ray up {self.cluster.path}` starts it")
+
+
+def _check_program(program: str, why: str) -> None:
+    """Raise UserError where PATH has no such program."""
+    if shutil.which(program) is None:
+        raise UserError(f"{program} isn't installed on this machine, and {why}; the package {PACKAGES[program]} would be right")
+
+
+def _in_login_shell(line: str) -> str:
+    """The command that runs `line` as a terminal there would, with what ~/.bashrc sets."""
+    return f"bash --login -c {shlex.quote(f'. ~/.bashrc; {line}')}"
 
 
 def _within(seconds: float, work: Callable[[], Answer]) -> Answer:

@@ -41,14 +41,54 @@ def found(head: Head) -> Head:
     return head
 
 
+def stand_in(name: str, lines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program of these lines of the shell's, found before any other of its name: the real ones need not be there."""
+    program = tmp_path / "bin" / name
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f"#!/bin/sh\n{lines}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+
 def ssh_that_says(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An ssh that fails with these words."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    program = folder / "ssh"
-    program.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{text}\nEND\nexit 255\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    stand_in("ssh", f"cat >&2 <<'END'\n{text}\nEND\nexit 255", tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("programs", "message"),
+    [
+        ([], "ssh isn't installed on this machine, .*; the package openssh-client would be right$"),
+        (["ssh"], "rsync isn't installed on this machine, .*; the package rsync would be right$"),
+    ],
+)
+def test_a_program_that_is_missing(programs: list[str], message: str, head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the rule for messages; a cluster's file alone needs none of them, a command rsync only where it copies."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    for program in programs:
+        stand_in(program, "exit 0", tmp_path, monkeypatch)
+        assert found(head).run("true", capture=True).returncode == 0
+    with pytest.raises(UserError, match=message):
+        found(head).copy_from("/model", tmp_path)
+    if not programs:
+        with pytest.raises(UserError, match=message), found(head).tunnel(8265):
+            pass
+        with pytest.raises(UserError, match=message):
+            found(head).board("far", 6006)
+
+
+def test_a_folder_comes_home(head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: rsync's manual on `-e` and on what a slash at the source's end means, by a stand-in that writes down what it is told."""
+    stand_in("ssh", "exit 0", tmp_path, monkeypatch)
+    stand_in("rsync", f'for word; do echo "$word"; done > {tmp_path}/told', tmp_path, monkeypatch)
+    found(head).copy_from("/model", tmp_path / "home")
+    _, _, shell, source, target = (tmp_path / "told").read_text().splitlines()
+    assert shell.startswith("ssh -o BatchMode=yes ")
+    assert (source, target) == ("nobody@192.0.2.1:/model/", f"{tmp_path}/home/")
+    stand_in("rsync", "echo 'link_stat \"/model\" failed' >&2; exit 23", tmp_path, monkeypatch)
+    with pytest.raises(UserError, match="link_stat"):
+        found(head).copy_from("/model", tmp_path / "home")
 
 
 def test_a_cluster_that_is_not_up(head: Head) -> None:
@@ -80,9 +120,10 @@ def test_what_ssh_says(said: str, message: str, head: Head, tmp_path: Path, monk
         pass
 
 
-def test_a_host_that_does_not_answer(head: Head) -> None:
-    """Oracle: it is given up within ten seconds, and some for a busy machine. 192.0.2.0/24 is set aside for examples: nobody is there."""
+def test_a_host_that_does_not_answer(head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: an ssh that says nothing is given up within ten seconds, and some for a busy machine."""
     assert ANSWER_SEC < 10
+    stand_in("ssh", "exec sleep 100", tmp_path, monkeypatch)
     began = time.monotonic()
     with pytest.raises(UserError, match="can't be reached by SSH"), found(head).tunnel(8265):
         pass
@@ -91,13 +132,8 @@ def test_a_host_that_does_not_answer(head: Head) -> None:
 
 def test_a_tunnel_is_there_once_ssh_says_so(head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: a port that somebody else listens on is no tunnel, however soon it answers; and ssh ends with the block."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    program = folder / "ssh"
-    lines = ["#!/bin/sh", f"echo $$ > {tmp_path}/pid", "echo a login script speaks", "sleep 0.5", "for last; do :; done", 'eval "$last"']
-    program.write_text("\n".join(lines))
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    lines = [f"echo $$ > {tmp_path}/pid", "echo a login script speaks", "sleep 0.5", "for last; do :; done", 'eval "$last"']
+    stand_in("ssh", "\n".join(lines), tmp_path, monkeypatch)
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         port = stranger.getsockname()[1]
         monkeypatch.setattr("fewshot_ray.cluster.head._free_port", lambda: port)
@@ -124,13 +160,10 @@ print(head.run("sh", "-c", sys.argv[2], capture=True), flush=True)
 
 @pytest.fixture
 def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An ssh that runs what it is told, here."""
-    (tmp_path / "bin").mkdir()
+    """An ssh that runs what it is told, here, by whatever shell there is in bash's place."""
     (tmp_path / ".bashrc").touch()
-    program = tmp_path / "bin" / "ssh"
-    program.write_text('#!/bin/bash\nexec bash -c "${@: -1}"\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    stand_in("ssh", 'for last; do :; done\nexec sh -c "$last"', tmp_path, monkeypatch)
+    stand_in("bash", 'test "$1" = --login && shift\nexec sh "$@"', tmp_path, monkeypatch)
 
 
 def test_what_a_command_says_there(head: Head, there: None) -> None:
