@@ -17,6 +17,7 @@ from fewshot_ray.spec.document import Document, ranges
 from fewshot_ray.spec.sections import CrossFit, FileSpec
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.loop import NonFiniteLossError
+from fewshot_ray.trial.compiling import compiling
 from fewshot_ray.trial.compose import PLAIN, TrialSpec, search_trials
 from fewshot_ray.trial.materials import Materials, pick_device
 from fewshot_ray.trial.trial import Trial
@@ -150,7 +151,7 @@ def measure(spec: TrialSpec) -> Cost:
     device = pick_device(spec.file.resources.gpus_per_worker if torch.cuda.is_available() else 0)
     batch = spec.file.train.batch_size
     try:
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory() as scratch, compiling():
             groups = math.lcm(*(config.group_size for config in spec.methods.values()))
             least = max(groups, *(config.least_batch for config in spec.methods.values()))
             trial = _small_trial(spec, least, Folder(scratch), device)

@@ -20,6 +20,7 @@ from fewshot_ray.spec.document import Document
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.group import Group
 from fewshot_ray.training.loop import NonFiniteLossError
+from fewshot_ray.trial.compiling import compiling
 from fewshot_ray.trial.compose import compose
 from fewshot_ray.trial.families import materials_of
 from fewshot_ray.trial.materials import Materials, pick_device
@@ -55,8 +56,9 @@ def _trial_results(config: dict[str, Any], group: Group | None, stack: ExitStack
             raise SavedAndEndedError(reason)
         trial = Trial(spec, folder / "trials" / job.id, folder / "cache", device=device, group=group, told_to_end=NOTICE)
         stack.enter_context(sigterm_gives_notice(lambda: trial.busy))
-        for evaluation in trial.evaluations():
-            yield {ROW: json.dumps(asdict(evaluation)), "done": evaluation.step >= job.last_step}
+        with compiling():
+            for evaluation in trial.evaluations():
+                yield {ROW: json.dumps(asdict(evaluation)), "done": evaluation.step >= job.last_step}
     except (UserError, NonFiniteLossError) as error:
         yield {PROBLEM: str(error), "done": True}
 

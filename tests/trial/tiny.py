@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from fewshot_ray.spec.document import Document
@@ -51,3 +52,14 @@ def trial(place: Path | Folder, *, seed: int | None = None, refit_steps: int | N
     """A trial whose results and cache are below `place`."""
     folder = place if isinstance(place, Folder) else Folder(place)
     return Trial(spec(seed=seed, refit_steps=refit_steps, **sections), folder / "trial", folder / "cache", device=CPU)
+
+
+def as_eager(folder: Path) -> None:
+    """Assert that a trial with `train.compile` has the losses of one without, to 1e-4."""
+    sections = {"evaluate": {"every": 4, "samples": 0, "grid_images": 0, "loss_draws": 4, "metrics": ["holdout_loss"]}}
+    eager = list(trial(folder / "eager", **sections).evaluations())
+    compiled = list(trial(folder / "compiled", train={"compile": True}, **sections).evaluations())
+    assert [one.step for one in compiled] == [one.step for one in eager] == [4]
+    for one, other in zip(compiled, eager, strict=True):
+        assert one.train_loss == pytest.approx(other.train_loss, rel=1e-4)
+        assert one.metrics == pytest.approx(other.metrics, rel=1e-4)
