@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 from fewshot_ray.cluster.cluster_yaml import Source
 from fewshot_ray.cluster.instances import INSTANCES
 from fewshot_ray.cluster.kuberay import KUBERAY, raycluster_config
+from fewshot_ray.cluster.ray_private import AUTOSCALER_LOGGER, cluster_file_schema, providers
 from fewshot_ray.errors import UserError
 from fewshot_ray.spec.wording import nearest, show
 
@@ -119,19 +121,13 @@ def _check_begin(source: Source) -> None:
 
 def _providers() -> list[str]:
     """Of clusters that `ray up` makes; of some, Ray's wheel has no more than the name."""
-    from ray.autoscaler._private.providers import _DEFAULT_CONFIGS
-
     inner = ("readonly", "spark", "fake_multinode", "fake_multinode_docker")
-    return [str(name) for name, defaults in _DEFAULT_CONFIGS.items() if name not in inner and Path(defaults()).is_file()]
+    return [name for name, defaults in providers().items() if name not in inner and defaults.is_file()]
 
 
 def _check_schema(source: Source) -> None:
     """Ray's schema on the file as it is written: Ray checks it with its defaults filled in, where places are lost."""
-    import json
-
-    import ray.autoscaler
-
-    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    schema = json.loads(cluster_file_schema().read_text())
     tree = {key: value for key, value in source.tree.items() if not (key == "min_workers" and source.tree["provider"]["type"] == "local")}
     # Ray finds out itself what an AWS machine has.
     for definition in schema["properties"]["available_node_types"]["patternProperties"].values():
@@ -234,10 +230,11 @@ def _with_defaults(source: Source) -> dict[str, Any]:
 
     import click
     import jsonschema  # type: ignore[import-untyped]
-    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    from fewshot_ray.cluster.ray_private import prepare_config, validate_config
 
     # What Ray says of it is for `ray up`.
-    logging.getLogger("ray.autoscaler").setLevel(logging.ERROR)
+    logging.getLogger(AUTOSCALER_LOGGER).setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             config: dict[str, Any] = prepare_config(copy.deepcopy(source.tree))

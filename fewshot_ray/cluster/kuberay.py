@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import logging
 import sys
 from typing import Any
 
 from fewshot_ray.cluster.cluster_yaml import Source
+from fewshot_ray.cluster.ray_private import autoscaling_config
 from fewshot_ray.errors import UserError
 from fewshot_ray.spec.wording import show
 
@@ -92,14 +92,10 @@ def _bound(source: Source, place: tuple[str | int, ...], group: dict[str, Any], 
 
 def _derived(source: Source, cluster: dict[str, Any]) -> dict[str, Any]:
     import jsonschema  # type: ignore[import-untyped]
-    from ray.autoscaler._private.kuberay import autoscaling_config
 
-    # What Ray says of it is for the autoscaler's log.
-    logging.getLogger(autoscaling_config.__name__).setLevel(logging.CRITICAL)
     try:
-        config: dict[str, Any] = autoscaling_config._derive_autoscaling_config_from_ray_cr(cluster)
+        return autoscaling_config(cluster)
     except jsonschema.ValidationError as error:
         raise UserError(f"{source.name}: Ray's autoscaler refuses it: {' '.join(str(error.message).split())}") from error
     except (ValueError, TypeError, KeyError, AttributeError, AssertionError, ArithmeticError) as error:
         raise UserError(f"{source.name}: Ray's autoscaler can't read it: {' '.join(str(error).split()) or type(error).__name__}") from error
-    return config

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import ray
-from ray._private import ray_constants
 from ray.exceptions import AuthenticationError
 
 from fewshot_ray.cluster.capacity import Growth, nodes_of, workers_on
+from fewshot_ray.cluster.ray_private import AUTHENTICATION_LOGGER, all_ports_on_loopback
 from fewshot_ray.errors import UserError
 from fewshot_ray.spec.sections import ResourcesSpec
 
@@ -41,7 +41,7 @@ def ray_session(address: str | None, *, dashboard: bool = False) -> Iterator[boo
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    for logger in ("ray.tune", "ray._private.authentication"):
+    for logger in ("ray.tune", AUTHENTICATION_LOGGER):
         logging.getLogger(logger).setLevel(logging.ERROR)
     if ray.is_initialized():
         yield False
@@ -49,17 +49,15 @@ def ray_session(address: str | None, *, dashboard: bool = False) -> Iterator[boo
     if address is None:
         for name, value in OWN_SETTINGS.items():
             os.environ.setdefault(name, value)
-    clusters = ray_constants.ENABLE_RAY_CLUSTER
-    # As Ray does on macOS and Windows: all its ports are on the loopback interface then. Elsewhere it takes the machine's own address.
-    ray_constants.ENABLE_RAY_CLUSTER = clusters and address is not None
     try:
-        ray.init(
-            address=address or "local",
-            include_dashboard=None if address else dashboard,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
-        )
+        with all_ports_on_loopback(address is None):  # elsewhere it takes the machine's own address
+            ray.init(
+                address=address or "local",
+                include_dashboard=None if address else dashboard,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+            )
     except AuthenticationError as error:
         where = f"--address {address}" if address else "Ray"
         raise UserError(
@@ -69,8 +67,6 @@ def ray_session(address: str | None, *, dashboard: bool = False) -> Iterator[boo
         raise UserError(
             f"--address {address}: no Ray answers there ({str(error).splitlines()[0]}); `ray status` shows a cluster's"
         ) from error
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = clusters
     try:
         yield address is None
     finally:

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from fewshot_ray.cluster.cluster_file import read_cluster_file
 from fewshot_ray.cluster.head import DASHBOARD_PORT, FORWARD, Head
+from fewshot_ray.cluster.ray_private import JOB_LOGGERS, server_version
 from fewshot_ray.errors import UserError
 
 REQUEST = "request.json"
@@ -30,10 +31,6 @@ METADATA = "fewshot_ray."
 CONNECT_SEC = 5.0
 STOP_SEC = 120
 """For the trials to save after `stop`; then Ray kills the driver, and what they have since their last checkpoint is lost."""
-RAYS_LOGGERS = (
-    *("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"),
-    *("ray._private.runtime_env.packaging", "ray._private.authentication"),
-)
 RUNNING = ("PENDING", "RUNNING")
 CHECK = "check"
 """The command of a job that only looks: it stands for no sweep."""
@@ -86,10 +83,11 @@ class JobServer:
         except OSError as error:
             raise UserError(f"{self.address}: no dashboard answers ({error.strerror or 'no answer'}); {remedy}") from error
         with self._asking():
-            from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
             from ray.job_submission import JobSubmissionClient
 
-            for logger in RAYS_LOGGERS:
+            from fewshot_ray.cluster.ray_private import maybe_enable_token_auth_if_token_available
+
+            for logger in JOB_LOGGERS:
                 logging.getLogger(logger).setLevel(logging.ERROR)
             maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
             os.environ.pop("RAY_API_SERVER_ADDRESS", None)  # Ray would ask there instead
@@ -97,7 +95,7 @@ class JobServer:
                 for name in ("no_proxy", "NO_PROXY"):
                     os.environ[name] = ",".join(filter(None, [os.environ.get(name), parts.hostname]))
             self._client = JobSubmissionClient(self.address)
-            theirs = str(self._client._server_ray_version)  # `get_version` is the API's own
+            theirs = server_version(self._client)
         import ray
 
         if theirs != ray.__version__:

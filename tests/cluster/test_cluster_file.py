@@ -105,7 +105,7 @@ def test_local_machines(tmp_path: Path) -> None:
 
 def test_workers_that_the_file_does_not_bound(tmp_path: Path) -> None:
     """Oracle: Ray's own default."""
-    from ray.autoscaler._private.util import prepare_config
+    from fewshot_ray.cluster.ray_private import prepare_config
 
     text = AWS.replace("max_workers: 3\n", "", 1)
     assert read_cluster_file(written(tmp_path, text)).most_workers == prepare_config(yaml.safe_load(text))["max_workers"]

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, OwnerDiedError, RayError, RayTaskError
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train import WorkerGroupError
 
 from fewshot_ray.cluster.losses import NodeLostError, error_line, of_the_machine
 from fewshot_ray.errors import SavedAndEndedError

@@ -1,0 +1,77 @@
+"""All that is used of Ray beyond its public interface.
+
+Any of it may change with Ray's next minor version, below which pyproject.toml stays.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+AUTHENTICATION_LOGGER = "ray._private.authentication"
+"""Of Ray's remarks on tokens."""
+AUTOSCALER_LOGGER = "ray.autoscaler"
+JOB_LOGGERS = (
+    *("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"),
+    *("ray._private.runtime_env.packaging", AUTHENTICATION_LOGGER),
+)
+"""Of the client that submits jobs."""
+_MODULES = {
+    "WorkerCallback": "ray.train.v2._internal.execution.callback",
+    "maybe_enable_token_auth_if_token_available": "ray._private.authentication.authentication_token_setup",
+    "prepare_config": "ray.autoscaler._private.util",
+    "validate_config": "ray.autoscaler._private.util",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What Ray has under this name, imported when it is asked for: `WorkerCallback`, say, takes seconds."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+@contextmanager
+def all_ports_on_loopback(on: bool) -> Iterator[None]:
+    """With `on`, a Ray started in the block has all its ports on the loopback interface, as on macOS and Windows."""
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = before and not on
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def server_version(client: Any) -> str:
+    """Of the Ray that a JobSubmissionClient talks to; its public `get_version` is of the job interface alone."""
+    return str(client._server_ray_version)
+
+
+def providers() -> dict[str, Path]:
+    """The providers that a cluster file may name, and the file of each one's defaults, which isn't there for all."""
+    from ray.autoscaler._private.providers import _DEFAULT_CONFIGS
+
+    return {str(name): Path(defaults()) for name, defaults in _DEFAULT_CONFIGS.items()}
+
+
+def cluster_file_schema() -> Path:
+    """The JSON schema of cluster files."""
+    import ray.autoscaler
+
+    return Path(ray.autoscaler.__file__).parent / "ray-schema.json"
+
+
+def autoscaling_config(raycluster: Mapping[str, Any]) -> dict[str, Any]:
+    """The cluster file's tree that Ray's autoscaler makes of a RayCluster; it raises whatever comes of one that is wrong."""
+    from ray.autoscaler._private.kuberay import autoscaling_config as module
+
+    # What Ray says of it is for the autoscaler's log.
+    logging.getLogger(module.__name__).setLevel(logging.CRITICAL)
+    config: dict[str, Any] = module._derive_autoscaling_config_from_ray_cr(raycluster)
+    return config
