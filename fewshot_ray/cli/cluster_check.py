@@ -15,7 +15,7 @@ from fewshot_ray.cli.remote import check_there
 from fewshot_ray.cluster.capacity import hourly, nodes_for, workers_at_once
 from fewshot_ray.cluster.cluster_file import ClusterFile, NodeType
 from fewshot_ray.cluster.head import Head
-from fewshot_ray.cluster.instances import INSTANCES, PRICES_OF
+from fewshot_ray.cluster.instances import INSTANCES
 from fewshot_ray.cluster.package import check_storage, pack
 from fewshot_ray.errors import UserError
 from fewshot_ray.spec.document import Document
@@ -139,11 +139,11 @@ def _cost(cluster: ClusterFile, resources: ResourcesSpec, prices: Mapping[str, f
     used = nodes_for(cluster, resources, trials * resources.workers)
     price = hourly(cluster, used, prices)
     if price.unknown:
-        return f"not known; `--price {price.unknown[0]}=USD` gives an hour's of {', '.join(price.unknown)}"
+        options = " ".join(f"--price {name}=USD" for name in price.unknown)
+        return f"`{options}`, what a node of {'each type' if len(price.unknown) > 1 else 'that type'} costs an hour, tells it"
     nodes = "".join(f" and {nodes} {node_type.name}" for node_type, nodes, _ in used if not node_type.is_head)
-    listed = f" ({PRICES_OF}; they change: `--price TYPE=USD`{'; spot is less' if price.has_spot else ''})" if price.listed else ""
     return (
-        f"at most about {price.usd * sec / 3600:.2f} USD if that time holds: the head{nodes} at {price.usd:.2f} USD an hour{listed}; "
+        f"at most about {price.usd * sec / 3600:.2f} USD if that time holds: the head{nodes} at {price.usd:.2f} USD an hour; "
         "disks, storage and traffic come on top"
     )
 

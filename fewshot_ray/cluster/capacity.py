@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, TypedDict
 
 from fewshot_ray.cluster.cluster_file import ClusterFile, NodeType
-from fewshot_ray.cluster.instances import INSTANCES
 from fewshot_ray.errors import UserError
 from fewshot_ray.spec.sections import ResourcesSpec
 
@@ -33,14 +32,11 @@ class Used(NamedTuple):
 
 
 class Hourly(NamedTuple):
-    """What nodes cost an hour, at most: spot is counted as on demand."""
+    """What nodes cost an hour."""
 
     usd: float
     unknown: tuple[str, ...]
     """Types without a price; `usd` is without them."""
-    listed: bool
-    """Whether any of it is the table's."""
-    has_spot: bool
 
 
 def most_nodes(cluster: ClusterFile) -> Growth | None:
@@ -108,7 +104,7 @@ def nodes_for(cluster: ClusterFile, resources: ResourcesSpec, workers: int) -> l
 
 
 def hourly(cluster: ClusterFile, used: list[Used], prices: Mapping[str, float]) -> Hourly:
-    """Of the nodes used, of those that are always there, and of the head. `prices`: USD an hour by node type, before the table's.
+    """Of the nodes used, of those that are always there, and of the head. `prices`: USD an hour by node type.
 
     Raises UserError for the price of a type that there isn't.
     """
@@ -119,20 +115,16 @@ def hourly(cluster: ClusterFile, used: list[Used], prices: Mapping[str, float]) 
     taken: Counter[str] = Counter()
     for node_type, nodes, _ in used:
         taken[node_type.name] += nodes
-    usd, unknown, from_table, has_spot = 0.0, [], False, False
+    usd, unknown = 0.0, []
     for node_type in cluster.node_types:
         # A worker on the head's own node, or on one that is always there, takes no other.
         if not (number := max(taken[node_type.name], node_type.least + node_type.is_head)):
             continue
-        from_table |= node_type.name not in prices
-        has_spot |= node_type.spot and node_type.name not in prices
-        listed = INSTANCES.get(node_type.instance or "")
-        price = prices.get(node_type.name, listed.usd_per_hour if listed else None)
-        if price is None:
-            unknown.append(node_type.name)
+        if node_type.name in prices:
+            usd += number * prices[node_type.name]
         else:
-            usd += number * price
-    return Hourly(usd, tuple(unknown), from_table, has_spot)
+            unknown.append(node_type.name)
+    return Hourly(usd, tuple(unknown))
 
 
 def _known(cluster: ClusterFile) -> bool:
