@@ -36,15 +36,15 @@ def show_board(sweep: str, *, host: str = "127.0.0.1", port: int = 6006, console
                 if folder.local is not None:
                     trials = folder.local / "trials"
                 else:
-                    mirror = stack.enter_context(Mirror(folder, lambda line: console.print(line, highlight=False, soft_wrap=True)))
+                    mirror = stack.enter_context(Mirror(folder, lambda line: console.print(line, soft_wrap=True)))
                     with console.status("copying the events"):
                         mirror.wait(FIRST_COPY_SEC)
                     trials = mirror.trials
                 with console.status("starting TensorBoard"):
                     url = _serve(trials, host, port)
-                console.print(f"TensorBoard of {folder.name}: {url} (Ctrl-C ends it)", highlight=False, soft_wrap=True)
+                console.print(f"TensorBoard of {folder.name}: {url} (Ctrl-C ends it)", soft_wrap=True)
                 if not any(trials.glob("*/events.out.tfevents.*")):
-                    console.print("there are no events yet; they show within half a minute of an evaluation", highlight=False)
+                    console.print("there are no events yet; they show within half a minute of an evaluation")
                 threading.Event().wait()
         except KeyboardInterrupt:
             pass

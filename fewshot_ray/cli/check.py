@@ -23,8 +23,8 @@ class Say:
 
     def __call__(self, topic: str, text: str, style: str = "bold") -> None:
         """Print one."""
-        self.console.print(f"[{style}]{topic:<8}[/]", end="")
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(f"{topic:<8}", style=style, end="")
+        self.console.print(text, soft_wrap=True)
 
 
 def check_file(document: Document, console: Console) -> None:

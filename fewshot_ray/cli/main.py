@@ -72,9 +72,9 @@ def launched(request: Annotated[Path, typer.Argument()]) -> None:
     from fewshot_ray.storage import Folder
 
     if asked["command"] == "check":
-        from rich.console import Console
+        from fewshot_ray.report.terminal import plain_console
 
-        job.check_here(job.received(asked, request.parent, stays=True)[0], Console())
+        job.check_here(job.received(asked, request.parent, stays=True)[0], plain_console())
         return
     if asked["command"] == "resume":
         opened = changed(existing_sweep(Folder(asked["sweep"])), trials=asked["trials"], workers=asked["workers"])
@@ -132,25 +132,24 @@ def _preflight(opened: object) -> None:
 
 def _run(opened: object, address: str | None, *, nodes: Any = None, there: str = "") -> None:
     """`nodes`: how many of what a cluster may grow to; `there`: the option that the user reaches it with."""
-    from rich.console import Console
-
     from fewshot_ray.cli.show import show_sweep
     from fewshot_ray.cluster.driver import Interrupted, run_sweep
     from fewshot_ray.cluster.opened import Opened
+    from fewshot_ray.report.terminal import plain_console
 
     assert isinstance(opened, Opened)
     _preflight(opened)
-    console = Console()
-    console.print(f"sweep {opened.folder.folder.url}", highlight=False, soft_wrap=True)
+    console = plain_console()
+    console.print(f"sweep {opened.folder.folder.url}", soft_wrap=True)
     try:
         run_sweep(opened, address=address, console=console, nodes=nodes)
     except KeyboardInterrupt as interrupt:
-        console.print(f"interrupted; go on with: fewshot-ray resume {opened.folder.folder.url}{there}", highlight=False, soft_wrap=True)
+        console.print(f"interrupted; go on with: fewshot-ray resume {opened.folder.folder.url}{there}", soft_wrap=True)
         raise typer.Exit(interrupt.exit_code if isinstance(interrupt, Interrupted) else 130) from None
     show_sweep(opened.folder, opened.file, console)
     url = opened.folder.folder.url  # `fetch` goes by SSH, which a dashboard's address alone doesn't give
     bring = f"fetch {url} OUT{there}" if there.startswith(" --cluster") and " --address " not in there else f"export {url} OUT"
-    console.print(f"export the winner with: fewshot-ray {bring}", highlight=False, soft_wrap=True)
+    console.print(f"export the winner with: fewshot-ray {bring}", soft_wrap=True)
 
 
 @app.command()
@@ -160,8 +159,7 @@ def check(
     price: Annotated[list[str] | None, typer.Option(metavar="TYPE=USD", help="An hour of a node type of the cluster file.")] = None,
 ) -> None:
     """Validate a file, its images, model and storage without training, and print the plan; with --cluster what it takes there."""
-    from rich.console import Console
-
+    from fewshot_ray.report.terminal import plain_console
     from fewshot_ray.trial.fields import read_run_file
 
     document = read_run_file(file)  # before the imports that take seconds
@@ -173,23 +171,22 @@ def check(
         found = check_cluster(cluster, file_spec(document))  # before them as well
         from fewshot_ray.cli.cluster_check import check_on_cluster
 
-        raise typer.Exit(check_on_cluster(document, found, price or [], Console()))
+        raise typer.Exit(check_on_cluster(document, found, price or [], plain_console()))
     from fewshot_ray.cli.check import check_file
 
-    check_file(document, Console())
+    check_file(document, plain_console())
 
 
 @app.command()
 def leaderboard(sweep: SweepArgument, cluster: ClusterOption = None) -> None:
     """Show a sweep's trials in order of merit, running or finished; with --cluster as its head reads them."""
-    from rich.console import Console
-
     from fewshot_ray.cli.show import read_sweep, show_sweep
+    from fewshot_ray.report.terminal import plain_console
 
     if cluster is not None:
         raise typer.Exit(leaderboard_there(sweep, cluster))
     folder, file = read_sweep(sweep)
-    show_sweep(folder, file, Console())
+    show_sweep(folder, file, plain_console())
 
 
 @app.command()
@@ -199,13 +196,12 @@ def board(
     port: Annotated[int, typer.Option(min=1, max=65535, help="On the loopback interface.")] = 6006,
 ) -> None:
     """TensorBoard on a sweep, running or finished, on disk or at a URL; with --cluster as its head reads it."""
-    from rich.console import Console
-
     from fewshot_ray.cli.board import show_board
+    from fewshot_ray.report.terminal import plain_console
 
     if cluster is not None:
         raise typer.Exit(board_there(sweep, cluster, port))
-    raise typer.Exit(show_board(sweep, port=port, console=Console()))
+    raise typer.Exit(show_board(sweep, port=port, console=plain_console()))
 
 
 @app.command()
@@ -234,13 +230,12 @@ def evaluate(
     trial: Annotated[str | None, typer.Option(help="A trial's id; the sweep's result otherwise.")] = None,
 ) -> None:
     """Measure the result on `target.test`, beside the source model and the best plain fine-tuning of the search."""
-    from rich.console import Console
-
     from fewshot_ray.cli.results import evaluate_sweep, inputs_for_evaluate
+    from fewshot_ray.report.terminal import plain_console
 
     for line in inputs_for_evaluate(sweep):
         typer.echo(f"warning: {line}", err=True)
-    evaluate_sweep(sweep, trial, Console())
+    evaluate_sweep(sweep, trial, plain_console())
 
 
 @app.command()

@@ -97,10 +97,10 @@ def status(
     address: ServerOption = None,
 ) -> None:
     """What was launched on a cluster, and how far it is."""
-    from rich.console import Console
     from rich.table import Table
 
     from fewshot_ray.cluster.submission import job_server
+    from fewshot_ray.report.terminal import plain_console
 
     with job_server(cluster, address) as server:
         jobs = server.jobs() if sweep is None else server.of_sweep(server.latest(sweep).sweep)
@@ -109,14 +109,14 @@ def status(
             lasted = (job.ended_sec or time.time()) - job.started_sec
             started = time.strftime("%m-%d %H:%M", time.localtime(job.started_sec)) if job.started_sec else ""
             table.add_row(job.name, job.state.lower(), job.command, started, _duration(lasted) if job.started_sec else "", job.sweep)
-        console = Console()
+        console = plain_console()
         if not jobs:
             console.print("nothing was launched there")
             return
         console.print(table, soft_wrap=True)
         if sweep is not None:
             for line in server.output(jobs[0]).splitlines()[-SAID_AT_A_TIME:]:
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
+                console.print(line, soft_wrap=True)
 
 
 def logs(

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fewshot_ray.cli.show import read_sweep
 from fewshot_ray.errors import UserError
@@ -65,7 +66,7 @@ def evaluate_sweep(place: str, trial_id: str | None, console: Console) -> dict[s
     split = TestSplit(trial_spec(folder, record), folder.folder / "cache", device)
     results = {"source model": split.measure_source()}
     for trial in compared_trials(folder, file, record):
-        with console.status(f"measuring {trial.id}"):
+        with console.status(Text(f"measuring {trial.id}")):
             results[_title(trial, file)] = _measure(split, folder, trial, device)
     folder.folder.write_text("test.json", json.dumps({"metrics": results, "protocol": split.protocol()}, indent=2) + "\n")
     names = list(dict.fromkeys(name for metrics in results.values() for name in metrics))

@@ -38,6 +38,7 @@ from fewshot_ray.report.inputs import check_inputs
 from fewshot_ray.report.leaderboard import leaderboard, write_csv
 from fewshot_ray.report.page import write_page
 from fewshot_ray.report.progress import Progress
+from fewshot_ray.report.terminal import plain_console
 from fewshot_ray.report.winner import bounds
 from fewshot_ray.spec.document import Document, to_yaml
 from fewshot_ray.spec.sections import ResourcesSpec
@@ -69,7 +70,7 @@ def run_sweep(opened: Opened, *, address: str | None = None, console: Console | 
     Ctrl-C or SIGTERM end it when its trials have saved where they are, a second one at once: Interrupted, or KeyboardInterrupt. A Ray of
     its own that dies is replaced. Raises UserError, also where another driver runs the sweep. Whatever ends it, it can be resumed.
     """
-    console = console or Console()
+    console = console or plain_console()
     with patience(LONG_PATIENCE_SEC), Lease(opened.folder.folder) as lease:
         put_on_record(opened)  # now that nobody else runs it
         restarts = 0
@@ -77,7 +78,7 @@ def run_sweep(opened: Opened, *, address: str | None = None, console: Console | 
             restarts = 1 if lost.progressed else restarts + 1
             if restarts > MOST_RESTARTS:
                 raise UserError(f"Ray's processes on this machine were lost {restarts} times in a row: is there too little memory?")
-            console.print("Ray's processes on this machine were lost; starting anew", highlight=False)
+            console.print("Ray's processes on this machine were lost; starting anew")
     write_results(opened)
 
 

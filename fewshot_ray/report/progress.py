@@ -15,6 +15,7 @@ from rich.progress import Progress as LiveDisplay
 from rich.text import Text
 
 from fewshot_ray.report.leaderboard import format_value
+from fewshot_ray.report.terminal import plain_console
 from fewshot_ray.trial.ranking import Merit, Ranking
 
 Of = TypeVar("Of", int, str)
@@ -47,7 +48,7 @@ class Progress:
         self._total_trials, self._done_trials, self._steps = total_trials, done_trials, steps
         self._ranking = ranking
         self._metric = next(iter(ranking.objectives)) if ranking else None
-        self._console = console or Console()
+        self._console = console or plain_console()
         self._running: dict[str, _Running] = {}
         self._trials_ended_here = 0
         self._steps_skipped = 0.0  # made before a resume: no part of this run's pace

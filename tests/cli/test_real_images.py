@@ -26,7 +26,10 @@ def fewshot(*arguments: object) -> str:
 
 @pytest.mark.ray
 def test_from_photographs_to_a_pipeline(desk: Desk) -> None:
-    """PNG, JPEG (turned), WebP, RGBA and palette in, cross-fitted v-prediction training, adaptors out; diffusers alone loads them."""
+    """PNG, JPEG (turned), WebP, RGBA and palette in, cross-fitted v-prediction training, adaptors out; diffusers alone loads them.
+
+    The sweep's path has brackets, which rich would take for styles: it is printed as it is.
+    """
     write_pipeline(desk.folder / "v", "v_prediction")
     write_pictures(desk.folder / "test", 4, first=30)
     desk.tree["source"] = {"model": str(desk.folder / "v"), "images": "generated", "generated_images": 8}
@@ -38,9 +41,12 @@ def test_from_photographs_to_a_pipeline(desk: Desk) -> None:
     desk.tree["train"] |= {"lr": {"log": [1e-3, 1e-2]}, "params": {"adaptor": {"pool": 2, "width": 4}}}
     desk.tree["evaluate"] |= {"grid_images": 4, "sampler_steps": 2}
     desk.tree["search"] = {"trials": 3, "objectives": {"holdout_loss": "min"}}
+    desk.tree["storage"] = str(desk.folder / "[bold]" / "[/wip]")
     before = desk.contents()
     shown = fewshot("run", desk.write())
-    sweep, out = desk.folder / "sweeps" / "mine", desk.folder / "out"
+    sweep, out = Path(desk.tree["storage"]) / "mine", desk.folder / "out"
+    assert shown.startswith(f"sweep {sweep}\n")
+    assert shown.endswith(f"export {sweep} OUT\n")
     assert all(trial in shown for trial in ("t0000", "t0001", "t0002", "refit-t000"))
     assert (sweep / "leaderboard.csv").exists()
     assert (sweep / "report.html").exists()
