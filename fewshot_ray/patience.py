@@ -29,6 +29,7 @@ _PASSING_ERRNOS = {errno.EIO, errno.ESTALE, errno.EBUSY, errno.ENOTEMPTY, errno.
     *(errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH)
 }
 _FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_MISSING_STATUSES = {404, 410}
 _PASSING_STATUSES = {408, 425, 429, *range(500, 600)} - {501, 505, 507}
 # Whatever their status. NoSuchUpload: an upload in parts that was completed, or dropped, while the answer was lost.
 _PASSING_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "RequestTimeout", "InternalError"} | {
@@ -41,12 +42,26 @@ _CLIENT_ERRORS = {
     "botocore.exceptions": "BotoCoreError ClientError",
     "botocore.parsers": "ResponseParserError",
     "aiohttp": "ClientError",
+    "httpx2": "HTTPError InvalidURL",
+    "httpx": "HTTPError InvalidURL",
+    "ftplib": "Error",
+    "gcsfs.retry": "HttpError ChecksumError",
+    "google.auth.exceptions": "GoogleAuthError",
+    "azure.core.exceptions": "AzureError",
+    "paramiko.ssh_exception": "SSHException",
 }
+"""What the clients raise that is no OSError: of S3, of HTTP (the hub's is httpx2), FTP, Google, Azure and SFTP."""
 _PASSING_CLIENT_ERRORS = {
     "botocore.exceptions": "HTTPClientError ConnectionError IncompleteReadError ChecksumError FlexibleChecksumError "
     "CredentialRetrievalError MetadataRetrievalError",
     "botocore.parsers": "ResponseParserError",
     "aiohttp": "ClientConnectionError ClientPayloadError",
+    "httpx2": "TransportError",
+    "httpx": "TransportError",
+    "requests.exceptions": "ConnectionError Timeout ChunkedEncodingError",
+    "gcsfs.retry": "ChecksumError",
+    "google.auth.exceptions": "TransportError",
+    "azure.core.exceptions": "ServiceRequestError ServiceResponseError",
 }
 
 # The first is the process's; those after it are the blocks' of `patience`, in any thread.
@@ -84,8 +99,19 @@ def _loaded(names: dict[str, str]) -> list[type[Exception]]:
 
 def reason(error: Exception) -> str:
     """What one of `place_errors` says, on one line."""
-    text = getattr(error, "strerror", None) or str(error) or ("no answer" if isinstance(error, TimeoutError) else type(error).__name__)
-    return " ".join(str(text).split())
+    # Some clients say "no such file" of whatever went wrong: then it is what they made it of.
+    told = error.__cause__ if isinstance(error, FileNotFoundError) and not is_missing(error) and error.__cause__ else error
+    text = getattr(told, "strerror", None) or str(told) or ("no answer" if isinstance(told, TimeoutError) else type(told).__name__)
+    # httpx2's second line is where to read about HTTP.
+    return " ".join(str(text).partition("\nFor more information check")[0].split())
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether one of `place_errors` says that there is no such file or place, and not that it couldn't be looked for."""
+    if not isinstance(error, FileNotFoundError) or is_transient(error):
+        return False
+    answer = answer_of(error)
+    return answer is None or answer.status in _MISSING_STATUSES
 
 
 def is_transient(error: BaseException) -> bool:
@@ -97,9 +123,10 @@ def is_transient(error: BaseException) -> bool:
     answer = answer_of(error)
     if answer is not None:
         return answer.code in _PASSING_CODES or answer.foreign or (answer.status in _PASSING_STATUSES and not is_full(error))
-    if any(refused in str(error) for refused in ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")):
+    causes = list(_causes(error))
+    if any(refused in str(cause) for cause in causes for refused in ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")):
         return False
-    if isinstance(error, (ConnectionError, TimeoutError, *_loaded(_PASSING_CLIENT_ERRORS))):
+    if any(isinstance(cause, (ConnectionError, TimeoutError, *_loaded(_PASSING_CLIENT_ERRORS))) for cause in causes):
         return True
     return isinstance(error, OSError) and error.errno in _PASSING_ERRNOS
 
@@ -128,17 +155,27 @@ def is_elsewhere(error: BaseException) -> bool:
 
 def answer_of(error: BaseException | None) -> Answer | None:
     """The one that is behind an error: s3fs makes an OSError of it."""
-    while error is not None:
-        response, status = getattr(error, "response", None), getattr(error, "status", None)
+    for cause in _causes(error):
+        response, status = getattr(cause, "response", None), getattr(cause, "status", None)
         if isinstance(response, dict):
             status, code = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0), str(response.get("Error", {}).get("Code", ""))
             # Only to a HEAD would S3 say no more than 404.
-            is_head = getattr(error, "operation_name", "Head").startswith("Head")
+            is_head = getattr(cause, "operation_name", "Head").startswith("Head")
             return Answer(status, code, foreign=status == 404 and not is_head and not code.startswith("NoSuch"))
-        if isinstance(status, int) and status > 0:
+        # aiohttp's errors have a `code` too, of its own making.
+        googles = getattr(cause, "code", None) if type(cause).__module__.startswith("gcsfs") else None
+        found = (status, getattr(cause, "status_code", None), getattr(response, "status_code", None), googles)
+        status = next((number for number in found if isinstance(number, int) and 100 <= number < 600), None)
+        if status is not None:
             return Answer(status, "", foreign=False)
-        error = error.__cause__
     return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and what it was made of."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def patiently(attempt: Callable[[], Result], what: str) -> Result:

@@ -17,7 +17,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from fewshot_ray.errors import UserError
-from fewshot_ray.patience import Result, is_elsewhere, is_full, is_transient, patiently, place_errors, reason
+from fewshot_ray.patience import Result, is_elsewhere, is_full, is_missing, is_transient, patiently, place_errors, reason
 
 CONNECT_SEC = 5.0
 SILENCE_SEC = 30.0
@@ -190,7 +190,7 @@ class Folder:
         try:
             return patiently(attempt, f"storage {self.url}")
         except place_errors() as error:
-            if (missing and isinstance(error, FileNotFoundError)) or (exists and isinstance(error, FileExistsError)):
+            if (missing and is_missing(error)) or (exists and isinstance(error, FileExistsError)):
                 raise
             right = "a place you may read and write"
             if is_full(error):
@@ -221,7 +221,7 @@ def _exists_remotely(url: str) -> bool:
     try:
         filesystem.info(path)
     except FileNotFoundError as error:
-        if is_transient(error):
+        if not is_missing(error):
             raise
         return False
     return True
@@ -239,7 +239,7 @@ def _names_remotely(url: str) -> list[str]:
     try:
         children = filesystem.ls(path, detail=False, refresh=True)
     except FileNotFoundError as error:
-        if is_transient(error):
+        if not is_missing(error):
             raise
         return []
     # An object store may list the folder itself among its children, and a file as its own.
@@ -303,5 +303,5 @@ def _remove_remotely(url: str) -> None:
         for left in filesystem.find(path):
             filesystem.rm_file(left)
     except FileNotFoundError as error:
-        if is_transient(error):
+        if not is_missing(error):
             raise

@@ -36,7 +36,7 @@ from fewshot_ray.data.selection import (
 )
 from fewshot_ray.data.tables import Picture, image_columns, rows
 from fewshot_ray.errors import UserError
-from fewshot_ray.patience import is_transient, patiently, place_errors, reason
+from fewshot_ray.patience import is_missing, is_transient, patiently, place_errors, reason
 from fewshot_ray.spec.places import without_column
 from fewshot_ray.storage import open_file, open_place
 
@@ -155,7 +155,9 @@ def _is_folder(place: str, filesystem: Any, path: str) -> bool:
     """Whether it is one, and not a file. Raises OSError where it is neither."""
     if filesystem.isdir(path):
         return True
-    if not filesystem.exists(path):
+    if not isinstance(filesystem, LocalFileSystem):
+        filesystem.info(path)  # unlike `exists`, it says why
+    elif not filesystem.exists(path):
         raise FileNotFoundError(place)
     if not _is_plain_file(filesystem, path):
         raise OSError("no ordinary file")
@@ -325,9 +327,9 @@ def _reported(place: str) -> Iterator[None]:
     """Turn what goes wrong while a place is opened into one line."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise UserError(f"images {place}: there is no such file or folder; give a folder, a .zip or a .parquet file") from error
     except zipfile.BadZipFile as error:
         raise UserError(f"images {place}: is no readable zip archive ({reason(error)})") from error
     except place_errors() as error:
+        if is_missing(error):
+            raise UserError(f"images {place}: there is no such file or folder; give a folder, a .zip or a .parquet file") from error
         raise UserError(f"images {place}: cannot be read ({reason(error)})") from error

@@ -17,13 +17,14 @@ from typing import Any, Self
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.metrics.extractors import inception_network, load_extractor, resize_rgb
 from fewshot_ray.models.weights import INCEPTION, find_weights
+from fewshot_ray.patience import place_errors
 
 ENCODERS = ("digits", "inception", "dinov2")
 DINOV2 = "facebook/dinov2-small"
@@ -160,7 +161,7 @@ def _locate_dinov2(place: str, field: str) -> Path:
         return Path(snapshot_download(place, allow_patterns=list(DINOV2_FILES)))
     except HFValidationError as error:
         raise UserError(f"{field}: {place!r} is no folder here and no hub id; a folder of {DINOV2} or owner/name is right") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, *place_errors()) as error:
         raise UserError(
             f"DINOv2 could not be downloaded ({_first_line(error)}); put {DINOV2_FILES[0]} and model.safetensors from "
             f"https://huggingface.co/{place} in a folder, and name it in {field}"

@@ -17,7 +17,6 @@ from diffusers import AutoencoderKL, DDPMScheduler, DiTTransformer2DModel, Model
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -49,7 +48,7 @@ from fewshot_ray.models.configuration import (
 from fewshot_ray.models.fastgan import FastGanDiscriminator, FastGanGenerator
 from fewshot_ray.models.misplaced import SINGLE, WEIGHTS, what_it_is
 from fewshot_ray.models.stylegan2 import StyleGan2Discriminator, StyleGan2Generator
-from fewshot_ray.patience import patiently, place_errors, reason
+from fewshot_ray.patience import is_missing, patiently, place_errors, reason
 from fewshot_ray.spec.wording import show
 from fewshot_ray.storage import is_remote, open_place
 
@@ -145,6 +144,11 @@ def _remote_files(url: str) -> tuple[Any, dict[str, dict[str, Any]], dict[str, s
     kinds = (*PIPELINE_FILES, *PIPELINE_FILES_FLAT)
     wanted = {remote: name for remote, name in names.items() if any(fnmatch(name, kind) for kind in kinds)}
     if "model_index.json" not in wanted.values():
+        try:
+            patiently(lambda: filesystem.info(path), url)  # some clients' `find` doesn't say why there is nothing
+        except place_errors() as error:
+            if not is_missing(error):
+                raise _unreadable(url, error) from error
         raise UserError(f"source.model: no model_index.json at {url}; give the folder that save_pretrained wrote")
     return filesystem, listing, wanted
 
@@ -176,9 +180,10 @@ def _from_hub(name: str, revision: str | None) -> Path:
         raise UserError(
             f"source.model: no model '{name}' on the hub (or it is private: set HF_TOKEN), and no folder of that name"
         ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, ConnectionError) as error:
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, *place_errors()) as error:
         raise UserError(
-            f"source.model: '{name}' is no folder here and the hub can't be reached; give a pipeline's folder, or go online"
+            f"source.model: '{name}' is no folder here and the hub can't be reached ({reason(error)[:200]}); a pipeline's folder, or the "
+            "hub when it answers, would be right"
         ) from error
 
 

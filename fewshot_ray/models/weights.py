@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fewshot_ray.copies import local_copy
 from fewshot_ray.errors import UserError
-from fewshot_ray.patience import place_errors
+from fewshot_ray.patience import place_errors, reason
 from fewshot_ray.storage import open_place
 
 # What the two readers raise on files with flipped, missing or foreign bytes (found by trying thousands of them).
@@ -113,7 +113,7 @@ def read_content(place: str) -> bytes:
         filesystem, path = open_place(path)
         return (Path(path) if isinstance(filesystem, LocalFileSystem) else local_copy(place, filesystem, path)).read_bytes()
     except place_errors() as error:
-        raise UserError(f"{place}: these weights cannot be read ({type(error).__name__}); a file that exists is right") from error
+        raise UserError(f"{place}: these weights cannot be read ({reason(error)}); a file that exists is right") from error
 
 
 def read_state_dicts(place: str) -> dict[str, dict[str, Tensor]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from fewshot_ray.patience import is_transient, place_errors, reason
+from fewshot_ray.patience import is_missing, place_errors, reason
 from fewshot_ray.report.tensorboard import EVENTS
 from fewshot_ray.storage import Folder, open_place
 
@@ -127,7 +127,7 @@ def _event_files(filesystem: Any, root: str) -> dict[str, tuple[str, int]]:
     try:
         found = filesystem.find(root, detail=True)
     except FileNotFoundError as error:
-        if is_transient(error):
+        if not is_missing(error):
             raise
         return {}
     files = {}
