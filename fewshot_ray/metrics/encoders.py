@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -161,7 +161,7 @@ def _locate_dinov2(place: str, field: str) -> Path:
         return Path(snapshot_download(place, allow_patterns=list(DINOV2_FILES)))
     except HFValidationError as error:
         raise UserError(f"{field}: {place!r} is no folder here and no hub id; a folder of {DINOV2} or owner/name is right") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, *place_errors()) as error:
+    except place_errors() as error:
         raise UserError(
             f"DINOv2 could not be downloaded ({_first_line(error)}); put {DINOV2_FILES[0]} and model.safetensors from "
             f"https://huggingface.co/{place} in a folder, and name it in {field}"

@@ -18,8 +18,6 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -180,7 +178,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
         raise UserError(
             f"source.model: no model '{name}' on the hub (or it is private: set HF_TOKEN), and no folder of that name"
         ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, *place_errors()) as error:
+    except place_errors() as error:
         raise UserError(
             f"source.model: '{name}' is no folder here and the hub can't be reached ({reason(error)[:200]}); a pipeline's folder, or the "
             "hub when it answers, would be right"
