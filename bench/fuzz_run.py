@@ -194,9 +194,9 @@ def judge(case: Case, answer: Answer) -> tuple[str, list[str]]:
     if answer.code not in (0, 2):
         problems.append(f"exit code {answer.code}")
     if answer.code == 2:
-        if not re.fullmatch(r"error: [^\n\r\v\f\x1b\x85\u2028\u2029]+\n", answer.err):
-            problems.append("not one line on standard error")
-        elif not (any(name in answer.err for name in case.names) or FIELD.search(answer.err)):
+        if not re.fullmatch(r"(error: [^\n\r\v\f\x1b\x85\u2028\u2029]+\n)+", answer.err):
+            problems.append("not a line an error on standard error")
+        elif not all(any(name in line for name in case.names) or FIELD.search(line) for line in answer.err.splitlines()):
             problems.append("neither file nor field is named")
     if answer.seconds > LIMIT_SEC:
         problems.append("too long")

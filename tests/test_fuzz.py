@@ -54,7 +54,7 @@ def crash(case: Any) -> None:
     raise KeyError("op_code")
 
 
-def two_lines(case: Any) -> None:
+def another_line(case: Any) -> None:
     print("once upon a time", file=sys.stderr)
     raise UserError(f"{case.folder / 'mine.yaml'}: is wrong")
 
@@ -93,7 +93,7 @@ def give_up(case: Any) -> None:
     ("misbehave", "problem"),
     [
         (crash, "an exception came out"),
-        (two_lines, "not one line on standard error"),
+        (another_line, "not a line an error on standard error"),
         (nothing_named, "neither file nor field is named"),
         (change, "mine.yaml was changed"),
         (remove, "mine.yaml was removed"),

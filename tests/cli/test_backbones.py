@@ -199,7 +199,7 @@ CASES = {
     "no sub-folders": ("dit", flat_folders, r"target\.labels: .* stands in no sub-folder"),
     "adaptor on a transformer": ("dit", adaptor, r"train\.params\.adaptor: .*DiTTransformer2DModel"),
     "a batch of one": ("pixel", one_image, r"train\.batch_size: 1 given, but sadm compares the images of a batch; 2 or more"),
-    "Psi without weights": ("pixel", no_inception, r"nowhere\.pth: these weights cannot be read"),
+    "Psi without weights": ("pixel", no_inception, r"method\.sadm\.encoder.*nowhere\.pth\); a file or folder that exists is right"),
     "Psi of another size": ("pixel", digits_psi, r"method\.sadm\.encoder: 'digits' reads 1x8x8 images"),
     "negative lambda": ("pixel", negative, r"method\.sdft\.lambda_distill: -0\.1"),
     "a step size for no steps": ("pixel", pointless_step_size, r"method\.ant\.noise_step_size: is given, but noise_steps is 0"),

@@ -131,18 +131,22 @@ def test_the_same_loss_again(name: str, ingredients: ToyIngredients) -> None:
 
 @pytest.mark.parametrize("name", DIFFUSION_METHODS)
 def test_micro_batches_give_the_same_step(name: str, ingredients: ToyIngredients) -> None:
-    """Oracle: the whole batch at once: two steps in micro-batches of 1, 2 or 3 leave the weights and the loss that one of 4 leaves."""
+    """Oracle: the whole batch at once: two steps in micro-batches of 1, 2 or 3 leave the weights and the loss that one of 4 leaves.
+
+    Adam's first steps are of the size of the learning rate also where a gradient is within rounding of 0: a thousandth of it is allowed.
+    """
+    lr = 0.01
     results = []
     for micro_batch in (4, 1, 2, 3):
         settings = {"warmup_steps": 1, "eta": 10.0} if name == "sadm" else {}
         method = compose([DIFFUSION_METHODS[name].make(quick(name, settings), ingredients)])
-        run_of_it = training(method, from_model_range(images(4)), lr=0.01, micro_batch=micro_batch)
+        run_of_it = training(method, from_model_range(images(4)), lr=lr, micro_batch=micro_batch)
         loss = run_of_it.advance(2)
         results.append((loss, {**method.trained(), **method.auxiliary()}))
     for loss, weights in results[1:]:
         assert loss == pytest.approx(results[0][0], rel=1e-4)
         for key, parameter in weights.items():
-            torch.testing.assert_close(parameter, results[0][1][key], atol=2e-6, rtol=1e-4)
+            torch.testing.assert_close(parameter, results[0][1][key], atol=1e-3 * lr, rtol=1e-4)
 
 
 COMPOSED = ("ant", "sdft", "sadm", "ddpm_pa")
