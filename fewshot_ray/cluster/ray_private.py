@@ -48,6 +48,18 @@ def all_ports_on_loopback(on: bool) -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
+def temporary_folder() -> Path:
+    """Below which a Ray started here keeps its sessions."""
+    from ray._common.utils import get_default_ray_temp_dir
+
+    return Path(get_default_ray_temp_dir())
+
+
+def longest_socket(folder: Path) -> str:
+    """The longest path of a socket of a Ray whose sessions lie below `folder`: of `ray._private.node`."""
+    return f"{folder}/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+
+
 def server_version(client: Any) -> str:
     """Of the Ray that a JobSubmissionClient talks to; its public `get_version` is of the job interface alone."""
     return str(client._server_ray_version)

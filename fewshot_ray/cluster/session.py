@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import ray
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RayError
 
 from fewshot_ray.cluster.capacity import Growth, nodes_of, workers_on
-from fewshot_ray.cluster.ray_private import AUTHENTICATION_LOGGER, all_ports_on_loopback
+from fewshot_ray.cluster.own_ray import bring_token, check_folder
+from fewshot_ray.cluster.ray_private import AUTHENTICATION_LOGGER, all_ports_on_loopback, temporary_folder
 from fewshot_ray.errors import UserError
 from fewshot_ray.spec.sections import ResourcesSpec
 
@@ -37,7 +38,7 @@ def ray_session(address: str | None, *, dashboard: bool = False) -> Iterator[boo
     """A Ray to run on: one that is there (`address`), or one of our own that ends with the sweep; yields whether it is our own.
 
     One of our own has a `dashboard`, on the loopback interface, where asked: Ray Train needs it to clean up after workers that crash.
-    Raises UserError where none answers at `address`.
+    Raises UserError where none answers at `address`, or none of our own can be started here.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -47,6 +48,8 @@ def ray_session(address: str | None, *, dashboard: bool = False) -> Iterator[boo
         yield False
         return
     if address is None:
+        check_folder()
+        bring_token()
         for name, value in OWN_SETTINGS.items():
             os.environ.setdefault(name, value)
     try:
@@ -63,14 +66,21 @@ def ray_session(address: str | None, *, dashboard: bool = False) -> Iterator[boo
         raise UserError(
             f"{where}: Ray's token is missing or another one; ~/.ray/auth_token as the cluster's nodes have it is right"
         ) from error
-    except (ConnectionError, ValueError) as error:
-        raise UserError(
-            f"--address {address}: no Ray answers there ({str(error).splitlines()[0]}); `ray status` shows a cluster's"
-        ) from error
+    except (OSError, ValueError, RuntimeError, RayError) as error:
+        raise _not_there(address, error) from error
     try:
         yield address is None
     finally:
         ray.shutdown()
+
+
+def _not_there(address: str | None, error: Exception) -> UserError:
+    said = " ".join(str(error).split())[:300]
+    if address is None:
+        return UserError(f"Ray can't be started here ({said}); its folder is {temporary_folder()}, RAY_TMPDIR names another")
+    if "Version mismatch" in said:
+        return UserError(f"--address {address}: that Ray can't be joined ({said}); the same versions of Ray and Python on both are right")
+    return UserError(f"--address {address}: no Ray answers there ({said}); `ray status` shows a cluster's")
 
 
 def check_resources(
