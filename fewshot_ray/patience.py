@@ -36,7 +36,6 @@ _PASSING_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimit
     *("ServiceUnavailable", "OperationAborted", "ConditionalRequestConflict", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"),
     "NoSuchUpload",
 }
-_OTHER_REGION_CODES = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 
 _CLIENT_ERRORS = {
     "botocore.exceptions": "BotoCoreError ClientError",
@@ -102,6 +101,8 @@ def reason(error: Exception) -> str:
     # Some clients say "no such file" of whatever went wrong: then it is what they made it of.
     told = error.__cause__ if isinstance(error, FileNotFoundError) and not is_missing(error) and error.__cause__ else error
     text = getattr(told, "strerror", None) or str(told) or ("no answer" if isinstance(told, TimeoutError) else type(told).__name__)
+    if is_mute(error):
+        text = f"{text}, which is all that S3 says to a HEAD, most often where a token has expired"
     # httpx2's second line is where to read about HTTP.
     return " ".join(str(text).partition("\nFor more information check")[0].split())
 
@@ -114,6 +115,12 @@ def is_missing(error: BaseException) -> bool:
     return answer is None or answer.status in _MISSING_STATUSES
 
 
+def is_mute(error: BaseException) -> bool:
+    """Whether S3 refused a HEAD as a bad request: what is bad about it stands in the body, which only other requests' answers have."""
+    answer = answer_of(error)
+    return answer is not None and answer.status == 400 and answer.code in ("400", "")
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether one of `place_errors` may pass by itself: a store that is busy, broken or out of reach, an answer cut short or
     not the store's, a network disk.
@@ -123,10 +130,10 @@ def is_transient(error: BaseException) -> bool:
     answer = answer_of(error)
     if answer is not None:
         return answer.code in _PASSING_CODES or answer.foreign or (answer.status in _PASSING_STATUSES and not is_full(error))
-    causes = list(_causes(error))
-    if any(refused in str(cause) for cause in causes for refused in ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")):
+    chain = list(causes(error))
+    if any(refused in str(cause) for cause in chain for refused in ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")):
         return False
-    if any(isinstance(cause, (ConnectionError, TimeoutError, *_loaded(_PASSING_CLIENT_ERRORS))) for cause in causes):
+    if any(isinstance(cause, (ConnectionError, TimeoutError, *_loaded(_PASSING_CLIENT_ERRORS))) for cause in chain):
         return True
     return isinstance(error, OSError) and error.errno in _PASSING_ERRNOS
 
@@ -147,15 +154,9 @@ class Answer(NamedTuple):
     foreign: bool
 
 
-def is_elsewhere(error: BaseException) -> bool:
-    """Whether S3 says that the bucket is in another region than the one it was asked in."""
-    answer = answer_of(error)
-    return answer is not None and (answer.status == 301 or answer.code in _OTHER_REGION_CODES)
-
-
 def answer_of(error: BaseException | None) -> Answer | None:
     """The one that is behind an error: s3fs makes an OSError of it."""
-    for cause in _causes(error):
+    for cause in causes(error):
         response, status = getattr(cause, "response", None), getattr(cause, "status", None)
         if isinstance(response, dict):
             status, code = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0), str(response.get("Error", {}).get("Code", ""))
@@ -171,7 +172,7 @@ def answer_of(error: BaseException | None) -> Answer | None:
     return None
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
     """The error, and what it was made of."""
     while error is not None:
         yield error

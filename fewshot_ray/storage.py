@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -17,7 +18,8 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from fewshot_ray.errors import UserError
-from fewshot_ray.patience import Result, is_elsewhere, is_full, is_missing, is_transient, patiently, place_errors, reason
+from fewshot_ray.patience import Result, answer_of, is_full, is_missing, is_mute, is_transient, patiently, place_errors, reason
+from fewshot_ray.remedies import checksums, remedy
 
 CONNECT_SEC = 5.0
 SILENCE_SEC = 30.0
@@ -26,6 +28,9 @@ SLOWEST_BYTES_PER_SEC = 250_000
 READ_BYTES = 2**20
 PART_BYTES = 50 * 2**20
 """From twice as much on, s3fs uploads in parts. Each is then tried several times, so that a bad one does not cost all."""
+MOST_PUT_BYTES = 5 * 2**30
+"""S3's limit to an upload in one."""
+DELETES_AT_ONCE = 8
 
 
 def is_remote(url: str) -> bool:
@@ -38,18 +43,20 @@ def is_s3(url: str) -> bool:
     return url.startswith(("s3://", "s3a://"))
 
 
-def open_place(url: str, *, attempts: int = 1, **client: Any) -> tuple[Any, str]:
+def open_place(url: str, *, attempts: int = 1) -> tuple[Any, str]:
     """The fsspec filesystem of `url` and the path in it. Its listings are never cached.
 
     S3's client and s3fs would each try five times on their own, for up to a minute and a half of silence: here `attempts` times a request
-    in all, each within bounds, for `patiently` is to decide. What fsspec's own settings say about the client goes before; `client` is more
-    of it.
+    in all, each within bounds, for `patiently` is to decide. What fsspec's own settings say about the client goes before.
     """
     if not is_s3(url):
         filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
         return filesystem, path
     settings: dict[str, Any] = {"connect_timeout": CONNECT_SEC, "read_timeout": SILENCE_SEC}
-    settings |= {"retries": {"mode": "standard", "total_max_attempts": attempts}, **client}
+    settings |= {"retries": {"mode": "standard", "total_max_attempts": attempts}}
+    # Not botocore's "when_supported": few other stores know the headers, and some answer a request for a part with the whole's checksum.
+    # The signature of an upload without them has its SHA-256, which the store compares.
+    settings |= {"request_checksum_calculation": checksums(), "response_checksum_validation": "when_required"}
     for protocol in ("s3", "s3a"):
         settings |= fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
     filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False, config_kwargs=settings)
@@ -59,8 +66,7 @@ def open_place(url: str, *, attempts: int = 1, **client: Any) -> tuple[Any, str]
 
 def open_file(url: str) -> IO[bytes]:
     """A file to read and seek in; what passes by itself is waited out at every read. Raises what `patiently` does."""
-    # Some stores answer a request for a part with the whole object's checksum.
-    filesystem, path = open_place(url, response_checksum_validation="when_required")
+    filesystem, path = open_place(url)
     if isinstance(filesystem, LocalFileSystem):
         return open(path, "rb")
     size = patiently(lambda: int(filesystem.info(path)["size"]), path)
@@ -168,20 +174,6 @@ class Folder:
         remove = _remove if self.local is not None else _remove_remotely
         self.perform(f"remove {name or 'it'}", lambda: remove(path))
 
-    def check_writable(self) -> None:
-        """Write and remove a small file, and the folders made for it. Raises UserError."""
-        places = (self.local, *self.local.parents) if self.local is not None else ()
-        missing = [place for place in places if not Folder(place).exists()]
-        name = f".{uuid4().hex}"
-        try:
-            self.write_bytes(name, b"")
-            self.remove(name)
-        finally:
-            for place in missing:
-                # One that somebody has filled by now refuses to go.
-                with suppress(OSError):
-                    place.rmdir()
-
     def _path(self, name: str) -> str:
         return f"{self.url}/{name}" if name else self.url
 
@@ -192,14 +184,21 @@ class Folder:
         except place_errors() as error:
             if (missing and is_missing(error)) or (exists and isinstance(error, FileExistsError)):
                 raise
-            right = "a place you may read and write"
-            if is_full(error):
-                right = "freeing space there, or another place,"
-            elif is_elsewhere(error):
-                right = "AWS_DEFAULT_REGION naming the bucket's own region"
-            elif is_transient(error):
-                right = "a place that answers"
-            raise UserError(f"storage {self.url}: cannot {action} ({reason(error)}); {right} is right") from error
+            told = _told(self.url, error)
+            raise UserError(f"storage {self.url}: cannot {action} ({reason(told)}); {remedy(told)}") from error
+
+
+def _told(url: str, error: Exception) -> Exception:
+    """What S3 says to a listing, where it said nothing to a HEAD."""
+    if not is_s3(url) or not is_mute(error):
+        return error
+    try:
+        filesystem, path = open_place(url)
+        bucket, key, _ = filesystem.split_path(path)
+        filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1)
+    except place_errors() as told:
+        return told
+    return error
 
 
 def _local_path(text: str) -> str:
@@ -273,8 +272,17 @@ def _replace_atomically(path: Path, temporary: Path, content: bytes) -> None:
 
 
 def _write_remotely(url: str, content: bytes) -> None:
-    filesystem, path = open_place(url, attempts=5 if len(content) >= 2 * PART_BYTES else 1)
-    options: dict[str, float] = {"chunksize": PART_BYTES} if is_s3(url) else {}
+    try:
+        _put(url, content, PART_BYTES)
+    except place_errors() as error:
+        if not 2 * PART_BYTES <= len(content) < MOST_PUT_BYTES or answer_of(error) is None or is_transient(error) or is_full(error):
+            raise
+        _put(url, content, MOST_PUT_BYTES)  # the store takes no parts
+
+
+def _put(url: str, content: bytes, part_bytes: int) -> None:
+    filesystem, path = open_place(url, attempts=5 if len(content) >= 2 * part_bytes else 1)
+    options: dict[str, float] = {"chunksize": part_bytes} if is_s3(url) else {}
     if filesystem.async_impl:
         # A PUT waits for the store's word to go on, for which aiohttp has no time limit.
         options["timeout"] = SILENCE_SEC + len(content) / SLOWEST_BYTES_PER_SEC
@@ -298,10 +306,12 @@ def _remove_remotely(url: str) -> None:
         if filesystem.info(path)["type"] == "file":
             filesystem.rm_file(path)
             return
-        filesystem.rm(path, recursive=True)
-        # s3fs keeps quiet about objects that it couldn't delete; one by one it says why.
-        for left in filesystem.find(path):
-            filesystem.rm_file(left)
+        if not is_s3(url):
+            filesystem.rm(path, recursive=True)
+            return
+        # Not `rm`, which asks for the deletion of many in one request: not all stores have that.
+        with ThreadPoolExecutor(DELETES_AT_ONCE) as pool:
+            list(pool.map(filesystem.rm_file, filesystem.find(path)))
     except FileNotFoundError as error:
         if not is_missing(error):
             raise

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse
@@ -27,7 +27,8 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to one request: the next one, or the next of HTTP `method` and with `path` somewhere in its path and query."""
+    """What happens to one request: the next one, or the next of HTTP `method`, with `path` somewhere in its path and query and with a
+    header whose name begins with `header` in lower case."""
 
     kind: Literal["status", "reset", "lost", "truncate", "delay", "silence"]
     """`status`: answered with it, and with `body` or S3's error of that `code`; the store is not asked. `reset`: the connection breaks off
@@ -39,10 +40,13 @@ class Fault:
     code: str = "SlowDown"
     body: bytes = b""
     seconds: float = 0.0
+    header: str = ""
 
-    def fits(self, method: str, path: str) -> bool:
+    def fits(self, method: str, path: str, headers: Iterable[str] = ()) -> bool:
         """Whether it may happen to this request."""
-        return self.method in ("", method) and self.path in path
+        if self.method not in ("", method) or self.path not in path:
+            return False
+        return not self.header or any(name.lower().startswith(self.header) for name in headers)
 
 
 SLOW_DOWN = Fault("status")
@@ -144,16 +148,16 @@ class FaultyProxy:
             self._connections.discard(connection)
         connection.close()
 
-    def next_fault(self, method: str, path: str) -> Fault | None:
+    def next_fault(self, method: str, path: str, headers: Iterable[str] = ()) -> Fault | None:
         """The fault of a request that has come in."""
         with self._lock:
-            chosen = next((fault for fault in self.faults if fault.fits(method, path)), None)
+            chosen = next((fault for fault in self.faults if fault.fits(method, path, headers)), None)
             if chosen is not None:
                 self.faults.remove(chosen)
             else:
                 draw = self._random.random()
                 for fault, chance in self.chances.items():
-                    if fault.fits(method, path) and (draw := draw - chance) < 0:
+                    if fault.fits(method, path, headers) and (draw := draw - chance) < 0:
                         chosen = fault
                         break
             self.requests.append((method, path, chosen))
@@ -190,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        fault = self.server.next_fault(self.command, self.path)
+        fault = self.server.next_fault(self.command, self.path, self.headers.keys())
         kind = fault.kind if fault else ""
         if fault and kind in ("delay", "silence"):
             time.sleep(fault.seconds)

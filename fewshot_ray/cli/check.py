@@ -13,6 +13,7 @@ from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.trial.materials import Materials
 from fewshot_ray.trial.preflight import check_materials, preset_materials
 from fewshot_ray.trial.remarks import image_remarks
+from fewshot_ray.writable import check_writable
 
 
 class Say:
@@ -34,7 +35,7 @@ def check_file(document: Document, console: Console) -> None:
     for line in check_inputs(opened.folder.folder, opened.document.tree):
         say("warning", line, "yellow")
     materials = check_sources(opened.document, opened.file, say)
-    opened.folder.folder.check_writable()
+    check_writable(opened.folder.folder)
     state = "exists, `run` goes on with it" if opened.folder.trials() else "can be written"
     say("storage", f"{opened.folder.folder.url} {state}")
     for topic, text in here_lines(check_plan(opened.document, materials, say)):

@@ -22,6 +22,7 @@ from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.sections import FileSpec, ResourcesSpec
 from fewshot_ray.storage import Folder
 from fewshot_ray.trial.compose import check_document
+from fewshot_ray.writable import check_writable
 
 __all__ = ["check_on_cluster", "cluster_lines", "prices_of"]
 
@@ -48,7 +49,7 @@ def check_on_cluster(document: Document, cluster: ClusterFile, prices: Iterable[
         problem = error
         say("here", str(error), "red")
     try:
-        Folder(file.storage).check_writable()
+        check_writable(Folder(file.storage))
         say("storage", f"{file.storage} can be written from here")
     except UserError as error:
         say("storage", f"not from here: {error}", "yellow")

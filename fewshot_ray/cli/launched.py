@@ -41,10 +41,11 @@ def check_here(document: Document, console: Console) -> None:
     """What a node sees of the model, the images and the storage. Raises UserError. The plan is the laptop's."""
     from fewshot_ray.cli.check import Say, check_sources
     from fewshot_ray.cluster.opened import planned_sweep
+    from fewshot_ray.writable import check_writable
 
     opened = planned_sweep(document)
     check_sources(opened.document, opened.file, Say(console))
-    opened.folder.folder.check_writable()
+    check_writable(opened.folder.folder)
     Say(console)("storage", f"{opened.folder.folder.url} can be written")
 
 

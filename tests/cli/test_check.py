@@ -18,6 +18,7 @@ from fewshot_ray.storage import Folder
 from fewshot_ray.trial.compose import check_document
 from fewshot_ray.trial.diffusion import DiffusionMaterials
 from fewshot_ray.trial.preflight import preset_materials
+from fewshot_ray.writable import check_writable
 from tests.cli.conftest import Command, Desk, painting, write_pipeline
 from tests.cli.sweeping import finished_sweep
 
@@ -80,7 +81,7 @@ def test_nothing_is_left_behind(desk: Desk, fewshot: Command) -> None:
 
 def test_the_probe_of_a_remote_storage() -> None:
     folder = Folder("memory://probe/storage")
-    folder.check_writable()
+    check_writable(folder)
     assert folder.names() == []
 
 
