@@ -145,9 +145,9 @@ class Backbone:
         """The noise the prediction stands for, `[B, C, H, W]`."""
         if self.prediction_type == "epsilon":
             return prediction
-        alpha_bar = self.schedule.alpha_bar(t)
         if self.prediction_type == "sample":
-            return (x_t - alpha_bar.sqrt() * prediction) / (1 - alpha_bar).sqrt()
+            return self.schedule.eps(prediction, x_t, t)
+        alpha_bar = self.schedule.alpha_bar(t)
         return alpha_bar.sqrt() * prediction + (1 - alpha_bar).sqrt() * x_t
 
     def to_x_0(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:

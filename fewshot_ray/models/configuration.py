@@ -11,11 +11,11 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiTTransformer2DModel, ModelMixin, VQModel
+from diffusers import DDIMScheduler, DiTTransformer2DModel, ModelMixin, VQModel
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.models.backbone import Backbone
-from fewshot_ray.models.sampling import make_sampler
+from fewshot_ray.models.sampling import Sampler, denoise
 from fewshot_ray.spec.wording import show
 
 MISFIT = (
@@ -105,13 +105,16 @@ def coded_shapes(autoencoder: ModelMixin, shape: tuple[int, ...]) -> tuple[tuple
 
 
 def try_samplers(backbone: Backbone, place: str) -> None:
-    """Raise UserError where a sampler can't take a step over the schedule."""
-    x_t = torch.zeros(1, backbone.shape[0], 2, 2)
+    """Raise UserError where a sampler can't step along the schedule, be it ours or diffusers' that an export is drawn with."""
+    noise = torch.zeros(1, backbone.shape[0], 2, 2)
+    samplers: tuple[Sampler, ...] = ("ddim", "dpm++")
+    config = backbone.scheduler.config
     try:
-        for name in ("ddim", "dpm++"):
-            scheduler = make_sampler(backbone, "ddim" if name == "ddim" else "dpm++")
-            scheduler.set_timesteps(min(2, backbone.schedule.timesteps))
-            scheduler.step(x_t * scheduler.init_noise_sigma, scheduler.timesteps[0], x_t)
+        if config.num_train_timesteps != backbone.schedule.timesteps:
+            raise ValueError(f"it has {backbone.schedule.timesteps} betas and num_train_timesteps {config.num_train_timesteps}")
+        DDIMScheduler.from_config(config)
+        for sampler in samplers:
+            denoise(backbone, lambda x_t, t: x_t, noise, sampler=sampler, steps=min(2, backbone.schedule.timesteps))
     except MISFIT as error:
         raise UserError(
             f"source.model: {place}'s schedule can't be sampled from ({first_line(error)}); DDPMScheduler's would be right"

@@ -6,13 +6,24 @@ import json
 from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
+from typing import Any, NamedTuple
 
-from diffusers import DDIMScheduler, DDPMPipeline, DiTPipeline, DiTTransformer2DModel, LDMPipeline, ModelMixin
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    LDMPipeline,
+    ModelMixin,
+    SchedulerMixin,
+)
 from torch import nn
 
 from fewshot_ray.models import adaptor, adm_unet
 from fewshot_ray.models.backbone import Backbone
 from fewshot_ray.models.class_table import for_pipeline
+from fewshot_ray.models.sampling import Sampler
 
 OWN_NETWORKS: dict[type[nn.Module], ModuleType] = {adaptor.AdaptorUNet2DModel: adaptor, adm_unet.AdmUNet2DModel: adm_unet}
 """Networks that diffusers doesn't have: the file of each travels with it."""
@@ -20,19 +31,57 @@ OWN_NETWORKS: dict[type[nn.Module], ModuleType] = {adaptor.AdaptorUNet2DModel: a
 
 def save_pipeline(backbone: Backbone, network: ModelMixin, folder: Path) -> None:
     """Write what `DiffusionPipeline.from_pretrained` loads (with `trust_remote_code=True` for a network of our own)."""
+    scheduler = _scheduler(backbone)
     if isinstance(network, DiTTransformer2DModel):
         assert backbone.autoencoder is not None
-        scheduler = DDIMScheduler.from_config(backbone.scheduler.config)
         DiTPipeline(for_pipeline(network), backbone.autoencoder.model, scheduler).save_pretrained(str(folder))
         _edit_index(folder, id2label={str(number): name for number, name in enumerate(backbone.class_names)})
     elif backbone.autoencoder is not None:
-        scheduler = DDIMScheduler.from_config(backbone.scheduler.config)
         LDMPipeline(vqvae=backbone.autoencoder.model, unet=network, scheduler=scheduler).save_pretrained(str(folder))
     else:
-        DDPMPipeline(unet=network, scheduler=backbone.scheduler).save_pretrained(str(folder))
+        DDPMPipeline(unet=network, scheduler=scheduler).save_pretrained(str(folder))
     module = OWN_NETWORKS.get(type(network))
     if module is not None:
         _ship(module, type(network).__name__, folder)
+
+
+def _scheduler(backbone: Backbone) -> SchedulerMixin:
+    """What diffusers draws with: DDPM's for pixels, DDIM's for latents, which have no bounds; from T - 1 on, as `sampling` does."""
+    config: dict[str, Any] = {key: value for key, value in backbone.scheduler.config.items() if not key.startswith("_")}
+    config |= {"timestep_spacing": "trailing"}
+    if backbone.autoencoder is None:
+        if backbone.learned_variance and config.get("variance_type") != "learned":
+            config["variance_type"] = "learned_range"  # else diffusers takes all channels for the mean
+        return DDPMScheduler.from_config(config)
+    return DDIMScheduler.from_config({**config, "clip_sample": False, "thresholding": False, "set_alpha_to_one": True})
+
+
+class PipelineCall(NamedTuple):
+    """How an exported pipeline is called."""
+
+    arguments: str
+    """Of the call, `batch_size=16, num_inference_steps=1000`."""
+    remark: str
+    """One or two sentences: what it then draws by, and what the metrics were measured with."""
+
+
+def pipeline_call(backbone: Backbone, *, sampler: Sampler, steps: int, guidance_scale: float) -> PipelineCall:
+    """For images as near to those measured, which `sampler` drew in `steps` steps, as the pipeline itself can draw."""
+    timesteps, by = backbone.schedule.timesteps, "DDIM" if sampler == "ddim" else "DPM-Solver++"
+    guidance = f" --guidance-scale {guidance_scale:g}" if backbone.class_names else ""
+    measured = (
+        f"The metrics below are of images drawn by {by} in {steps} steps, "
+        f"as `fewshot-ray sample path/to/this/folder OUT --sampler {sampler} --steps {steps}{guidance}` draws."
+    )
+    if backbone.autoencoder is None:
+        return PipelineCall(f"batch_size=16, num_inference_steps={timesteps}", f"These are DDPM's {timesteps} random steps. {measured}")
+    own = max(divisor for divisor in range(1, steps + 1) if timesteps % divisor == 0)  # diffusers steps by the whole part of T / steps
+    arguments = "batch_size=16"
+    if backbone.class_names:
+        arguments = f"class_labels={list(range(len(backbone.class_names)))}, guidance_scale={guidance_scale:g}"
+    same = sampler == "ddim" and own == steps
+    remark = f"The metrics below are of images drawn so: by DDIM in {steps} steps." if same else f"This is DDIM in {own} steps. {measured}"
+    return PipelineCall(f"{arguments}, num_inference_steps={own}", remark)
 
 
 def _ship(module: ModuleType, network: str, folder: Path) -> None:

@@ -41,6 +41,11 @@ class NoiseSchedule:
         alpha_bar = self.alpha_bar(t)
         return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
 
+    def eps(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The noise between x_0 and x_t, `[B, C, H, W]`."""
+        alpha_bar = self.alpha_bar(t)
+        return (x_t - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
+
     def posterior_mean(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The mean of `q(x_{t-1} | x_t, x_0)` (DDPM, Eq. 7), `[B, C, H, W]`; x_0 itself at t = 0."""
         alpha_bar, before = self.alphas_cumprod[t], self._alpha_bar_before(t)

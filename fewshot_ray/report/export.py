@@ -19,6 +19,7 @@ from fewshot_ray.spec.document import Document, to_yaml
 from fewshot_ray.spec.sections import CrossFit, FileSpec
 from fewshot_ray.storage import is_remote
 from fewshot_ray.training.group import Group
+from fewshot_ray.trial.candidate import Candidate
 from fewshot_ray.trial.compose import PLAIN, TrialSpec, compose, effective_tree
 from fewshot_ray.trial.evaluation import Evaluator, Instruments
 from fewshot_ray.trial.families import materials_of
@@ -48,7 +49,7 @@ def export_trial(folder: SweepFolder, file: FileSpec, record: TrialRecord, out: 
         assert record.best_step is not None
         finished = load_finished(spec, folder.trial(record.id), record.best_step, cache=folder.folder / "cache", device=CPU)
         code = finished.candidate.save(staged)
-        _write_card(folder, file, record, finished.shots, staged, out.name, code=code, class_names=finished.candidate.class_names)
+        _write_card(folder, file, record, finished.shots, staged, out.name, candidate=finished.candidate, code=code)
 
 
 def _write_card(
@@ -59,8 +60,8 @@ def _write_card(
     staged: Path,
     name: str,
     *,
+    candidate: Candidate,
     code: str | None,
-    class_names: Sequence[str],
 ) -> None:
     spec = trial_spec(folder, record)
     selected = record if record.kind != "refit" else folder.record(record.origin)
@@ -74,6 +75,7 @@ def _write_card(
     model = spec.file.source.model
     source = model or next((part.weights for part in (spec.adm, spec.gan) if part is not None), None)
     rows = leaderboard(folder, file.search.objectives, bounds(file))
+    call = candidate.pipeline_call(spec.file.evaluate)
     card = ModelCard(
         name=name,
         source_model=source or "none: trained from scratch",
@@ -90,8 +92,9 @@ def _write_card(
         source_is_on_hub=model is not None and not is_remote(model) and not Path(model).exists(),
         source_revision=spec.file.source.revision,
         own_code=code,
-        count_argument="batch_size" if spec.gan is None else "num_images",
-        class_names=class_names,
+        call_arguments=call.arguments,
+        call_remark=call.remark,
+        class_names=candidate.class_names,
         comparisons=compare_with_control(rows, file.search.objectives),
         version=fewshot_ray.__version__,
         picture=picture,

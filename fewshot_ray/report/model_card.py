@@ -46,8 +46,10 @@ class ModelCard:
     source_revision: str | None = None
     own_code: str | None = None
     """The file that loads a network diffusers doesn't have, within the pipeline."""
-    count_argument: str = "batch_size"
-    """The pipeline's argument for the number of images."""
+    call_arguments: str = "batch_size=16"
+    """Of the pipeline's call."""
+    call_remark: str = ""
+    """What the pipeline then draws by, and what the metrics were measured with."""
     class_names: Sequence[str] = ()
     """Of a class-conditional model, by number."""
     comparisons: Sequence[PairedComparison] = ()
@@ -95,18 +97,16 @@ def _summary(card: ModelCard) -> str:
 
 
 def _loading(card: ModelCard) -> str:
+    remark = f"\n\n{card.call_remark}" if card.call_remark else ""
     trust = ", trust_remote_code=True" if card.own_code else ""
-    arguments = f"{card.count_argument}=16"
-    if card.class_names:
-        arguments = f"class_labels={list(range(len(card.class_names)))}"
     return f"""## Use
 
 ```python
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder"{trust})
-images = pipeline({arguments}).images
-```{_classes(card)}"""
+images = pipeline({card.call_arguments}).images
+```{remark}{_classes(card)}"""
 
 
 def _classes(card: ModelCard) -> str:

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fewshot_ray.models.pipeline import PipelineCall
 from fewshot_ray.spec.sections import EvaluateSpec
 
 STRIP_ROWS, STRIP_COLUMNS = 4, 8
@@ -36,6 +37,10 @@ class Candidate(ABC):
     @abstractmethod
     def save(self, folder: Path) -> str | None:
         """Write the pipeline into an empty folder; the file in it with the code that loads it, where diffusers hasn't got it."""
+
+    @abstractmethod
+    def pipeline_call(self, config: EvaluateSpec) -> PipelineCall:
+        """How the pipeline that `save` writes is called, beside the samples that `config` measures."""
 
     @abstractmethod
     def evaluations(self, config: EvaluateSpec) -> int:

@@ -17,7 +17,7 @@ from fewshot_ray.methods.randomness import derived_seed
 from fewshot_ray.models.autoencoder import encode_all
 from fewshot_ray.models.backbone import Backbone
 from fewshot_ray.models.parameters import TunedNetwork
-from fewshot_ray.models.pipeline import save_pipeline, shipped_code
+from fewshot_ray.models.pipeline import PipelineCall, pipeline_call, save_pipeline, shipped_code
 from fewshot_ray.models.sampling import sample
 from fewshot_ray.spec.sections import EvaluateSpec
 from fewshot_ray.training.group import Group
@@ -56,6 +56,10 @@ class DiffusionCandidate(Candidate):
         network = self.tuned.merge()
         save_pipeline(self.backbone, network, folder)
         return shipped_code(network)
+
+    def pipeline_call(self, config: EvaluateSpec) -> PipelineCall:
+        """By the kind of pipeline that `save_pipeline` makes of it."""
+        return pipeline_call(self.backbone, sampler=config.sampler, steps=config.sampler_steps, guidance_scale=config.guidance_scale)
 
     def evaluations(self, config: EvaluateSpec) -> int:
         """A sampler's steps."""

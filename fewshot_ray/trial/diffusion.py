@@ -160,7 +160,7 @@ class DiffusionMaterials(Materials):
             "sampler": "ddim",
             "steps": steps,
             "device": self.device.type,
-            "version": 1,
+            "version": 2,
         }
 
         def compute() -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from fewshot_ray.errors import UserError
 from fewshot_ray.methods.randomness import derived_seed
 from fewshot_ray.models.gan import Gan
 from fewshot_ray.models.gan_source import save_gan
+from fewshot_ray.models.pipeline import PipelineCall
 from fewshot_ray.spec.sections import EvaluateSpec
 from fewshot_ray.trial.candidate import STRIP_COLUMNS, STRIP_ROWS, Candidate
 
@@ -59,6 +60,10 @@ class GanCandidate(Candidate):
     def save(self, folder: Path) -> str | None:
         """Generator and discriminator."""
         return save_gan(self.gan, folder)
+
+    def pipeline_call(self, config: EvaluateSpec) -> PipelineCall:
+        """One pass draws as was measured."""
+        return PipelineCall("num_images=16", "")
 
     def evaluations(self, config: EvaluateSpec) -> int:
         """One."""

@@ -147,7 +147,7 @@ def test_classes_from_sub_folders(desk: Desk, fewshot: Command) -> None:
     out = desk.folder / "exported"
     assert fewshot("export", opened.folder.folder.url, out).code == 0
     assert json.loads((out / "model_index.json").read_text())["id2label"] == {"0": "cats", "1": "dogs"}
-    assert "class_labels=[0, 1]" in (out / "README.md").read_text()
+    assert "class_labels=[0, 1], guidance_scale=2, num_inference_steps=2" in (out / "README.md").read_text()
     assert DiffusionPipeline.from_pretrained(str(out)).transformer.config.num_embeds_ada_norm == 1000
     (desk.folder / "others" / "birds").mkdir(parents=True)
     painting(30).save(desk.folder / "others" / "birds" / "a.png")
