@@ -20,7 +20,7 @@ CLI = str(Path(sys.executable).parent / "fewshot-ray")
 STEPS = (
     ["run", "sweeps/quickstart.yaml"],
     ["export", "runs/quickstart", "runs/quickstart/model", "--overwrite"],
-    ["sample", "runs/quickstart/model", "runs/quickstart/samples"],
+    ["sample", "runs/quickstart/model", "runs/quickstart/samples", "--overwrite"],
     ["evaluate", "runs/quickstart"],
 )
 

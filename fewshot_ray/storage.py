@@ -49,6 +49,8 @@ def open_place(url: str, *, attempts: int = 1) -> tuple[Any, str]:
     S3's client and s3fs would each try five times on their own, for up to a minute and a half of silence: here `attempts` times a request
     in all, each within bounds, for `patiently` is to decide. What fsspec's own settings say about the client goes before.
     """
+    if not is_remote(url):  # what would join two places stands in a name there
+        return LocalFileSystem(), LocalFileSystem._strip_protocol(url)
     if not is_s3(url):
         filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
         return filesystem, path

@@ -247,11 +247,14 @@ def sample(
     sampler: Annotated[str, typer.Option(help="ddim or dpm++.")] = "ddim",
     steps: Annotated[int, typer.Option(min=1, help="Network evaluations an image.")] = 50,
     guidance_scale: Annotated[float, typer.Option(min=1.0, help="Classifier-free guidance; class-conditional models only.")] = 1.0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace earlier samples and files of the same names; others stay.")
+    ] = False,
 ) -> None:
     """Draw images from a pipeline."""
     from fewshot_ray.cli.results import sample_images
 
-    sample_images(model, out, number=number, seed=seed, sampler=sampler, steps=steps, guidance_scale=guidance_scale)
+    sample_images(model, out, number=number, seed=seed, sampler=sampler, steps=steps, guidance_scale=guidance_scale, overwrite=overwrite)
     typer.echo(f"{number} images and grid.png: {out}")
 
 

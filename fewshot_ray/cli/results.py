@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -30,6 +32,8 @@ from fewshot_ray.trial.inputs import SOURCE_IMAGES
 from fewshot_ray.trial.materials import pick_device
 
 GRID = "grid.png"
+MARK = ("Software", "fewshot-ray sample")
+"""In the PNG files, so that earlier samples are told from others' pictures."""
 
 
 def chosen_trial(folder: SweepFolder, file: FileSpec, trial_id: str | None) -> TrialRecord:
@@ -103,12 +107,14 @@ def _measure(split: TestSplit, folder: SweepFolder, trial: TrialRecord, device: 
     return {name: math.fsum(one[name] for one in measured) / len(measured) for name in measured[0] if all(name in one for one in measured)}
 
 
-def sample_images(model: str, out: Path, *, number: int, seed: int, sampler: str, steps: int, guidance_scale: float) -> None:
-    """Write `number` PNG files and a grid. Raises UserError."""
+def sample_images(
+    model: str, out: Path, *, number: int, seed: int, sampler: str, steps: int, guidance_scale: float, overwrite: bool = False
+) -> None:
+    """Write `number` PNG files and a grid. Raises UserError, also where `out` holds something and `overwrite` isn't given."""
     if sampler not in ("ddim", "dpm++"):
         raise UserError(f"--sampler {sampler}: not known; ddim or dpm++ would be right")
     names = [f"{index:05d}.png" for index in range(number)]
-    _check_samples_place(out, names)
+    _check_samples_place(out, overwrite=overwrite)
     candidate = _loaded(model)
     if isinstance(candidate, DiffusionCandidate) and steps > candidate.backbone.schedule.timesteps:
         raise UserError(f"--steps {steps}: the model has {candidate.backbone.schedule.timesteps} timesteps; no more would be right")
@@ -117,23 +123,43 @@ def sample_images(model: str, out: Path, *, number: int, seed: int, sampler: str
     ]
     config = EvaluateSpec(sampler="ddim" if sampler == "ddim" else "dpm++", sampler_steps=steps, guidance_scale=guidance_scale)
     images = candidate.images(torch.stack(noise).to(candidate.device), range(number), config).cpu()
+    mark = PngInfo()
+    mark.add_text(*MARK)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, image in zip(names, images, strict=True):
             pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
-            Image.fromarray(pixels).save(out / name)
+            Image.fromarray(pixels).save(out / name, pnginfo=mark)
         (out / GRID).write_bytes(grid_png(images))
+        for path in out.glob("[0-9]*.png"):
+            if path.name not in names and _is_sample(path):
+                path.unlink()
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error}); a folder that you may write to would be right") from error
 
 
-def _check_samples_place(out: Path, names: list[str]) -> None:
-    """Raise UserError where a picture that isn't an earlier sample would be overwritten."""
+def _check_samples_place(out: Path, *, overwrite: bool) -> None:
+    """Raise UserError where something is in the way."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; a folder would be right")
-    taken = next((name for name in names if (out / name).exists()), None)
-    if taken is not None and not (out / GRID).exists():
-        raise UserError(f"{out}: holds a {taken} that is no earlier sample (there is no {GRID}); another folder would be right")
+    try:
+        held = sorted(name for name in os.listdir(out) if not name.startswith(".")) if out.exists() else []
+    except OSError as error:
+        raise UserError(
+            f"{out}: cannot be read ({error.strerror or error}); a folder that you may read and write would be right"
+        ) from error
+    if held and not overwrite:
+        more = f" and {len(held) - 1} more" if len(held) > 1 else ""
+        raise UserError(f"{out}: holds {held[0]}{more}; another folder, or --overwrite, would be right")
+
+
+def _is_sample(path: Path) -> bool:
+    """Whether this command wrote it."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get(MARK[0]) == MARK[1]
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # no picture that it would have written
+        return False
 
 
 def _loaded(model: str) -> Candidate:

@@ -29,6 +29,7 @@ def placed(out: Path, *, overwrite: bool) -> Iterator[Path]:
             try:
                 if out.exists():
                     out.rename(before)
+                _give_modes(staged, Path(temporary))
                 staged.rename(out)
             except BaseException:
                 if before.exists():
@@ -36,6 +37,18 @@ def placed(out: Path, *, overwrite: bool) -> Iterator[Path]:
                 raise
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error}); a folder that you may write to would be right") from error
+
+
+def _give_modes(folder: Path, scratch: Path) -> None:
+    """What files and folders below `folder` would have if this process had made them in the plain way.
+
+    safetensors writes for the owner alone, and files that were fetched have the other machine's modes.
+    """
+    (scratch / "file").touch()
+    (scratch / "folder").mkdir()
+    file, directory = ((scratch / kind).stat().st_mode & 0o7777 for kind in ("file", "folder"))
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(directory if path.is_dir() else file)
 
 
 def _check(out: Path, *, overwrite: bool) -> None:

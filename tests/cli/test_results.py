@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -198,9 +199,11 @@ def test_samples_are_images_of_the_models_size(desk: Desk, fewshot: Command) -> 
     assert sorted(path.name for path in out.iterdir()) == ["00000.png", "00001.png", "00002.png", "grid.png"]
     first = np.asarray(Image.open(out / "00000.png"))
     assert first.shape == (16, 16, 3)
-    assert fewshot("sample", model, out, "-n", 5, "--steps", 4).code == 0
+    assert fewshot("sample", model, out, "-n", 5, "--steps", 4, "--overwrite").code == 0
     assert np.array_equal(np.asarray(Image.open(out / "00000.png")), first)
     assert len(list(out.iterdir())) == 6
+    assert fewshot("sample", model, out, "-n", 2, "--steps", 4, "--overwrite").code == 0
+    assert sorted(path.name for path in out.iterdir()) == ["00000.png", "00001.png", "grid.png"]
     assert fewshot("sample", model, desk.folder / "other", "-n", 1, "--steps", 4, "--sampler", "dpm++", "--seed", 1).code == 0
 
 
@@ -218,7 +221,8 @@ def test_sampling_takes_nothing_away(desk: Desk, fewshot: Command) -> None:
         "--steps 2000: the model has 1000": fewshot("sample", model, out, "--steps", 2000),
         "diary: is a file": fewshot("sample", model, desk.folder / "diary"),
         "cannot be written": fewshot("sample", model, desk.folder / "diary" / "samples", "--steps", 1),
-        "00002.png that is no earlier sample": fewshot("sample", model, desk.folder / "mine", "-n", 3),
+        "mine: holds 00002.png; another folder, or --overwrite, would be right": fewshot("sample", model, desk.folder / "mine", "-n", 3),
+        "photos: holds 2.webp and 5 more; another": fewshot("sample", model, desk.folder / "photos"),
         "MODEL: no folder": fewshot("sample", desk.folder / "nothere", out),
         "has no model_index.json": fewshot("sample", desk.folder / "photos", out),
         f"MODEL: {desk.folder}/sweep is a sweep's folder; `fewshot-ray export": fewshot("sample", desk.folder / "sweep", out),
@@ -227,3 +231,36 @@ def test_sampling_takes_nothing_away(desk: Desk, fewshot: Command) -> None:
     for right, answer in answers.items():
         assert right in one_line(answer)
     assert desk.contents() == before
+
+
+def test_others_pictures_stay_beside_samples(desk: Desk, fewshot: Command) -> None:
+    """Oracle: their bytes, also of names like samples'; with --overwrite what has a sample's name is replaced."""
+    model, mine = desk.folder / "model", desk.folder / "mine"
+    mine.mkdir()
+    for name in ("cat.png", "00000.png", "00007.png", "00008.png"):
+        Image.new("RGB", (4, 4)).save(mine / name)
+    (mine / "00008.png").write_bytes(b"no picture")
+    before = {path.name: path.read_bytes() for path in mine.iterdir()}
+    assert "--overwrite" in one_line(fewshot("sample", model, mine, "-n", 2, "--steps", 2))
+    assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
+    assert fewshot("sample", model, mine, "-n", 2, "--steps", 2, "--overwrite").code == 0
+    assert sorted(path.name for path in mine.iterdir()) == ["00000.png", "00001.png", "00007.png", "00008.png", "cat.png", "grid.png"]
+    assert all((mine / name).read_bytes() == before[name] for name in ("cat.png", "00007.png", "00008.png"))
+    assert Image.open(mine / "00000.png").size == (16, 16)
+
+
+@pytest.mark.parametrize(("mask", "file", "folder"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750)])
+def test_exported_files_have_the_users_modes(mask: int, file: int, folder: int, desk: Desk, fewshot: Command) -> None:
+    """Oracle: what this user's new files and folders get; safetensors writes its own for their owner alone."""
+    url, out = finished_sweep(small(desk)).folder.folder.url, desk.folder / "new"
+    before = os.umask(mask)
+    try:
+        assert fewshot("export", url, out).code == 0
+        assert fewshot("sample", out, desk.folder / "drawn", "-n", 1, "--steps", 2).code == 0
+    finally:
+        os.umask(before)
+    written = [out, *out.rglob("*"), *(desk.folder / "drawn").iterdir()]
+    assert any(path.suffix == ".safetensors" for path in written)
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in written} == {
+        path.name: oct(folder if path.is_dir() else file) for path in written
+    }

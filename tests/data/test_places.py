@@ -14,7 +14,7 @@ import pytest
 
 from fewshot_ray.data.digits import digits
 from fewshot_ray.data.images import read_images
-from fewshot_ray.data.places import pictures
+from fewshot_ray.data.places import picture_files, pictures
 from fewshot_ray.data.selection import natural_order
 from fewshot_ray.errors import UserError
 
@@ -217,3 +217,28 @@ def test_wrong_embedded_places_are_refused(place: str) -> None:
 def test_natural_order() -> None:
     names = ["b.png", "10.png", "A2.png", "a10.png", "a1/2.png", "9.png"]
     assert sorted(names, key=natural_order) == ["9.png", "10.png", "a1/2.png", "A2.png", "a10.png", "b.png"]
+
+
+@pytest.mark.parametrize("name", ["a::b", "zip::mine", "file::x", "s3::"])
+@pytest.mark.parametrize("kind", ["folder", "zip", "parquet"])
+def test_two_colons_in_a_name_on_disk(kind: str, name: str, files: dict[str, bytes], tmp_path: Path) -> None:
+    """To fsspec they join two places. Oracle: the pictures as they were put there."""
+    place = tmp_path / name / "x::y"
+    content = files["img2.PNG"]
+    if kind == "folder":
+        place.mkdir(parents=True)
+        (place / "a::1.png").write_bytes(content)
+    else:
+        place.parent.mkdir()
+        place.write_bytes(zipped({"a::1.png": content}) if kind == "zip" else parquet(image=pa.array([content])))
+    for url in (str(place), f"file://{place}"):
+        assert [picture.content for picture in pictures(url)] == [content]
+        listed = picture_files(url)
+        assert listed is not None
+        assert len(listed.files) == 1
+
+
+def test_a_file_within_an_archive_is_still_read(files: dict[str, bytes], tmp_path: Path) -> None:
+    """Oracle: fsspec's chained URLs, which have a protocol in front."""
+    (tmp_path / "all.zip").write_bytes(zipped({"below/img.png": files["img2.PNG"]}))
+    assert [picture.content for picture in pictures(f"zip://below::{tmp_path}/all.zip")] == [files["img2.PNG"]]
