@@ -1,4 +1,4 @@
-"""The adversarial losses and their regularisers, an image at a time."""
+"""The adversarial losses and their regularisers, one value per image."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 
 
 class AdversarialLoss(Protocol):
-    """From logits `[b, P]` (one an image, or one a patch) to losses `[b]`, the mean over the patches."""
+    """Losses `[b]` from logits `[b, P]` (one per image, or one per patch): the mean over the patches."""
 
     def real(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """The discriminator's, of real images."""
+        """The discriminator's loss on real images; `uniform` `[b]` in [0, 1) is what a loss may draw from."""
         ...
 
     def fake(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """The discriminator's, of generated images."""
+        """The discriminator's loss on generated images; `uniform` as in `real`."""
         ...
 
     def generator(self, logits: Tensor) -> Tensor:
-        """The generator's."""
+        """The generator's loss, from the logits of its images."""
         ...
 
 
@@ -31,43 +31,43 @@ class NonSaturating:
     """`softplus(-D(x)) + softplus(D(G(z)))` and `softplus(-D(G(z)))` (Goodfellow et al. 2014; StyleGAN2's)."""
 
     def real(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """See `AdversarialLoss`; draws nothing."""
+        """`softplus(-D(x))` `[b]`; `uniform` isn't used."""
         return F.softplus(-logits).flatten(1).mean(dim=1)
 
     def fake(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """See `AdversarialLoss`; draws nothing."""
+        """`softplus(D(G(z)))` `[b]`; `uniform` isn't used."""
         return F.softplus(logits).flatten(1).mean(dim=1)
 
     def generator(self, logits: Tensor) -> Tensor:
-        """See `AdversarialLoss`."""
+        """`softplus(-D(G(z)))` `[b]`."""
         return F.softplus(-logits).flatten(1).mean(dim=1)
 
 
 class Hinge:
-    """`relu(m - D(x)) + relu(m + D(G(z)))` and `-D(G(z))`, the margin m drawn from U(.8, 1), an image its own (FastGAN's)."""
+    """`relu(m - D(x)) + relu(m + D(G(z)))` and `-D(G(z))`, the margin m drawn from U(.8, 1) for each image (FastGAN's)."""
 
     def real(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """See `AdversarialLoss`; `uniform` `[b]` in [0, 1)."""
+        """`relu(m - D(x))` `[b]`; `uniform` `[b]` in [0, 1) gives the margins m."""
         return F.relu(margin(uniform) - logits.flatten(1)).mean(dim=1)
 
     def fake(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """See `AdversarialLoss`; `uniform` `[b]` in [0, 1)."""
+        """`relu(m + D(G(z)))` `[b]`; `uniform` `[b]` in [0, 1) gives the margins m."""
         return F.relu(margin(uniform) + logits.flatten(1)).mean(dim=1)
 
     def generator(self, logits: Tensor) -> Tensor:
-        """See `AdversarialLoss`."""
+        """`-D(G(z))` `[b]`."""
         return -logits.flatten(1).mean(dim=1)
 
 
 def margin(uniform: Tensor) -> Tensor:
-    """`[b, 1]` in [.8, 1)."""
+    """Hinge margins `[b, 1]` in [.8, 1) from `uniform` `[b]` in [0, 1)."""
     return (0.8 + 0.2 * uniform)[:, None]
 
 
 def gradient_penalty(images: Tensor, judge: Callable[[Tensor], Tensor]) -> Tensor:
     """R1 (Mescheder et al. 2018): `||grad_x D(x)||^2` `[b]` of real images `[b, C, H, W]`, the sum over C, H, W.
 
-    Of several logits an image their mean is differentiated. The penalty can be differentiated in D's weights.
+    Where an image has several logits, their mean is differentiated. The penalty can be differentiated in D's weights.
     """
     x = images.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(judge(x).flatten(1).mean(dim=1).sum(), x, create_graph=True)
@@ -77,7 +77,7 @@ def gradient_penalty(images: Tensor, judge: Callable[[Tensor], Tensor]) -> Tenso
 def path_lengths(image: Tensor, styles: Tensor, y: Tensor) -> Tensor:
     """`||J_w^T y||_2` `[b]` (Karras et al. 2020, Eq. 4): J the Jacobian of `image` `[b, C, H, W]` in `styles` `[b, L, D]`.
 
-    `y` is standard normal, as the image. Over the layers' styles the squares' mean is taken, as in the authors' code.
+    `y` is standard normal, of the image's shape. The squares are averaged over the layers' styles, as in the authors' code.
     """
     height, width = image.shape[-2:]
     (gradient,) = torch.autograd.grad((image * y).sum() / math.sqrt(height * width), styles, create_graph=True)

@@ -37,39 +37,39 @@ class AntConfig(MethodConfig):
     noise_steps: Annotated[int, Field(ge=0, le=1000), IntRange(1, 20)] = 10
     """J, the ascent steps on the noise; 0 keeps the drawn noise."""
     noise_step_size: Annotated[float, Field(gt=0), FloatRange(0.005, 0.1, log=True)] = 0.02
-    """omega, on the gradient of the loss *summed* over pixels."""
+    """omega: the step size on the gradient of the loss *summed* over pixels."""
     noise_norm: NoiseNorm = "sample"
-    """After an ascent step: every image's noise to mean 0 and std 1 (the paper's; destructive below 32x32 pixels, whose mean it removes),
+    """How noise is normalised after an ascent step: each image's to mean 0 and std 1 (the paper's; destructive below 32x32 pixels),
     to the moments it was drawn with, or a micro-batch's as a whole to mean 0 and std 1 (so the result depends on `micro_batch`)."""
     inner_network: InnerNetwork = "student"
-    """Whose error the noise raises: the student's as it is (the paper's), or the frozen source model's."""
+    """The network whose error the noise is to raise: the current student (the paper's), or the frozen source model."""
     guidance: Annotated[float, Field(ge=0), FloatRange(0.0, 10.0)] = 5.0
     """gamma, the similarity guidance's weight; 0 leaves the classifier out."""
     guidance_weight: GuidanceWeight = "paper"
     """What gamma multiplies: sigma_hat_t^2 (the paper's), sigma_hat_t (as derived from the guided mean),
     or 1 - alpha_bar_t (the authors' code)."""
     classifier_steps: int = Field(default=300, ge=1)
-    """Steps that the noise-aware classifier trains for."""
+    """Training steps of the noise-aware classifier."""
     classifier_batch: int = Field(default=64, ge=2)
-    """Its images a step, half of them from each domain."""
+    """Batch size of the classifier's training, half of it from each domain."""
     classifier_lr: float = Field(default=1e-4, gt=0)
-    """Its learning rate (Adam)."""
+    """Learning rate of the classifier's training (Adam)."""
 
     @property
     def prepares(self) -> bool:
-        """The classifier, for guidance."""
+        """Whether the noise-aware classifier is trained before trials start: guidance needs it."""
         return self.guidance > 0
 
     @classmethod
     def misfit(cls, given: Mapping[str, Any]) -> tuple[str, str] | None:
-        """A step size for no steps. (A range of steps may begin at 0: other trials take it.)"""
+        """`noise_step_size` given where `noise_steps` is 0. (A range of steps may begin at 0: other trials use the step size.)"""
         if given.get("noise_steps") == 0 and "noise_step_size" in given:
-            return "noise_step_size", "is given, but noise_steps is 0, so nothing takes it; leave it out, or 1 or more noise_steps is right"
+            return "noise_step_size", "is given, but noise_steps is 0, so nothing uses it; leave it out, or 1 or more noise_steps is right"
         return None
 
 
 class Ant:
-    """Chooses the noise that is hardest for the student, and shifts its target towards the classifier's target domain."""
+    """Chooses the noise with the largest denoising error for the student, and shifts its target towards the classifier's target domain."""
 
     def __init__(
         self, config: AntConfig, schedule: NoiseSchedule, classifier: nn.Module | None, source_eps: PredictEps | None = None
@@ -90,7 +90,7 @@ class Ant:
     def adversarial_noise(self, x_0: Tensor, t: Tensor, eps: Tensor, predict_eps: PredictEps) -> Tensor:
         """`eps <- Norm(eps + omega grad_eps ||eps - eps_theta(x_t(eps), t)||^2)`, J times (Eq. 7), `[b, C, H, W]`.
 
-        The gradient runs through the network; its parameters receive none, and no graph outlives an ascent step.
+        The gradient runs through the network; its parameters receive none, and each ascent step's graph is freed.
         """
         drawn = eps
         for _ in range(self.config.noise_steps):
@@ -103,7 +103,7 @@ class Ant:
         return eps
 
     def target_shift(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """`-gamma w_t grad_{x_t} log p_phi(y = target | x_t)` (Eq. 5 and 8; there it stands on the prediction's side), `[b, C, H, W]`."""
+        """`-gamma w_t grad_{x_t} log p_phi(y = target | x_t)` (Eq. 5 and 8; there the term is on the prediction's side), `[b, C, H, W]`."""
         assert self.classifier is not None
         with torch.enable_grad():
             x_t = x_t.detach().requires_grad_()
@@ -114,7 +114,7 @@ class Ant:
 
 
 def normalize(eps: Tensor, drawn: Tensor, norm: NoiseNorm) -> Tensor:
-    """The Norm of Eq. 7, over C, H, W of each sample ("sample"); see `AntConfig.noise_norm` for the others."""
+    """The Norm of Eq. 7: mean 0 and std 1 over C, H, W of each sample ("sample"), the drawn moments, or over the whole batch."""
     dims = (0, 1, 2, 3) if norm == "batch" else (1, 2, 3)
     std, mean = torch.std_mean(eps, dim=dims, keepdim=True, correction=0)
     standard = (eps - mean) / std
@@ -125,7 +125,7 @@ def normalize(eps: Tensor, drawn: Tensor, norm: NoiseNorm) -> Tensor:
 
 
 def guidance_weight(schedule: NoiseSchedule, t: Tensor, weight: GuidanceWeight) -> Tensor:
-    """What gamma multiplies, `[b]`."""
+    """w_t, the factor beside gamma, `[b]`."""
     if weight == "code":
         return 1 - schedule.alphas_cumprod[t]
     sigma_hat = schedule.sigma_hat(t)
@@ -155,7 +155,7 @@ def train_classifier(source: Tensor, target: Tensor, schedule: NoiseSchedule, co
 
 
 def classifier_stage(config: AntConfig, ingredients: Ingredients) -> Stage:
-    """The classifier depends on both domains' images and its own settings, not on ANT's other knobs: a sweep trains it once a fold."""
+    """The classifier depends on both domains' images and its own settings, not on ANT's other settings: a sweep trains it once per fold."""
     source, source_hash = ingredients.source_images()
     target, target_hash = ingredients.training_images()
     schedule = ingredients.backbone.schedule
@@ -181,13 +181,13 @@ def classifier_stage(config: AntConfig, ingredients: Ingredients) -> Stage:
 
 
 def ant_stages(config: AntConfig, ingredients: Ingredients) -> Sequence[Stage]:
-    """The classifier, where guidance uses it."""
+    """The classifier's stage where guidance uses it, else none."""
     return [classifier_stage(config, ingredients)] if config.prepares else []
 
 
 @register("ant", AntConfig, stages=ant_stages)
 def make_ant(config: AntConfig, ingredients: Ingredients) -> Part:
-    """ANT as a noise selector, its classifier from the cache."""
+    """ANT as a noise selector; its classifier is read from the cache."""
     backbone = ingredients.backbone
     classifier: NoiseAwareClassifier | None = None
     for stage in ant_stages(config, ingredients):
@@ -199,7 +199,7 @@ def make_ant(config: AntConfig, ingredients: Ingredients) -> Part:
 
 
 def source_noise_estimate(ingredients: Ingredients) -> PredictEps:
-    """The frozen source model's eps; of one with classes the null class's."""
+    """The frozen source model's noise estimate; for a class-conditional model that of the null class."""
     backbone, source = ingredients.backbone, ingredients.source_network()
 
     def predict_eps(x_t: Tensor, t: Tensor) -> Tensor:

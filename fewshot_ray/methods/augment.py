@@ -1,4 +1,4 @@
-"""Augmentations of what a discriminator sees, reals and fakes alike: DiffAugment and ADA, differentiable in the images, twice."""
+"""Augmentations of the discriminator's input, real and generated: DiffAugment and ADA, twice differentiable in the images."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fewshot_ray.spec.ranges import FloatRange
 from fewshot_ray.spec.sections import Section
 
 Uniform = Callable[[str], Tensor]
-"""Numbers in [0, 1) `[b]`, one an image, by what they are for; other numbers for another purpose."""
+"""Numbers in [0, 1) `[b]`, one per image, drawn for a named purpose; another name gives other numbers."""
 
 
 class Augmentation(Protocol):
-    """Images `[b, C, H, W]` in about [-1, 1] to the same shape."""
+    """Maps images `[b, C, H, W]` in about [-1, 1] to images of the same shape."""
 
     def __call__(self, images: Tensor, uniform: Uniform) -> Tensor:
-        """Every image by numbers of its own."""
+        """The augmented images; each image is changed by its own random numbers."""
         ...
 
 
@@ -37,27 +37,27 @@ def _distinct(names: list[Policy]) -> list[Policy]:
 
 
 class DiffAugmentConfig(Section):
-    """DiffAugment (Zhao et al. 2020): every image is changed, a little."""
+    """DiffAugment (Zhao et al. 2020): every image is changed a little."""
 
     policy: Annotated[list[Policy], AfterValidator(_distinct)] = Field(default=["color", "translation"], min_length=1)
-    """Of color, translation and cutout, in the order they are applied."""
+    """Which of color, translation and cutout are applied, in this order."""
     translation: float = Field(default=0.125, ge=0, le=1)
-    """Largest shift, over the image's side."""
+    """Largest shift, as a share of the image's side."""
     cutout: float = Field(default=0.5, gt=0, le=1)
-    """Side of the square that is cut out, over the image's."""
+    """Side of the square that is cut out, as a share of the image's side."""
 
 
 class AdaConfig(Section):
-    """ADA (Karras et al. 2020): every transformation with a probability that follows how sure the discriminator is of the reals."""
+    """ADA (Karras et al. 2020): the probability of every transformation follows the discriminator's confidence on real images."""
 
     target: Annotated[float, Field(gt=-1, lt=1), FloatRange(0.4, 0.8)] = 0.6
     """`E[sign(D(real))]` that the probability is steered to."""
     length_images: int = Field(default=500_000, ge=1)
-    """Images in which the probability can go from 0 to 1."""
+    """Number of images over which the probability can go from 0 to 1."""
     every_steps: int = Field(default=4, ge=1)
-    """Steps between its changes."""
+    """Steps between changes of the probability."""
     initial_probability: float = Field(default=0.0, ge=0, le=1)
-    """At the first step."""
+    """Probability at the first step."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ class DiffAugment:
     config: DiffAugmentConfig
 
     def __call__(self, images: Tensor, uniform: Uniform) -> Tensor:
-        """See `Augmentation`."""
+        """The images `[b, C, H, W]` after the transformations of the policy."""
         for name in self.config.policy:
             images = getattr(self, f"_{name}")(images, uniform)
         return images
 
     def _color(self, x: Tensor, uniform: Uniform) -> Tensor:
-        """Brightness by U(-.5, .5), saturation by U(0, 2), contrast by U(.5, 1.5)."""
+        """Adds U(-.5, .5) to the brightness; scales saturation by U(0, 2) and contrast by U(.5, 1.5)."""
         x = x + (column(uniform("brightness")) - 0.5)
         grey = x.mean(dim=1, keepdim=True)
         x = (x - grey) * (2 * column(uniform("saturation"))) + grey
@@ -81,14 +81,14 @@ class DiffAugment:
         return (x - mean) * (column(uniform("contrast")) + 0.5) + mean
 
     def _translation(self, x: Tensor, uniform: Uniform) -> Tensor:
-        """By whole pixels; zeros come in."""
+        """Shifts by whole pixels, padding with zeros."""
         height, width = x.shape[-2:]
         down = whole(uniform("shift-y"), round(height * self.config.translation))
         right = whole(uniform("shift-x"), round(width * self.config.translation))
         return shifted(shifted(x, down, 2), right, 3)
 
     def _cutout(self, x: Tensor, uniform: Uniform) -> Tensor:
-        """A square around a pixel of the image is zero."""
+        """Sets a square around a random pixel to zero."""
         keep = ~(self._cut(x, uniform("cut-y"), 2)[:, :, None] & self._cut(x, uniform("cut-x"), 3)[:, None, :])
         return x * keep[:, None]
 
@@ -101,7 +101,7 @@ class DiffAugment:
 
 
 def column(numbers: Tensor) -> Tensor:
-    """`[b]` as `[b, 1, 1, 1]`."""
+    """`[b]` reshaped to `[b, 1, 1, 1]`."""
     return numbers[:, None, None, None]
 
 
@@ -111,7 +111,7 @@ def whole(uniform: Tensor, most: int) -> Tensor:
 
 
 def shifted(x: Tensor, by: Tensor, dim: int) -> Tensor:
-    """Every image `[C, H, W]` of `x` by its number of pixels along one dimension; zeros come in."""
+    """Each image of `x` shifted by its own number of pixels `[b]` along dimension `dim`, padded with zeros."""
     side = x.shape[dim]
     source = torch.arange(side, device=x.device)[None] - by[:, None]
     shape = [len(x), 1, 1, 1]
@@ -124,7 +124,7 @@ class Ada:
     """The published pipeline of blits, geometric and colour transformations, each with probability p.
 
     The geometric ones are one affine map, sampled bilinearly with reflection at the borders (the paper filters with wavelets first).
-    `state` is what a checkpoint holds: p, and the sum of signs and the count since it was last changed.
+    `state` is saved in checkpoints: p, and the sum of signs and the number of images since p was last changed.
     """
 
     def __init__(self, config: AdaConfig, *, device: torch.device | str = "cpu") -> None:
@@ -137,19 +137,19 @@ class Ada:
 
     @property
     def probability(self) -> float:
-        """Of each transformation."""
+        """p, the probability of each transformation."""
         return float(self.state["probability"])
 
     def observe(self, sign_sum: float, count: int) -> None:
-        """Take in what D said of `count` real images, over all workers: the sum of their signs, of several logits an image their mean.
+        """Add the signs of D's logits on `count` real images, summed over all workers (for several logits per image their mean sign).
 
-        So the statistic is a mean of numbers in [-1, 1], whatever the discriminator judges by.
+        So the statistic is a mean of numbers in [-1, 1] for any number of logits per image.
         """
         self.state["sign_sum"] += sign_sum
         self.state["count"] += count
 
     def adjust(self, step: int, batch_images: int) -> None:
-        """After a step counted from 0: every `every_steps`, p goes towards the target by those steps' images over `length_images`."""
+        """After each `step`, counted from 0: every `every_steps` p moves towards the target by these steps' images / `length_images`."""
         if (step + 1) % self.config.every_steps or self.state["count"] == 0:
             return
         mean_sign = self.state["sign_sum"] / self.state["count"]
@@ -159,20 +159,20 @@ class Ada:
         self.state["count"].zero_()
 
     def __call__(self, images: Tensor, uniform: Uniform) -> Tensor:
-        """See `Augmentation`."""
+        """The images `[b, C, H, W]` after the geometric and the colour transformations."""
         if self.probability == 0:
             return images
         return self._colored(warped(images, self._geometry(images, uniform)), uniform)
 
     def _where(self, uniform: Uniform, name: str, value: Tensor, *, probability: float | None = None) -> Tensor:
-        """`value` for the images that the transformation happens to, 0 for the others."""
+        """`value` for the images the transformation is applied to, 0 for the others."""
         happens = uniform(f"{name}?") < (self.probability if probability is None else probability)
         return torch.where(happens, value, torch.zeros_like(value))
 
     def _geometry(self, images: Tensor, uniform: Uniform) -> Tensor:
         """`[b, 2, 3]`: where each pixel comes from, in coordinates from -1 to 1."""
         height, width = images.shape[-2:]
-        # Of two rotations, before and after the stretching, each happens so often that either does with p.
+        # Each of the two rotations, before and after the stretching, has the probability with which at least one happens with p.
         either = 1 - math.sqrt(1 - self.probability)
         flip = 1 - 2 * self._where(uniform, "flip", (uniform("flip") < 0.5).to(uniform("flip").dtype))
         quarters = self._where(uniform, "quarter", (uniform("quarter") * 4).floor())
@@ -197,7 +197,7 @@ class Ada:
         return source
 
     def _colored(self, x: Tensor, uniform: Uniform) -> Tensor:
-        """Brightness, contrast, inversion of the luma, and for colour images a turn of the hue and saturation."""
+        """Brightness, contrast, inversion of the luma, and for colour images rotation of the hue and saturation."""
         x = x + column(0.2 * self._where(uniform, "ada-brightness", normal(uniform("ada-brightness"))))
         x = x * column(torch.exp2(0.5 * self._where(uniform, "ada-contrast", normal(uniform("ada-contrast")))))
         inverted = self._where(uniform, "luma", (uniform("luma") < 0.5).to(x.dtype))
@@ -216,35 +216,35 @@ def normal(uniform: Tensor) -> Tensor:
 
 
 def angle(uniform: Tensor) -> Tensor:
-    """In [-pi, pi) from numbers in [0, 1)."""
+    """Angles in [-pi, pi) from numbers in [0, 1)."""
     return (2 * uniform - 1) * math.pi
 
 
 def matrix(rows: Sequence[Sequence[Tensor]]) -> Tensor:
-    """`[b, n, n]` of entries `[b]`."""
+    """Matrices `[b, n, n]` from entries `[b]`."""
     return torch.stack([torch.stack(list(row), dim=-1) for row in rows], dim=-2)
 
 
 def scaling(x: Tensor, y: Tensor) -> Tensor:
-    """Homogeneous `[b, 3, 3]`."""
+    """Scaling by x and y `[b]`, as homogeneous matrices `[b, 3, 3]`."""
     zero, one = torch.zeros_like(x), torch.ones_like(x)
     return matrix([[x, zero, zero], [zero, y, zero], [zero, zero, one]])
 
 
 def rotation(turn: Tensor) -> Tensor:
-    """Homogeneous `[b, 3, 3]`."""
+    """Rotation by the angle `turn` `[b]`, as homogeneous matrices `[b, 3, 3]`."""
     zero, one, cos, sin = torch.zeros_like(turn), torch.ones_like(turn), turn.cos(), turn.sin()
     return matrix([[cos, -sin, zero], [sin, cos, zero], [zero, zero, one]])
 
 
 def shift(x: Tensor, y: Tensor) -> Tensor:
-    """Homogeneous `[b, 3, 3]`."""
+    """Translation by x and y `[b]`, as homogeneous matrices `[b, 3, 3]`."""
     zero, one = torch.zeros_like(x), torch.ones_like(x)
     return matrix([[one, zero, x], [zero, one, y], [zero, zero, one]])
 
 
 def hue_turn(turn: Tensor) -> Tensor:
-    """`[b, 3, 3]`: a rotation about the grey axis (1, 1, 1)."""
+    """Rotation of colours by the angle `turn` `[b]` about the grey axis (1, 1, 1), `[b, 3, 3]`."""
     cos, sin = turn.cos()[:, None, None], turn.sin()[:, None, None]
     grey = torch.full((3, 3), 1 / 3, device=turn.device)
     cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=turn.device) / math.sqrt(3)
@@ -254,7 +254,7 @@ def hue_turn(turn: Tensor) -> Tensor:
 def warped(images: Tensor, source: Tensor) -> Tensor:
     """Images `[b, C, H, W]` sampled at `source` `[b, 2, 3]` (from -1 to 1), bilinearly, reflected at the borders.
 
-    By gathers, since PyTorch's `grid_sample` can't be differentiated twice, as R1 does.
+    Written with gathers, since PyTorch's `grid_sample` can't be differentiated twice, as R1 does.
     """
     height, width = images.shape[-2:]
     grid = F.affine_grid(source, [len(images), 1, height, width], align_corners=False)

@@ -18,19 +18,19 @@ from fewshot_ray.spec.ranges import FloatRange
 
 
 class CdcConfig(MethodConfig):
-    """How alike the images of different latents are stays as it is in the source generator."""
+    """Keeps the similarities between images of different latents as they are in the source generator."""
 
     needs_source = True
     least_batch = 3
 
     weight: Annotated[float, Field(ge=0), FloatRange(100.0, 10_000.0, log=True)] = 1000.0
-    """Of the loss."""
+    """Weight of the loss."""
     latents: int = Field(default=4, ge=3)
-    """Latents that are compared with each other; the batch consists of groups of so many."""
+    """N, the latents per group: each batch is split into groups, and images are compared within a group."""
 
     @property
     def group_size(self) -> int:
-        """See `MethodConfig`."""
+        """N: the batch is a whole number of groups of N images, which are compared with each other."""
         return self.latents
 
 
@@ -43,7 +43,7 @@ class Cdc:
         self.layers = list(gan.distance_layers)
 
     def generator(self, play: Play) -> Objective:
-        """Every latent of a group is the anchor of its others; its layer l is drawn; both generators get the same latents and noise."""
+        """Every latent is once the anchor of its group, at a layer l drawn for it; both generators get the same latents and noise."""
         with torch.no_grad():
             source = self.source.make(self.source.codes(play.z), play.draw.noise("G/fakes"))
         drawn, loss = play.draw.integers("G/cdc-layer", len(self.layers)), torch.zeros((), device=play.z.device)
@@ -53,18 +53,18 @@ class Cdc:
         return play.term("cdc", loss, self.config.weight)
 
     def log_softmax(self, features: Tensor) -> Tensor:
-        """Of each image's similarities with the others of its group, `[b, N - 1]`."""
+        """Log-softmax of each image's similarities to the others of its group, `[b, N - 1]`."""
         count = self.config.latents
         similarity = similarities(features, features, count).unflatten(0, (count, -1)).transpose(0, 1)
         return F.log_softmax(ungroup(others(similarity)), dim=1)
 
 
 def cdc_part(config: CdcConfig, gan: Gan, source: Gan) -> GanPart:
-    """A term for the generator."""
+    """CDC as a term of the generator's loss."""
     return GanPart(generator=Cdc(config, gan, source).generator, compares_latents=True)
 
 
 @register_gan("cdc", CdcConfig)
 def make_cdc(config: CdcConfig, ingredients: GanIngredients) -> GanPart:
-    """See `cdc_part`."""
+    """CDC's term, with a frozen copy of the source generator."""
     return cdc_part(config, ingredients.gan, ingredients.source_gan())

@@ -21,17 +21,17 @@ from fewshot_ray.spec.ranges import FloatRange
 class DdpmPaConfig(MethodConfig):
     """`L_simple + lambda_image L_img + lambda_high_frequency L_hf + lambda_high_frequency_mse L_hfmse`; values within the paper's."""
 
-    least_batch = 3  # of two images each has one other: its softmax is 1 whatever they look like
+    least_batch = 3  # with two images each has one other: its softmax is 1 whatever they look like
 
     lambda_image: Annotated[float, Field(ge=0), FloatRange(0.1, 1.0, log=True)] = 0.5
     """Weight of the relative distances between generated images (lambda_2)."""
     lambda_high_frequency: Annotated[float, Field(ge=0), FloatRange(0.1, 1.0, log=True)] = 0.5
-    """The same of their high-frequency components (lambda_3)."""
+    """Weight of the relative distances between their high-frequency components (lambda_3)."""
     lambda_high_frequency_mse: Annotated[float, Field(ge=0), FloatRange(0.01, 0.08, log=True)] = 0.05
     """Weight of the squared difference between generated and real high-frequency components (lambda_4)."""
 
     def check(self, backbone: Backbone) -> None:
-        """The Haar transform needs sides that can be halved."""
+        """Raise UserError where a side of x_0 is odd: the Haar transform halves it."""
         height, width = backbone.shape[1:]
         if height % 2 or width % 2:
             raise UserError(f"method.ddpm_pa: the model's {height}x{width} can't be halved for its wavelets; even sides would be right")
@@ -49,14 +49,14 @@ class Pairwise:
         return images
 
     def rows(self, context: Draw) -> Mapping[str, Tensor]:
-        """x_0_hat of both models at the same x_t; the source's has no graph."""
+        """x_0_hat of both models at the same x_t; no gradient reaches the source's."""
         with torch.no_grad():
             prediction = context.predict_by(self.teacher, context.x_t)
             source = context.backbone.to_x_0(prediction, context.x_t, context.t)
         return {"adapted": context.x_0_hat, "source": source}
 
     def terms(self, rows: Mapping[str, Tensor]) -> Objective:
-        """A divergence an image, `[M]`, of each kind whose lambda isn't 0."""
+        """The divergences per image, `[M]`, of images and of high frequencies, each where its lambda isn't 0."""
         c, adapted, source = self.config, rows["adapted"], rows["source"]
         per_sample = {}
         if c.lambda_image > 0:
@@ -67,7 +67,7 @@ class Pairwise:
 
 
 def divergence(adapted: Tensor, source: Tensor) -> Tensor:
-    """`KL(p_i^adapted || p_i^source)` of images `[M, C, H, W]` each, `[M]`."""
+    """`KL(p_i^adapted || p_i^source)` `[M]`, from images `[M, C, H, W]` of either model."""
     log_p, log_q = log_similarities(adapted), log_similarities(source)
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
@@ -95,14 +95,14 @@ class HighFrequencyMse:
         self.config = config
 
     def __call__(self, draw: Draw) -> Objective:
-        """The term `hf_mse`."""
+        """The term `hf_mse`, `[b]`."""
         difference = high_frequencies(draw.x_0_hat) - high_frequencies(draw.x_0)
         return Objective({"hf_mse": mean_square(difference)}, {"hf_mse": self.config.lambda_high_frequency_mse})
 
 
 @register("ddpm_pa", DdpmPaConfig)
 def make_ddpm_pa(config: DdpmPaConfig, ingredients: Ingredients) -> Part:
-    """The teacher is a copy of the source network; terms whose lambda is 0 are left out with what they cost."""
+    """The teacher is a copy of the source network; terms whose lambda is 0 are neither computed nor added."""
     pairwise = config.lambda_image > 0 or config.lambda_high_frequency > 0
     return Part(
         relation=Pairwise(config, ingredients.source_network()) if pairwise else None,

@@ -39,7 +39,7 @@ class DiffusionMethod:
         self._optimizers = {"denoiser": optimizer} | {name: adversary.optimizer for name, adversary in self.adversaries.items()}
 
     def context(self, batch: Batch, randomness: Randomness) -> Draw:
-        """The draw of a micro-batch."""
+        """The draw of a micro-batch: noise, timesteps, x_t and the network's output, shared by the step's phases."""
         return Draw(
             self.backbone,
             self.tuned.network,
@@ -51,7 +51,7 @@ class DiffusionMethod:
         )
 
     def loss(self, draw: Draw) -> Objective:
-        """The denoising terms and the regularisers'."""
+        """The denoising terms and those of the regularisers."""
         terms = Weighted()
         terms.add(Objective({"denoising": mean_square(draw.prediction - draw.target)}, {"denoising": 1.0}))
         if self.backbone.learned_variance:
@@ -61,11 +61,11 @@ class DiffusionMethod:
         return terms.objective()
 
     def phases(self) -> Sequence[Phase]:
-        """The adversaries' first, then the denoiser's."""
+        """The adversaries' phases, then the denoiser's."""
         return self._phases
 
     def optimizers(self) -> Mapping[str, Optimizer]:
-        """One a phase."""
+        """One optimiser per phase."""
         return self._optimizers
 
     def trained(self) -> Mapping[str, nn.Parameter]:
@@ -82,31 +82,31 @@ class DiffusionMethod:
         }
 
     def buffers(self) -> Mapping[str, Tensor]:
-        """None: the networks have no running statistics, and an adversary's stay as they were."""
+        """None: the denoiser has no running statistics, and an adversary's are never updated."""
         return {}
 
     @property
     def averaged_buffers(self) -> Collection[str]:
-        """None."""
+        """None: there are no running statistics."""
         return ()
 
     @property
     def trained_share(self) -> float:
-        """Of the network's parameters."""
+        """Trained parameters over all parameters of the network, in (0, 1]."""
         return self.tuned.share
 
     @property
     def whole_batch(self) -> bool:
-        """No: what compares images is a relation."""
+        """False: only relations compare images, and the training loop gathers their rows."""
         return False
 
     def modules(self) -> Mapping[str, nn.Module]:
-        """The network, and the adversaries'."""
+        """The denoising network and the adversaries' networks."""
         return {"network": self.tuned.network} | {name: adversary.network for name, adversary in self.adversaries.items()}
 
     def forget(self, context: Draw) -> None:
-        """Let go of the network's output."""
+        """Free the network's output and its graph."""
         context.forget()
 
     def after_step(self, context: Draw) -> None:
-        """Nothing runs."""
+        """Nothing to update: there are no running statistics."""

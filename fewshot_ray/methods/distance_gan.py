@@ -15,23 +15,23 @@ from fewshot_ray.spec.ranges import FloatRange
 
 
 class DistanceGanConfig(MethodConfig):
-    """Which images are far apart, and which near, is as with their latents."""
+    """Distances between images, standardised within a group, should equal those between their latents."""
 
     least_batch = 3
 
     weight: Annotated[float, Field(ge=0), FloatRange(0.1, 100.0, log=True)] = 1.0
     """Of the loss."""
     latents: int = Field(default=4, ge=3)
-    """Latents that are compared with each other; the batch consists of groups of so many."""
+    """N, the latents per group: each batch is split into groups, and images are compared within a group."""
 
     @property
     def group_size(self) -> int:
-        """See `MethodConfig`."""
+        """N: the batch is a whole number of groups of N images, which are compared with each other."""
         return self.latents
 
 
 def standardised(distance: Tensor) -> Tensor:
-    """To mean 0 and standard deviation 1 over a group's pairs, `[groups, N, N - 1]`."""
+    """Distances `[groups, N, N - 1]` scaled to mean 0 and standard deviation 1 over a group's pairs."""
     mean = distance.mean(dim=(1, 2), keepdim=True)
     return (distance - mean) / distance.std(dim=(1, 2), keepdim=True, unbiased=False).clamp(min=1e-8)
 
@@ -43,11 +43,11 @@ def distance_gan(config: DistanceGanConfig, play: Play) -> Objective:
 
 
 def distance_gan_part(config: DistanceGanConfig) -> GanPart:
-    """A term for the generator."""
+    """DistanceGAN as a term of the generator's loss."""
     return GanPart(generator=lambda play: distance_gan(config, play), compares_latents=True)
 
 
 @register_gan("distance_gan", DistanceGanConfig)
 def make_distance_gan(config: DistanceGanConfig, ingredients: GanIngredients) -> GanPart:
-    """See `distance_gan_part`."""
+    """DistanceGAN's term; it needs nothing prepared."""
     return distance_gan_part(config)

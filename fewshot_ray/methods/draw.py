@@ -1,4 +1,4 @@
-"""The draw: one noising of one batch, and what follows from it, each computed once."""
+"""The draw: noise and timesteps of one micro-batch, and everything computed from them, each computed once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fewshot_ray.models.backbone import Backbone, Output
 
 
 class SelectedNoise(NamedTuple):
-    """What a noise selector gives back."""
+    """The result of a noise selector."""
 
     eps: Tensor
     """`[b, C, H, W]`, used in place of the drawn noise."""
@@ -36,12 +36,12 @@ class Regularizer(Protocol):
     """Adds terms to the denoising loss of a draw."""
 
     def __call__(self, draw: Draw) -> Objective:
-        """The terms, a sample."""
+        """The terms, one value per sample."""
         ...
 
 
 class Draw:
-    """`x_0, labels, t, eps, x_t, prediction, target, x_0_hat` of one micro-batch; the network is called once, when first asked for.
+    """`x_0, labels, t, eps, x_t, prediction, target, x_0_hat` of one micro-batch; the network runs once, when its output is first used.
 
     `one_timestep` gives the images of a global batch the same t. `label_dropout` is the share of labels replaced by the null
     class (classifier-free guidance, Ho & Salimans 2021).
@@ -82,11 +82,11 @@ class Draw:
         return self.randomness.normal(self.batch.step, purpose, shape)[self.batch.positions]
 
     def predict_by(self, network: nn.Module, x_t: Tensor) -> Tensor:
-        """What `network` (the student, a teacher) predicts at another x_t, for the draw's t and labels; native, a pass of its own."""
+        """The prediction of `network` (the student or a teacher) at another x_t, the draw's t and labels, by a separate forward pass."""
         return self.backbone.predict(network, x_t, self.t, self.labels)
 
     def predict_eps(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """The student's noise estimate at another point, by a forward pass of its own; its graph leads to x_t and to no weight."""
+        """The student's noise estimate at another x_t, by a separate forward pass; gradients reach x_t and no weight."""
         with weights_held(self.network):
             return self.backbone.to_eps(self.backbone.predict(self.network, x_t, t, self.labels), x_t, t)
 
@@ -99,7 +99,7 @@ class Draw:
         return self._training_images[count]
 
     def forget(self) -> None:
-        """Let go of what the network said, with its graph."""
+        """Free the network's output and its graph; noise, timesteps and x_t stay."""
         for name in ("output", "x_0_hat"):
             self.__dict__.pop(name, None)
 
@@ -110,7 +110,7 @@ class Draw:
 
     @cached_property
     def output(self) -> Output:
-        """The student's word on x_t."""
+        """The student's output at x_t."""
         return self.backbone.output(self.network, self.x_t, self.t, self.labels)
 
     @property
@@ -120,7 +120,7 @@ class Draw:
 
     @cached_property
     def target(self) -> Tensor:
-        """What `prediction` is regressed on, in the native space."""
+        """The regression target of `prediction`, in the backbone's native space."""
         target = self.backbone.target(self.x_0, self.eps, self.t)
         if self._target_shift is None:
             return target
@@ -128,13 +128,13 @@ class Draw:
 
     @cached_property
     def x_0_hat(self) -> Tensor:
-        """The image (or latent) the student's prediction stands for; not clamped."""
+        """The estimate of x_0 (an image, or a latent) that follows from the student's prediction; not clamped."""
         return self.backbone.to_x_0(self.prediction, self.x_t, self.t)
 
 
 @contextmanager
 def weights_held(network: nn.Module) -> Iterator[None]:
-    """Within the block a forward pass keeps nothing for the weights' gradients: memory, and in compiled backward passes time."""
+    """Within the block no weight requires a gradient, which saves memory, and time in compiled backward passes."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
@@ -146,7 +146,7 @@ def weights_held(network: nn.Module) -> Iterator[None]:
 
 
 def mean_square(difference: Tensor) -> Tensor:
-    """The pixel reduction of every denoising-like term: `[b, C, H, W]` to `[b]`, the mean of squares over C, H, W."""
+    """The mean of squares over C, H, W, `[b, C, H, W]` to `[b]`: the reduction of every denoising-like term."""
     return difference.float().square().mean(dim=(1, 2, 3))
 
 

@@ -19,22 +19,22 @@ from fewshot_ray.spec.ranges import FloatRange
 
 
 class EwcConfig(MethodConfig):
-    """Weights that matter to the source generator stay near the source's."""
+    """Keeps weights with a high Fisher information in the source generator near their source values."""
 
     needs_source = True
     weight: Annotated[float, Field(ge=0), FloatRange(1e6, 1e10, log=True)] = 5e8
-    """Lambda, of the weighted sum of squares."""
+    """lambda, the weight of the Fisher-weighted sum of squares."""
     fisher_samples: int = Field(default=512, ge=1)
-    """Generated images that the weights' importance is measured on."""
+    """Generated images that the Fisher information is estimated from."""
 
     @property
     def prepares(self) -> bool:
-        """The weights' importance."""
+        """Whether the Fisher information is computed before trials start: not where the weight is 0."""
         return self.weight > 0
 
 
 def fisher_information(gan: Gan, samples: int, seed: int) -> dict[str, Tensor]:
-    """`F_i = E[(d/d theta_i -log D(G(z)))^2]` of every weight of the generator, by its own discriminator, an image at a time (Eq. 3)."""
+    """`F_i = E[(d/d theta_i -log D(G(z)))^2]` of every weight of the generator, with its discriminator D, one image per pass (Eq. 3)."""
     device = next(gan.generator.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     parameters = dict(gan.generator.named_parameters())
@@ -58,25 +58,25 @@ class Ewc:
         self.fisher = fisher
 
     def generator(self, play: Play) -> Objective:
-        """The same for every image."""
+        """The term `ewc`, the same value for every image."""
         loss = torch.stack([(self.fisher[name] * (p - self.source[name]).square()).sum() for name, p in self.parameters.items()]).sum()
         return play.term("ewc", loss.expand(len(play.z)), self.config.weight)
 
 
 def ewc_part(config: EwcConfig, gan: Gan, source: Gan, fisher: Mapping[str, Tensor]) -> GanPart:
-    """A term for the generator."""
+    """EWC as a term of the generator's loss."""
     return GanPart(generator=Ewc(config, gan, source, fisher).generator)
 
 
 def fisher_stage(config: EwcConfig, ingredients: GanIngredients) -> Stage:
-    """The weights' importance, once for a sweep."""
+    """The Fisher information, computed once per sweep."""
     depends_on = {"source": ingredients.source_hash, "samples": config.fisher_samples, "seed": ingredients.seed, "version": 1}
     return Stage("fisher", depends_on, lambda: fisher_information(ingredients.source_gan(), config.fisher_samples, ingredients.seed))
 
 
 @register_gan("ewc", EwcConfig, stages=lambda config, ingredients: [fisher_stage(config, ingredients)] if config.prepares else [])
 def make_ewc(config: EwcConfig, ingredients: GanIngredients) -> GanPart:
-    """See `ewc_part`."""
+    """EWC's term, with the Fisher information from the cache; no term where the weight is 0."""
     if config.weight == 0:
         return GanPart()
     source = ingredients.source_gan()

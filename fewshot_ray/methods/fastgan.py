@@ -1,4 +1,4 @@
-"""FastGAN's training: hinge loss, and a discriminator that must be able to redraw the real images (Liu et al. 2021)."""
+"""FastGAN's training: hinge loss, and a discriminator that also reconstructs the real images (Liu et al. 2021)."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class FastGanRecipe(RecipeConfig):
     """How a FastGAN is trained."""
 
     diffaugment: DiffAugmentConfig | None = DiffAugmentConfig()
-    """DiffAugment on what the discriminator sees; null leaves it out."""
+    """DiffAugment of the discriminator's input; null leaves it out."""
     reconstruction: Literal["lpips", "pixels"] = "lpips"
-    """Distance of the redrawn images: LPIPS (the paper's), or the mean absolute difference of pixels, which needs no other network."""
+    """Distance between real and reconstructed images: LPIPS (the paper's), or the mean absolute difference of pixels."""
     reconstruction_weight: float = Field(default=1.0, ge=0)
-    """Weight of each of the three reconstructions: the whole image's, a quarter's and the small image's; 0 leaves them out."""
+    """Weight of each of the three reconstructions: of the image, of one quarter and of the small image; 0 leaves them out."""
 
 
 class ImageDistance(Protocol):
-    """How far images `[b, C, H, W]` in [-1, 1] are from one another, `[b]`, differentiable."""
+    """A differentiable distance `[b]` between pairs of images `[b, C, H, W]` in [-1, 1]."""
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """Of each pair."""
+        """The distance of each pair `[b]`."""
         ...
 
 
@@ -42,7 +42,7 @@ def pixel_distance(x: Tensor, y: Tensor) -> Tensor:
 
 
 class FastGanMethod(GanMethod):
-    """Phases D and G."""
+    """FastGAN's training: the phases D and G."""
 
     gan: FastGan
 
@@ -60,12 +60,12 @@ class FastGanMethod(GanMethod):
         self.adversarial = Hinge()
 
     def make_phases(self) -> Sequence[Phase]:
-        """See the class."""
+        """D with the hinge loss and the reconstructions, then G."""
         generator = list(self.gan.generator.parameters())
         return [Phase("D", self.discriminator_parameters(), "D", self.discriminator_loss), Phase("G", generator, "G", self.generator_loss)]
 
     def extra_terms(self, play: Play) -> Objective:
-        """Redrawn: the image from the trunk's last map, a quarter from that quarter of the map before, and the small image."""
+        """Reconstructions: the image from the trunk's last map, a quarter from the same quarter of the map before, the small image."""
         weight, view = self.recipe.reconstruction_weight, play.real_view
         if weight == 0:
             return Objective({}, {})
@@ -82,7 +82,7 @@ class FastGanMethod(GanMethod):
 
 
 def part_of(x: Tensor, quarter: int) -> Tensor:
-    """One of the four quarters of `[b, C, H, W]`, row by row."""
+    """Quarter 0 to 3, counted row by row, of `[b, C, H, W]`."""
     height, width = x.shape[-2] // 2, x.shape[-1] // 2
     row, column = divmod(quarter, 2)
     return x[:, :, row * height : (row + 1) * height, column * width : (column + 1) * width]

@@ -11,5 +11,5 @@ class FinetuneConfig(MethodConfig):
 
 @register("finetune", FinetuneConfig, families=("diffusion", "gan"))
 def make_finetune(config: FinetuneConfig, ingredients: Ingredients) -> Part:
-    """Adds nothing to a loss."""
+    """No terms: the denoising loss alone."""
     return Part()

@@ -10,20 +10,20 @@ from fewshot_ray.models.gan import Gan
 
 
 class FreezeDConfig(MethodConfig):
-    """A discriminator that has learned to see on the source, and learns to judge on the target."""
+    """The discriminator's first blocks keep the source's weights; the later ones are trained."""
 
     needs_source = True
     layers: int = Field(default=5, ge=1)
-    """Blocks, from the image on, that aren't trained; the paper's best for 256x256 faces."""
+    """Number of blocks, counted from the image, that aren't trained; the default is the paper's best for 256x256 faces."""
 
 
 def freezed_part(config: FreezeDConfig, gan: Gan) -> GanPart:
-    """The parameters that are held."""
+    """The discriminator's frozen parameters."""
     blocks = gan.discriminator_blocks[: config.layers]
     return GanPart(held=[parameter for block in blocks for parameter in block.parameters()])
 
 
 @register_gan("freezed", FreezeDConfig)
 def make_freezed(config: FreezeDConfig, ingredients: GanIngredients) -> GanPart:
-    """See `freezed_part`."""
+    """FreezeD's frozen parameters; it adds no loss."""
     return freezed_part(config, ingredients.gan)

@@ -1,4 +1,4 @@
-"""What training a GAN has in common, whichever architecture: players, parts that methods add, and the discriminator's view."""
+"""The parts of GAN training that all architectures share: players, what methods add, and the discriminator's input."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ RUNNING = ("running_mean", "running_var")
 
 
 class Mixup(Protocol):
-    """Chooses mixtures of latents whose images are judged, on its steps, in place of the latents' own."""
+    """On some steps the discriminator judges images of mixed latents in place of the latents' own images."""
 
     def active(self, step: int) -> bool:
-        """Whether a step, counted from 0, is one of mixtures."""
+        """Whether mixtures are judged in `step`, counted from 0."""
         ...
 
     def mix(self, codes: Tensor, draw: GanDraw, player: Player) -> Tensor:
-        """Codes `[b, D]` of mixtures, one a latent, from codes `[b, D]`."""
+        """Codes `[b, D]` of the mixtures, one per latent, from the latents' codes `[b, D]`."""
         ...
 
     def logits(self, view: View, draw: GanDraw) -> Tensor:
-        """`[b, P]`: how images are judged on these steps."""
+        """Logits `[b, P]` of images on these steps."""
         ...
 
 
@@ -44,20 +44,20 @@ class GanPart:
     """What a method adds to a GAN's training."""
 
     discriminator: Callable[[Play], Objective] | None = None
-    """Terms for the discriminator, an image's each."""
+    """Terms of the discriminator's loss, one value per image."""
     generator: Callable[[Play], Objective] | None = None
-    """Terms for the generator, an image's each."""
+    """Terms of the generator's loss, one value per image."""
     mixup: Mixup | None = None
     heads: Mapping[str, nn.Module] = field(default_factory=dict)
-    """Networks trained with the discriminator, by names of their own."""
+    """Further networks trained with the discriminator, by name."""
     compares_latents: bool = False
-    """Whether the generator's terms compare images as their latents are: then each is of one latent, its styles aren't mixed."""
+    """Whether the generator's terms compare images with their latents: then styles aren't mixed, so that each image has one latent."""
     held: Sequence[nn.Parameter] = ()
     """The discriminator's parameters that aren't trained."""
 
 
 class GanDraw:
-    """What is drawn for one step: numbers for the global batch, of which a worker takes its images'."""
+    """The random numbers of one step: drawn for the global batch, of which a worker takes those of its images."""
 
     def __init__(self, gan: Gan, batch: Batch, randomness: Randomness) -> None:
         self.gan = gan
@@ -65,18 +65,18 @@ class GanDraw:
         self.step = batch.step
         self.randomness = randomness
         self.signs: tuple[float, int] | None = None
-        """The sum of the real images' signs, of several logits an image their mean, and the images; once the discriminator has judged."""
+        """The sum of the signs of the real images' logits (per image their mean) and the number of images; None before D's loss."""
 
     def normal(self, purpose: str, *shape: int) -> Tensor:
-        """`[b, *shape]`, standard normal."""
+        """Standard normal numbers `[b, *shape]`."""
         return self.randomness.normal(self.step, purpose, (self.batch.global_size, *shape))[self.batch.positions]
 
     def uniform(self, purpose: str) -> Tensor:
-        """`[b]` in [0, 1)."""
+        """Uniform numbers `[b]` in [0, 1)."""
         return self.randomness.uniform(self.step, purpose, self.batch.global_size)[self.batch.positions]
 
     def integers(self, purpose: str, high: int) -> Tensor:
-        """`[b]` in [0, high)."""
+        """Uniform integers `[b]` in [0, high)."""
         return self.randomness.integers(self.step, purpose, high, self.batch.global_size)[self.batch.positions]
 
     def one_uniform(self, purpose: str) -> float:
@@ -84,7 +84,7 @@ class GanDraw:
         return float(self.randomness.uniform(self.step, purpose, 1))
 
     def dirichlet(self, purpose: str, alpha: float, count: int) -> Tensor:
-        """`[b, count]`: rows of Dir(alpha, ..., alpha)."""
+        """Draws `[b, count]` from Dir(alpha, ..., alpha), one per image."""
         return self.randomness.dirichlet(self.step, purpose, alpha, count, self.batch.global_size)[self.batch.positions]
 
     def noise(self, purpose: str) -> list[Tensor]:
@@ -93,9 +93,9 @@ class GanDraw:
 
 
 class Play:
-    """One player's turn in a step: its latents, the images made of them, and how the discriminator sees them.
+    """One player's update in a step: its latents, the images generated from them, and the discriminator's outputs on them.
 
-    For the discriminator the images have no graph. Everything is computed when first asked for, and gone with the turn.
+    In the discriminator's update no gradient reaches the generator. Everything is computed when first used and freed with this object.
     """
 
     def __init__(self, method: GanMethod, draw: GanDraw, player: Player) -> None:
@@ -107,12 +107,12 @@ class Play:
 
     @cached_property
     def z(self) -> Tensor:
-        """`[b, latent_dim]`, standard normal."""
+        """Standard normal latents `[b, latent_dim]`."""
         return self.draw.normal(f"{self.player}/z", self.gan.latent_dim)
 
     @cached_property
     def codes(self) -> Tensor:
-        """Of `z`."""
+        """The codes of `z`: for StyleGAN2 w, for FastGAN z itself."""
         with torch.set_grad_enabled(self.player == "G"):
             return self.gan.codes(self.z)
 
@@ -124,47 +124,47 @@ class Play:
 
     @cached_property
     def anchors(self) -> Made:
-        """The mixtures' images; on the mixup's steps."""
+        """The images of the mixtures; only on steps where the mixup is active."""
         assert self.mixup is not None
         with torch.set_grad_enabled(self.player == "G"):
             return self.gan.make(self.mixup.mix(self.codes, self.draw, self.player), self.draw.noise(f"{self.player}/anchors"))
 
     @cached_property
     def fakes_view(self) -> View:
-        """The discriminator's look at the latents' own images."""
+        """The discriminator's outputs on the latents' own images."""
         return self.seen("fakes", self.fakes)
 
     @cached_property
     def judged_view(self) -> View:
-        """Its look at what is judged in this step: mixtures on the mixup's steps."""
+        """The discriminator's outputs on the images judged in this step: the mixtures where the mixup is active, else `fakes`."""
         return self.fakes_view if self.mixup is None else self.seen("anchors", self.anchors)
 
     @cached_property
     def real_view(self) -> View:
-        """Its look at the real images."""
+        """The discriminator's outputs on the real images."""
         return self.gan.view(self.method.augmented(self.draw, f"{self.player}/real", self.draw.batch.x_0))
 
     def seen(self, name: str, made: Made) -> View:
-        """The discriminator's look at generated images, augmented by numbers of their own."""
+        """The discriminator's outputs on generated images, which are augmented by their own random numbers."""
         purpose = f"{self.player}/{name}"
         small = None if made.small is None else self.method.augmented(self.draw, f"{purpose}/small", made.small)
         return self.gan.view(self.method.augmented(self.draw, purpose, made.image), small)
 
     def logits(self, view: View) -> Tensor:
-        """`[b, P]`: by images, or on the mixup's steps as it says."""
+        """Logits `[b, P]`: the discriminator's own, or the mixup's where it is active."""
         return view.logits if self.mixup is None else self.mixup.logits(view, self.draw)
 
     def term(self, name: str, per_sample: Tensor, weight: float) -> Objective:
-        """One term of an objective."""
+        """An objective of one term."""
         return Objective({name: per_sample}, {name: weight})
 
 
 class Workers(Protocol):
-    """Those that share a training."""
+    """The workers that share one training."""
 
     @property
     def size(self) -> int:
-        """How many they are."""
+        """Number of workers."""
         ...
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
@@ -173,12 +173,12 @@ class Workers(Protocol):
 
 
 class Alone:
-    """One worker."""
+    """A single worker: sums are its own values."""
 
     size = 1
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """As they are."""
+        """Leaves the tensors as they are."""
 
 
 class GanMethod(ABC):
@@ -197,14 +197,14 @@ class GanMethod(ABC):
 
     @abstractmethod
     def make_phases(self) -> Sequence[Phase]:
-        """The players' turns, in their order."""
+        """The phases of a step, in their order."""
 
     @cached_property
     def _phases(self) -> Sequence[Phase]:
         return self.make_phases()
 
     def phases(self) -> Sequence[Phase]:
-        """See `Method`; made once, what a player trains doesn't change."""
+        """The phases of a step; built once, since the trained parameters don't change."""
         return self._phases
 
     def make_fakes(self, play: Play) -> Made:
@@ -212,21 +212,21 @@ class GanMethod(ABC):
         return self.gan.make(play.codes, play.draw.noise(f"{play.player}/fakes"))
 
     def extra_terms(self, play: Play) -> Objective:
-        """What the architecture's own discriminator loss has besides the adversarial one."""
+        """Terms that the architecture adds to the discriminator's adversarial loss."""
         return Objective({}, {})
 
     def augmented(self, draw: GanDraw, purpose: str, images: Tensor) -> Tensor:
-        """As the discriminator gets them."""
+        """The images after the augmentation that precedes the discriminator."""
         if self.augmentation is None:
             return images
         return self.augmentation(images, lambda name: draw.uniform(f"{purpose}/{name}"))
 
     def context(self, batch: Batch, randomness: Randomness) -> GanDraw:
-        """See `Method`."""
+        """The random numbers that the step's phases share."""
         return GanDraw(self.gan, batch, randomness)
 
     def discriminator_loss(self, draw: GanDraw) -> Objective:
-        """The reals', the fakes', and what the parts add."""
+        """The adversarial terms of real and generated images, and what architecture and methods add."""
         play, terms = Play(self, draw, "D"), Weighted()
         real, fake = play.logits(play.real_view), play.logits(play.judged_view)
         draw.signs = (float(real.detach().sign().flatten(1).mean(dim=1).sum()), len(real))
@@ -239,7 +239,7 @@ class GanMethod(ABC):
         return terms.objective()
 
     def generator_loss(self, draw: GanDraw) -> Objective:
-        """The adversarial term, and what the parts add."""
+        """The adversarial term, and what the methods add."""
         play, terms = Play(self, draw, "G"), Weighted()
         terms.add(play.term("generator", self.adversarial.generator(play.logits(play.judged_view)), 1.0))
         for part in self.parts:
@@ -248,11 +248,11 @@ class GanMethod(ABC):
         return terms.objective()
 
     def use(self, optimizers: Mapping[str, Optimizer]) -> None:
-        """Train the players by these, "D" over `discriminator_parameters()` and "G" over the generator's."""
+        """Set the optimisers: "D" over `discriminator_parameters()`, "G" over the generator's parameters."""
         self._optimizers = optimizers
 
     def optimizers(self) -> Mapping[str, Optimizer]:
-        """ "D", the heads' as well, and "G"."""
+        """Optimisers "D" (discriminator and heads) and "G"."""
         return self._optimizers
 
     def trained(self) -> Mapping[str, nn.Parameter]:
@@ -260,22 +260,22 @@ class GanMethod(ABC):
         return dict(self.gan.generator.named_parameters())
 
     def discriminator_parameters(self) -> list[nn.Parameter]:
-        """The discriminator's that are trained, and the heads'."""
+        """The trained parameters of the discriminator and of the heads."""
         held = {id(parameter) for part in self.parts for parameter in part.held}
         modules = [self.gan.discriminator, *self.heads.values()]
         return [parameter for module in modules for parameter in module.parameters() if id(parameter) not in held]
 
     def auxiliary(self) -> Mapping[str, nn.Parameter]:
-        """The discriminator's parameters and the heads'."""
+        """The parameters of the discriminator and of the heads."""
         modules = {"discriminator": self.gan.discriminator} | self.heads
         return {f"{name}.{key}": parameter for name, module in modules.items() for key, parameter in module.named_parameters()}
 
     def modules(self) -> Mapping[str, nn.Module]:
-        """See `Method`."""
+        """Generator, discriminator and heads."""
         return {"generator": self.gan.generator, "discriminator": self.gan.discriminator} | self.heads
 
     def buffers(self) -> Mapping[str, Tensor]:
-        """The networks' running statistics and the augmentation's."""
+        """The running statistics of the networks and the state of ADA."""
         found = {f"{name}.{key}": buffer for name, module in self.modules().items() for key, buffer in module.named_buffers()}
         if isinstance(self.augmentation, Ada):
             found |= {f"ada.{name}": tensor for name, tensor in self.augmentation.state.items()}
@@ -288,20 +288,20 @@ class GanMethod(ABC):
 
     @property
     def trained_share(self) -> float:
-        """All of the generator."""
+        """1: all of the generator is trained."""
         return 1.0
 
     @property
     def whole_batch(self) -> bool:
-        """Yes: minibatch statistics, and groups of latents."""
+        """True: minibatch statistics and groups of latents compare the images of a batch."""
         return True
 
     def forget(self, context: GanDraw) -> None:
-        """A draw keeps no graph, and nothing to let go of."""
+        """Nothing to free: a draw keeps no graph."""
         return
 
     def after_step(self, context: GanDraw) -> None:
-        """ADA's statistic over all workers; and BatchNorm's running ones, of batches of their own, become the workers' mean."""
+        """Update ADA from all workers' logits, and average BatchNorm's running statistics over the workers."""
         if isinstance(self.augmentation, Ada) and context.signs is not None:
             seen = torch.tensor(context.signs, device=context.batch.x_0.device)
             self.workers.sum_([seen])

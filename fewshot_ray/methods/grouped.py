@@ -1,4 +1,4 @@
-"""Groups of a batch's latents that are compared with each other, whole on whichever worker holds them."""
+"""Groups of a batch's latents that are compared with each other; a group is never split between workers."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from torch import Tensor
 
 
 def by_group(x: Tensor, latents: int) -> Tensor:
-    """`[groups, N, ...]` of `[b, ...]`: image i belongs to group `i mod (b / N)`.
+    """`[b, ...]` as `[groups, N, ...]`: image i belongs to group `i mod (b / N)`.
 
-    So a worker's `rank::workers` slice of a batch holds whole groups, the same for any number of workers that divides theirs.
+    So a worker's `rank::workers` slice holds whole groups, the same groups for any number of workers that divides their number.
     """
     groups: Tensor = x.unflatten(0, (latents, -1)).transpose(0, 1)
     return groups
 
 
 def ungroup(x: Tensor) -> Tensor:
-    """The inverse: `[groups, N, ...]` to `[b, ...]`."""
+    """The inverse of `by_group`: `[groups, N, ...]` to `[b, ...]`."""
     return x.transpose(0, 1).flatten(0, 1)
 
 
 def of_group(x: Tensor, latents: int) -> Tensor:
-    """For each of `[b, ...]` its group's members `[b, N, ...]`, in order."""
+    """The members of each image's group, `[b, N, ...]` from `[b, ...]`, in order."""
     groups = by_group(x, latents)
     return groups[torch.arange(len(x), device=x.device) % len(groups)]
 
@@ -34,7 +34,7 @@ def similarities(anchors: Tensor, others: Tensor, latents: int) -> Tensor:
 
 
 def distances(x: Tensor, latents: int) -> Tensor:
-    """Euclidean distances `[groups, N, N]` within the groups of `[b, ...]`, flattened; differentiable where they are 0 too."""
+    """Euclidean distances `[groups, N, N]` within the groups of `[b, ...]`, flattened; also differentiable at 0."""
     flat = by_group(x.flatten(1).float(), latents)
     difference = flat[:, :, None] - flat[:, None, :]
     return difference.square().sum(dim=3).clamp(min=1e-12).sqrt()

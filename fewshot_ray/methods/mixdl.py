@@ -1,4 +1,4 @@
-"""MixDL: mixup distance learning (Kong et al., ECCV 2022; equations of the thesis' sections 3.2 to 3.4, which it doesn't number)."""
+"""MixDL: mixup distance learning (Kong et al., ECCV 2022); unnumbered equations of the thesis' sections 3.2 to 3.4."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ NONE = Objective({}, {})
 
 
 class MixDlConfig(MethodConfig):
-    """Images of mixed latents lie between those of the latents, in proportion: in the generator's and the discriminator's features."""
+    """The image of a mixture of latents is to be similar to the latents' images in proportion to the mixture's coefficients, measured in
+    the features of generator and discriminator."""
 
     least_batch = 2
 
     lambda_g: Annotated[float, Field(ge=0), FloatRange(100.0, 5000.0, log=True)] = 1000.0
-    """Weight of the generator's distance loss, of its mean over the anchors (the authors' code divides by N as well: its 1000 is 250)."""
+    """Weight of the generator's distance loss, averaged over the anchors (the authors' code also divides by N: its 1000 is 250 here)."""
     lambda_d: Annotated[float, Field(ge=0), FloatRange(0.1, 10.0, log=True)] = 1.0
     """Weight of the discriminator's distance loss."""
     alpha: Annotated[float, Field(gt=0), FloatRange(0.1, 10.0, log=True)] = 1.0
     """Dirichlet concentration of the mixtures: below 1 mostly one latent, above 1 about equal parts of all."""
     latents: int = Field(default=4, ge=2)
-    """N: latents that are mixed with each other; the batch consists of groups of so many."""
+    """N, the latents per group: each batch is split into groups, and latents are mixed within a group."""
     divergence: Literal["paper", "code"] = "paper"
-    """KL(q || p), the paper's, or KL(p || q), the authors' code's; p are the coefficients."""
+    """KL(q || p) as in the paper, or KL(p || q) as in the authors' code; p: the softmax of the mixture's coefficients."""
     layers: list[str] | None = Field(default=None, min_length=1)
-    """The generator's layers that an anchor's is drawn from; by default StyleGAN2's but the 4x4 and the last, FastGAN's up to 32x32."""
+    """The generator's layers that each anchor's l is drawn from; default: StyleGAN2's but the 4x4 and the last, FastGAN's up to 32x32."""
     every_steps: int = Field(default=2, ge=1)
-    """One step in so many judges mixtures, the others are plain; 1 makes all of them so."""
+    """Mixtures are judged in every n-th step, plain images in the others; 1: in all steps."""
 
     @property
     def group_size(self) -> int:
-        """See `MethodConfig`."""
+        """N: the batch is a whole number of groups of N images, which are compared with each other."""
         return self.latents
 
 
@@ -56,11 +57,11 @@ class MixDl:
         self.patches = nn.ModuleDict({str(size): nn.Conv2d(width, 1, 3, padding=1) for size, width in gan.patch_maps.items()})
 
     def active(self, step: int) -> bool:
-        """The last of every `every_steps` steps."""
+        """True in the last of every `every_steps` steps."""
         return (step + 1) % self.config.every_steps == 0
 
     def coefficients(self, draw: GanDraw, player: Player) -> Tensor:
-        """`c ~ Dir(alpha, ..., alpha)`, `[b, N]`."""
+        """Mixture coefficients `c ~ Dir(alpha, ..., alpha)`, `[b, N]`."""
         return draw.dirichlet(f"{player}/coefficients", self.config.alpha, self.config.latents)
 
     def mix(self, codes: Tensor, draw: GanDraw, player: Player) -> Tensor:
@@ -69,7 +70,7 @@ class MixDl:
         return torch.einsum("bn,bnd->bd", c, of_group(codes, self.config.latents))
 
     def logits(self, view: View, draw: GanDraw) -> Tensor:
-        """Of the patches of one of the trunk's maps, drawn for the step; of a discriminator that judges patches anyway its own."""
+        """Logits of patches of one of the trunk's maps, drawn per step; the discriminator's own where it already judges patches."""
         if not self.patch_sizes:
             return view.logits
         size = self.patch_sizes[int(draw.one_uniform("patches") * len(self.patch_sizes))]
@@ -103,7 +104,7 @@ class MixDl:
 
 
 def mixdl_part(config: MixDlConfig, gan: Gan) -> GanPart:
-    """What MixDL adds to a GAN's training; nothing where both weights are 0."""
+    """MixDL's terms, mixup and heads; nothing where both weights are 0."""
     if config.lambda_g == config.lambda_d == 0:
         return GanPart()
     mixdl = MixDl(config, gan)
@@ -115,5 +116,5 @@ def mixdl_part(config: MixDlConfig, gan: Gan) -> GanPart:
 
 @register_gan("mixdl", MixDlConfig)
 def make_mixdl(config: MixDlConfig, ingredients: GanIngredients) -> GanPart:
-    """See `mixdl_part`."""
+    """MixDL's part; it needs nothing prepared."""
     return mixdl_part(config, ingredients.gan)

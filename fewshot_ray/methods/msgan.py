@@ -14,25 +14,25 @@ from fewshot_ray.methods.registry import GanIngredients, MethodConfig, register_
 from fewshot_ray.spec.ranges import FloatRange
 
 EPSILON = 1e-5
-"""The authors' code adds it to the ratio."""
+"""Added to the ratio, as in the authors' code."""
 
 
 class MsGanConfig(MethodConfig):
-    """Two latents' images differ as the latents do."""
+    """The distance between two images should be large relative to the distance between their latents."""
 
     least_batch = 2
 
     weight: Annotated[float, Field(ge=0), FloatRange(0.1, 10.0, log=True)] = 1.0
-    """Of the loss."""
+    """Weight of the loss."""
 
     @property
     def group_size(self) -> int:
-        """See `MethodConfig`."""
+        """2: images are compared in pairs."""
         return 2
 
 
 def ms_gan(config: MsGanConfig, play: Play) -> Objective:
-    """`1 / (|x_1 - x_2| / |z_1 - z_2|)` of pairs of images, | | the mean absolute difference; each of a pair has its loss."""
+    """`1 / (|x_1 - x_2| / |z_1 - z_2|)` of pairs of images, | | the mean absolute difference; both images of a pair get the pair's loss."""
     x, z = (by_group(points.flatten(1).float(), 2) for points in (play.fakes.image, play.z))
     ratio = (x[:, 0] - x[:, 1]).abs().mean(dim=1) / (z[:, 0] - z[:, 1]).abs().mean(dim=1)
     loss = 1 / (ratio + EPSILON)
@@ -40,11 +40,11 @@ def ms_gan(config: MsGanConfig, play: Play) -> Objective:
 
 
 def ms_gan_part(config: MsGanConfig) -> GanPart:
-    """A term for the generator."""
+    """MSGAN as a term of the generator's loss."""
     return GanPart(generator=lambda play: ms_gan(config, play), compares_latents=True)
 
 
 @register_gan("ms_gan", MsGanConfig)
 def make_ms_gan(config: MsGanConfig, ingredients: GanIngredients) -> GanPart:
-    """See `ms_gan_part`."""
+    """MSGAN's term; it needs nothing prepared."""
     return ms_gan_part(config)

@@ -15,25 +15,25 @@ from fewshot_ray.spec.ranges import FloatRange
 
 
 class NDivConfig(MethodConfig):
-    """Images are at least as far apart, among their group, as their latents are."""
+    """The normalised distances between images of a group should be at least those between their latents."""
 
     least_batch = 3
 
     weight: Annotated[float, Field(ge=0), FloatRange(0.1, 100.0, log=True)] = 1.0
     """Of the loss."""
     a: float = Field(default=0.8, gt=0, le=1)
-    """Share of the latents' normalised distance that is asked of the images."""
+    """a: the images' normalised distance should be at least a times that of the latents."""
     latents: int = Field(default=4, ge=3)
-    """Latents that are compared with each other; the batch consists of groups of so many."""
+    """N, the latents per group: each batch is split into groups, and images are compared within a group."""
 
     @property
     def group_size(self) -> int:
-        """See `MethodConfig`."""
+        """N: the batch is a whole number of groups of N images, which are compared with each other."""
         return self.latents
 
 
 def n_div(config: NDivConfig, play: Play) -> Objective:
-    """`1 / (N - 1) sum_j relu(a D^z_ij - D^x_ij)` of each image i, D the distances to the others over their sum."""
+    """`1 / (N - 1) sum_j relu(a D^z_ij - D^x_ij)` of each image i, D the distances to the others divided by their sum."""
     d_z, d_x = (others(distances(points, config.latents)) for points in (play.z, play.fakes.image))
     d_z, d_x = d_z / d_z.sum(dim=2, keepdim=True), d_x / d_x.sum(dim=2, keepdim=True)
     loss = F.relu(config.a * d_z - d_x).mean(dim=2)
@@ -41,11 +41,11 @@ def n_div(config: NDivConfig, play: Play) -> Objective:
 
 
 def n_div_part(config: NDivConfig) -> GanPart:
-    """A term for the generator."""
+    """N-Div as a term of the generator's loss."""
     return GanPart(generator=lambda play: n_div(config, play), compares_latents=True)
 
 
 @register_gan("n_div", NDivConfig)
 def make_n_div(config: NDivConfig, ingredients: GanIngredients) -> GanPart:
-    """See `n_div_part`."""
+    """N-Div's term; it needs nothing prepared."""
     return n_div_part(config)

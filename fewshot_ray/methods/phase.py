@@ -1,4 +1,4 @@
-"""What the training loop knows of a method: phases, what a loss returns, and the batch it is given."""
+"""The interface between training loop and methods: the batch, phases and what a loss returns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Batch:
     x_0: Tensor
     """`[b, C, H, W]`: images in [-1, 1], or their latents."""
     places: Sequence[int]
-    """Where each image stands in the global batch, ascending."""
+    """Each image's index in the global batch, ascending."""
     global_size: int
     """Images in the global batch, over all workers and micro-batches."""
     step: int
@@ -30,7 +30,7 @@ class Batch:
 
     @cached_property
     def positions(self) -> Tensor:
-        """`places` as `[b]` on the images' device: picks their random numbers."""
+        """`places` as a tensor `[b]` on the images' device; it indexes the global batch's random numbers."""
         return on_device(torch.tensor(list(self.places)), self.x_0.device)
 
     def among_first(self, count: int) -> int:
@@ -39,75 +39,75 @@ class Batch:
 
 
 class Objective(NamedTuple):
-    """Losses a sample, unreduced: the loop alone reduces, to the sum over all workers over the count over all workers."""
+    """Unreduced losses per sample. Only the loop reduces them: the sum over all workers divided by the count over all workers."""
 
     per_sample: Mapping[str, Tensor]
-    """Term to `[n]`: of a micro-batch, a loss an image; of a relation, a loss for each of its rows."""
+    """Loss values `[n]` by term: one per image of a micro-batch, or one per row of a relation."""
     weight: Mapping[str, float]
-    """Term to its lambda, which multiplies the term's mean."""
+    """lambda by term; it multiplies the term's mean."""
 
 
 LR_FACTOR = "lr_factor"
-"""Key of an optimiser's parameter group: its learning rate over `train.lr`; 1 where it isn't there."""
+"""Key of an optimiser's parameter group: factor on `train.lr`, 1 where the key is missing."""
 
 
 def always(step: int) -> bool:
-    """A phase of every step."""
+    """Active in every step."""
     return True
 
 
 class Relation(Protocol):
     """Terms over pairs of images of the whole global batch, however many workers and micro-batches share it.
 
-    The loop gathers everybody's rows without a graph, takes the terms' gradient in them, and hands each micro-batch its rows' part
-    of it: so the step is that of one worker with the whole batch at once.
+    The loop gathers the rows of all workers without a graph, computes the gradient of the terms with respect to them, and passes each
+    micro-batch the part for its own rows. So a step is the same as that of one worker with the whole batch.
     """
 
     def compared(self, images: int) -> int:
-        """How many of a global batch's images have rows: so many of the first."""
+        """How many images of a global batch are compared: the first n of them."""
         ...
 
     def rows(self, context: Any) -> Mapping[str, Tensor]:
-        """What the terms need of a micro-batch, `[m, ...]` each: a row for each of its images that are compared, its first m."""
+        """The terms' inputs from a micro-batch, `[m, ...]` each: one row for each compared image, the first m of the micro-batch."""
         ...
 
     def terms(self, rows: Mapping[str, Tensor]) -> Objective:
-        """Of the rows of the global batch, `[M, ...]` each; the terms' means are over their own length."""
+        """The terms from the rows of the global batch, `[M, ...]` each; a term's mean is over its own length."""
         ...
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What is updated in a step, by which optimiser, from which loss, and when."""
+    """One update within a step: which parameters, by which optimiser, from which loss, and in which steps."""
 
     name: str
     parameters: Sequence[nn.Parameter]
     optimizer: str
-    """One of the method's optimisers, by name: phases may share one."""
+    """Name of one of the method's optimisers; phases may share one."""
     loss: Callable[[Any], Objective]
-    """From the step's context: terms that an image has by itself."""
+    """Computes, from the step's context, the terms that depend on one image each."""
     relations: Sequence[Relation] = ()
-    """Terms over the images of the global batch together."""
+    """Terms that compare images of the global batch."""
     active: Callable[[int], bool] = always
     gradient_scale: float = 1.0
-    """-1 ascends."""
+    """Factor on the gradient; -1 for gradient ascent."""
     gradient_clip: float | None = None
     """Largest norm of the gradient; None takes `train.gradient_clip`."""
 
 
 class Method(Protocol):
-    """A way to train: phases over contexts, and the state that a checkpoint holds."""
+    """A training method as the loop sees it: its phases, and the state that a checkpoint holds."""
 
     def context(self, batch: Batch, randomness: Randomness) -> Any:
-        """What the phases of one step share, built once with its graph."""
+        """The values that the phases of one step share, computed once, with their graph."""
         ...
 
     def phases(self) -> Sequence[Phase]:
-        """In the order they run within a step."""
+        """The phases, in the order they run within a step."""
         ...
 
     def optimizers(self) -> Mapping[str, Optimizer]:
-        """Owned by the method, shared by phases."""
+        """The optimisers by name; phases refer to them."""
         ...
 
     def trained(self) -> Mapping[str, nn.Parameter]:
@@ -115,50 +115,50 @@ class Method(Protocol):
         ...
 
     def auxiliary(self) -> Mapping[str, nn.Parameter]:
-        """What is trained for the training's sake (an adversary), under other stable names: in checkpoints, not in the result."""
+        """Parameters needed only for training (an adversary's), under other stable names: in checkpoints, not in the result."""
         ...
 
     def buffers(self) -> Mapping[str, Tensor]:
-        """What training changes in place besides parameters (running statistics), under stable names: in checkpoints."""
+        """Tensors that training changes in place besides parameters (running statistics), under stable names: saved in checkpoints."""
         ...
 
     @property
     def averaged_buffers(self) -> Collection[str]:
-        """Those of the result, which the EMA averages with the parameters."""
+        """Names of the result's buffers, which the EMA averages like its parameters."""
         ...
 
     @property
     def trained_share(self) -> float:
-        """Parameters trained of the result over all it has, in (0, 1]."""
+        """Trained parameters of the result over all its parameters, in (0, 1]."""
         ...
 
     @property
     def whole_batch(self) -> bool:
-        """Whether a worker's images must pass together: networks that compare the images of a batch."""
+        """Whether a worker's images must pass through the networks together, since these compare the images of a batch."""
         ...
 
     def modules(self) -> Mapping[str, nn.Module]:
-        """Networks put into training mode."""
+        """The networks to put into training mode."""
         ...
 
     def forget(self, context: Any) -> None:
-        """Let go of what networks computed for a context, with its graph; what was drawn stays."""
+        """Free the networks' outputs and graph of a context; its random numbers stay."""
         ...
 
     def after_step(self, context: Any) -> None:
-        """Running statistics."""
+        """Update running statistics after the optimisers' steps."""
         ...
 
 
 @dataclass
 class Weighted:
-    """Collects the terms of an objective."""
+    """Collects terms into one objective."""
 
     per_sample: dict[str, Tensor] = field(default_factory=dict)
     weight: dict[str, float] = field(default_factory=dict)
 
     def add(self, objective: Objective) -> None:
-        """Take in another objective's terms; a name taken twice raises ValueError."""
+        """Add another objective's terms. Raises ValueError for a name that is already there."""
         taken = self.per_sample.keys() & objective.per_sample.keys()
         if taken:
             raise ValueError(f"two loss terms are called {sorted(taken)[0]}")
@@ -166,5 +166,5 @@ class Weighted:
         self.weight.update(objective.weight)
 
     def objective(self) -> Objective:
-        """The sum of all that was added."""
+        """The objective with all terms added so far."""
         return Objective(self.per_sample, self.weight)

@@ -1,4 +1,4 @@
-"""Random numbers that depend on (seed, step, purpose) and on nothing that happened before."""
+"""Random numbers that are a function of (seed, step, purpose) alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def derived_seed(*parts: int | str) -> int:
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The host's `tensor` on the device; a GPU's copy is from pinned memory, so that the host doesn't wait for what the GPU has to do."""
+    """The host's `tensor` on the device; copied to a GPU from pinned memory, so that the host doesn't wait for queued GPU work."""
     return tensor.to(device) if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
@@ -41,17 +41,17 @@ class Randomness:
         return self._once(step, purpose, lambda g: torch.randn(shape, generator=g, device=self.device))
 
     def integers(self, step: int, purpose: str, high: int, count: int) -> Tensor:
-        """`count` integers in [0, high), one an image of the global batch."""
+        """`count` integers in [0, high), one per image of the global batch."""
         return self._once(step, purpose, lambda g: torch.randint(high, (count,), generator=g, device=self.device))
 
     def uniform(self, step: int, purpose: str, count: int) -> Tensor:
-        """`count` numbers in [0, 1), one an image of the global batch."""
+        """`count` numbers in [0, 1), one per image of the global batch."""
         return self._once(step, purpose, lambda g: torch.rand(count, generator=g, device=self.device))
 
     def dirichlet(self, step: int, purpose: str, alpha: float, entries: int, count: int) -> Tensor:
-        """`[count, entries]`: rows of Dir(alpha, ..., alpha), one an image of the global batch; float32, drawn in float64 on the CPU.
+        """`[count, entries]` drawn from Dir(alpha, ..., alpha), a row per image of the global batch; float32, drawn in float64 on the CPU.
 
-        NumPy's: with small alpha, gammas in float32 can all be 0.
+        By NumPy: with small alpha, gamma variates in float32 can all be 0.
         """
 
         def rows(_: torch.Generator) -> Tensor:
@@ -61,11 +61,11 @@ class Randomness:
         return self._once(step, purpose, rows)
 
     def reseed_layers(self, step: int, rank: int, part: int) -> None:
-        """Seed the layers' own noise (dropout), the declared exception to independence from the worker count."""
+        """Seed the noise that layers draw themselves (dropout): the one kind of randomness that depends on the number of workers."""
         torch.manual_seed(derived_seed(self.seed, step, "layers", rank, part))
 
     def _once(self, step: int, purpose: str, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
-        """Micro-batches of one step share one draw."""
+        """The step's numbers for this purpose, drawn once and shared by its micro-batches."""
         if any(kept_step != step for kept_step, _ in self._kept):
             self._kept.clear()
         key = (step, purpose)

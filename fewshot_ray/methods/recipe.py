@@ -1,4 +1,4 @@
-"""What the recipes of all GANs share: their settings' type, and how the discriminator's images are augmented."""
+"""The settings that the recipes of all GANs share: how the discriminator's input is augmented."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from fewshot_ray.spec.sections import Section
 
 
 class RecipeConfig(Section):
-    """How a GAN is trained: the part of `train` that an architecture has for itself."""
+    """How a GAN is trained: the part of `train` that depends on its architecture."""
 
     diffaugment: DiffAugmentConfig | None = None
-    """DiffAugment on what the discriminator sees; none where not given."""
+    """DiffAugment of the discriminator's input; none when not given."""
     ada: AdaConfig | None = None
-    """ADA on what the discriminator sees; none where not given."""
+    """ADA of the discriminator's input; none when not given."""
 
     def augmentation(self, device: torch.device) -> Augmentation | None:
-        """Of what the discriminator sees."""
+        """The augmentation of the discriminator's input; None for none."""
         if self.ada is not None:
             return Ada(self.ada, device=device)
         return None if self.diffaugment is None else DiffAugment(self.diffaugment)

@@ -1,4 +1,4 @@
-"""The methods by name, each with its typed configuration and how it is made."""
+"""The methods by name, each with the type of its settings and the function that makes it."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ if TYPE_CHECKING:
 
 
 class MethodConfig(BaseModel):
-    """A method's settings: a field's default is the paper's preset, its range is declared with its type.
+    """A method's settings. A field's default is the paper's preset; the range that `search` stands for is declared with its type.
 
-    `guidance: Annotated[float, Field(ge=0), FloatRange(0, 10)] = 5.0`.
+    For example `guidance: Annotated[float, Field(ge=0), FloatRange(0, 10)] = 5.0`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     cheap_stages: ClassVar[Mapping[str, Any]] = {}
-    """Values that make the stages quick and leave a training step as dear as it is: for timing a few steps."""
+    """Settings that shorten the stages and leave the cost of a training step unchanged: for timing a few steps."""
 
     least_batch: ClassVar[int] = 1
-    """Images that a global batch needs."""
+    """Smallest global batch, in images."""
 
     needs_source: ClassVar[bool] = False
-    """Whether it keeps something of a trained source model."""
+    """Whether the method needs a trained source model."""
 
     @classmethod
     def misfit(cls, given: Mapping[str, Any]) -> tuple[str, str] | None:
-        """A field among the settings as the file gives them (ranges unexpanded) that the others make pointless, and what is right."""
+        """A field that the other given settings make pointless, and the message for it, else None; ranges stand as in the file."""
         return None
 
     def check(self, backbone: Backbone) -> None:
-        """Raise UserError where the method can't work on the backbone with these settings, or something it needs can't be had."""
+        """Raise UserError where the method can't work on the backbone with these settings, or something it needs can't be loaded."""
 
     @property
     def group_size(self) -> int:
-        """Images of a batch that are compared with each other, on one worker; batches are whole groups."""
+        """Size of the groups of images that are compared with each other on one worker; a batch is a whole number of groups."""
         return 1
 
     @property
@@ -63,7 +63,7 @@ def declared_ranges(config: type[BaseModel]) -> dict[str, Range]:
 
 
 class Ingredients(Protocol):
-    """What a method may ask for when it is made; each is loaded when first asked for."""
+    """What a method of diffusion models is made from; everything is loaded when first used."""
 
     @property
     def backbone(self) -> Backbone:
@@ -72,7 +72,7 @@ class Ingredients(Protocol):
 
     @property
     def seed(self) -> int:
-        """For stages; the same in all trials of a sweep."""
+        """The seed of stages, the same in all trials of a sweep."""
         ...
 
     def source_network(self) -> nn.Module:
@@ -94,10 +94,10 @@ class Ingredients(Protocol):
 
 @dataclass(frozen=True)
 class Adversary:
-    """A network that is trained against the denoiser, in a phase of its own before the denoiser's."""
+    """A network that is trained against the denoiser, in a separate phase before the denoiser's."""
 
     name: str
-    """Of its phase, its optimiser, and its parameters in checkpoints."""
+    """Name of its phase, of its optimiser, and prefix of its parameters in checkpoints."""
     network: nn.Module
     optimizer: Optimizer
     phase: Phase
@@ -112,29 +112,29 @@ class Part:
     relation: Relation | None = None
     adversaries: Sequence[Adversary] = ()
     one_timestep: bool = False
-    """All images of a global batch get one t."""
+    """Whether all images of a global batch get the same t."""
 
 
 class GanIngredients(Protocol):
-    """What a GAN's method may ask for when it is made."""
+    """What a method of GANs is made from; everything is loaded when first used."""
 
     @property
     def gan(self) -> Gan:
-        """The student."""
+        """The GAN that is trained."""
         ...
 
     @property
     def seed(self) -> int:
-        """For stages; the same in all trials of a sweep."""
+        """The seed of stages, the same in all trials of a sweep."""
         ...
 
     @property
     def source_hash(self) -> str:
-        """Of the source's weights."""
+        """Hash of the source's weights."""
         ...
 
     def source_gan(self) -> Gan:
-        """A frozen copy of the source, in eval mode, on the student's device."""
+        """A frozen copy of the source, in eval mode, on the device of the trained GAN."""
         ...
 
     def read(self, stage: Stage) -> dict[str, Tensor]:
@@ -147,11 +147,11 @@ Family = Literal["diffusion", "gan"]
 
 @dataclass(frozen=True)
 class Registered:
-    """A method's configuration type and its maker."""
+    """A method: the type of its settings, and the functions that make its part and its stages."""
 
     config: type[MethodConfig]
     make: Callable[[Any, Any], Any]
-    """From settings and the family's ingredients to its part."""
+    """Makes the method's part from its settings and the family's ingredients."""
     stages: Callable[[Any, Any], Sequence[Stage]]
     families: frozenset[Family]
 
@@ -163,7 +163,7 @@ GanMaker = Callable[[C, GanIngredients], "GanPart"]
 
 
 def no_stages(config: MethodConfig, ingredients: Any) -> Sequence[Stage]:
-    """A method that prepares nothing."""
+    """No stages: for a method that prepares nothing."""
     return ()
 
 
@@ -174,7 +174,7 @@ def register(
     stages: Callable[[C, Ingredients], Sequence[Stage]] = no_stages,
     families: Iterable[Family] = ("diffusion",),
 ) -> Callable[[Maker[C]], Maker[C]]:
-    """Enter a method of diffusion models under the name it has in a sweep file; `stages` are built before any trial starts."""
+    """Register a method of diffusion models under its name in a run's file; `stages` are built before any trial starts."""
 
     def enter(make: Maker[C]) -> Maker[C]:
         METHODS[name] = Registered(config, make, stages, frozenset(families))
@@ -186,7 +186,7 @@ def register(
 def register_gan(
     name: str, config: type[C], *, stages: Callable[[C, GanIngredients], Sequence[Stage]] = no_stages
 ) -> Callable[[GanMaker[C]], GanMaker[C]]:
-    """Enter a method of GANs under the name it has in a sweep file; `stages` are built before any trial starts."""
+    """Register a method of GANs under its name in a run's file; `stages` are built before any trial starts."""
 
     def enter(make: GanMaker[C]) -> GanMaker[C]:
         METHODS[name] = Registered(config, make, stages, frozenset({"gan"}))

@@ -21,25 +21,26 @@ PSI = "psi"
 
 
 class SadmConfig(MethodConfig):
-    """The structure of a batch, its images' affinities in an encoder Psi, kept by the denoiser and challenged by Psi."""
+    """Keeps the structure of a batch: the affinities of its images in the features of an encoder Psi, which is trained adversarially."""
 
     least_batch = 2
 
     eta: Annotated[float, Field(ge=0), FloatRange(0.1, 100.0, log=True)] = 1.0
     """Weight of the structural distance, times 1/t with t in (0, 1]; 0 leaves Psi out."""
     norm: Literal["mean", "sum"] = "mean"
-    """The denoising norm that eta is relative to: the mean over an image's numbers, as all weights here, or the paper's sum over them,
+    """The norm of the denoising loss that eta is stated for: the mean over C, H, W, as for all weights here, or the paper's sum,
     which divides eta by C H W."""
     time_weight_max: float = Field(default=10.0, ge=1)
-    """Bound of 1/t."""
+    """Upper bound of the time weight 1/t."""
     timestep: Literal["batch", "image"] = "batch"
-    """One t for all images of a batch (the paper's), or a t for each, their pairs weighted by the geometric mean."""
+    """One t for all images of a batch (the paper's), or one per image, a pair weighted by the geometric mean of its two weights."""
     encoder: Literal["auto", "inception", "dinov2", "digits"] = "auto"
-    """What Psi starts from: Inception-V3's pool features (the paper's), DINOv2, or the bundled digit network, which is 'auto' at 1x8x8."""
+    """Network that Psi starts from: Inception-V3's pool features (the paper's), DINOv2, or the bundled digit network; 'auto' is 'digits'
+    for 1x8x8 images and 'inception' for all others."""
     encoder_weights: str | None = None
     """Local file with Inception's weights, or folder or hub id of a DINOv2; fetched when not given."""
     decoded_images: int = Field(default=8, ge=2)
-    """Images of a batch that a latent model's term decodes and compares; a pixel model's compares all."""
+    """Images per batch that are decoded and compared for a latent model; for a pixel model all are compared."""
     warmup_steps: int = Field(default=24_000, ge=0)
     """Steps with Psi frozen (structure guidance) before the adversarial rounds."""
     round_steps: int = Field(default=1, ge=1)
@@ -47,12 +48,12 @@ class SadmConfig(MethodConfig):
     psi_steps: int = Field(default=1, ge=0)
     """Steps at a round's beginning in which Psi trains as well, before the denoiser; 0 keeps it frozen."""
     psi_lr_factor: float = Field(default=0.1, gt=0, le=0.1)
-    """Psi's learning rate over `train.lr`; above a tenth the rounds are unstable."""
+    """Psi's learning rate divided by `train.lr`; above a tenth training is unstable."""
     psi_clip: float = Field(default=1.0, gt=0)
     """Largest norm of Psi's gradient."""
 
     def check(self, backbone: Backbone) -> None:
-        """Psi can be had and takes the model's images."""
+        """Raise UserError where Psi can't be loaded or doesn't take the model's images."""
         if self.eta > 0:
             psi = load_encoder(encoder_name(self, backbone), device="cpu", weights=self.encoder_weights)
             with torch.no_grad():
@@ -66,7 +67,7 @@ class SadmConfig(MethodConfig):
 class Sadm:
     """`(1 / B^2) sum_ij eta_t (R(Psi x_0^i, Psi x_0^j) - R(Psi x_0_hat^i, Psi x_0_hat^j))^2` (Eq. 7 to 9), R the cosine similarity.
 
-    L2-normalised, since with inner products Psi would win by scaling its features.
+    Features are L2-normalised: with inner products Psi could raise the term by scaling its features.
     """
 
     def __init__(self, config: SadmConfig, psi: nn.Module, backbone: Backbone) -> None:
@@ -77,11 +78,11 @@ class Sadm:
         self.eta = config.eta / (channels * height * width if config.norm == "sum" else 1)
 
     def compared(self, images: int) -> int:
-        """All, or a latent model's first images."""
+        """All images; for a latent model the first `decoded_images`."""
         return images if self.backbone.autoencoder is None else min(images, self.config.decoded_images)
 
     def rows(self, context: Draw) -> Mapping[str, Tensor]:
-        """For the denoiser: the real images' features have no graph."""
+        """Features of real and generated images; no gradient reaches the real ones."""
         count = self.own_compared(context)
         with torch.no_grad():
             real = self.features(context, context.training_images(count))
@@ -92,17 +93,17 @@ class Sadm:
         }
 
     def terms(self, rows: Mapping[str, Tensor]) -> Objective:
-        """The squared differences of the affinities, an image's mean over its pairs `[M]`."""
+        """The weighted squared differences of the affinities, `[M]`: for each image the mean over its pairs."""
         difference = affinity(rows["real"]) - affinity(rows["generated"])
         root = rows["time_weight"].sqrt()
         return Objective({"structure": (torch.outer(root, root) * difference.square()).mean(dim=1)}, {"structure": self.eta})
 
     def own_compared(self, draw: Draw) -> int:
-        """How many of a micro-batch's images are among them."""
+        """How many images of a micro-batch are compared."""
         return draw.batch.among_first(self.compared(draw.batch.global_size))
 
     def features(self, draw: Draw, images: Tensor) -> Tensor:
-        """`Psi x`, `[m, D]`, of images in [-1, 1]."""
+        """`Psi x` `[m, D]`, from images in [-1, 1]."""
         if len(images) == 0:  # networks refuse empty input
             return self.features(draw, draw.training_images(1))[:0]
         features: Tensor = self.psi(images)
@@ -119,17 +120,17 @@ class Sadm:
 
 
 class Challenge:
-    """The same term for Psi, which ascends it (Eq. 10): the denoiser's images are given, and Psi sees both sides."""
+    """The same term in Psi's phase, by gradient ascent (Eq. 10): the denoiser's images are fixed, and all features have a graph."""
 
     def __init__(self, sadm: Sadm) -> None:
         self.sadm = sadm
 
     def compared(self, images: int) -> int:
-        """As the denoiser's."""
+        """The same images as in the denoiser's phase."""
         return self.sadm.compared(images)
 
     def rows(self, context: Draw) -> Mapping[str, Tensor]:
-        """With Psi's graph on both sides."""
+        """Features of real and generated images, both with gradients to Psi and none to the denoiser."""
         sadm = self.sadm
         count = sadm.own_compared(context)
         real = sadm.features(context, context.training_images(count))
@@ -137,7 +138,7 @@ class Challenge:
         return {"real": real, "generated": generated, "time_weight": sadm.time_weight(context)[:count]}
 
     def terms(self, rows: Mapping[str, Tensor]) -> Objective:
-        """As the denoiser's."""
+        """The same terms as in the denoiser's phase."""
         return self.sadm.terms(rows)
 
 
@@ -148,7 +149,7 @@ def affinity(features: Tensor) -> Tensor:
 
 
 def encoder_name(config: SadmConfig, backbone: Backbone) -> str:
-    """What `encoder: auto` comes to."""
+    """The encoder's name; for `auto`, 'digits' for 1x8x8 images and 'inception' for all others."""
     if config.encoder != "auto":
         return config.encoder
     return "digits" if (backbone.channels, backbone.size) == (1, (8, 8)) else "inception"
@@ -156,7 +157,7 @@ def encoder_name(config: SadmConfig, backbone: Backbone) -> str:
 
 @register("sadm", SadmConfig)
 def make_sadm(config: SadmConfig, ingredients: Ingredients) -> Part:
-    """Psi's phase comes before the denoiser's; with eta = 0 there is neither."""
+    """The structure term and Psi's phase, which runs before the denoiser's; neither where eta is 0."""
     if config.eta == 0:
         return Part()
     backbone = ingredients.backbone

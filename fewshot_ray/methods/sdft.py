@@ -20,15 +20,15 @@ class SdftConfig(MethodConfig):
     lambda_distill: Annotated[float, Field(ge=0), FloatRange(0.01, 1.0, log=True)] = 0.1
     """Weight of the distillation on the target images' x_t."""
     gamma_distill: Annotated[float, Field(ge=0), FloatRange(0.5, 10.0, log=True)] = 3.0
-    """How much the distillation leaves out low noise: `w(t) = (1 - alpha_bar_t)^gamma`."""
+    """Exponent of the distillation's weight, which falls towards low noise: `w(t) = (1 - alpha_bar_t)^gamma`."""
     lambda_aux: Annotated[float, Field(ge=0), FloatRange(0.01, 1.0, log=True)] = 0.1
     """Weight of the distillation on pure noise."""
     gamma_aux: Annotated[float, Field(ge=0), FloatRange(5.0, 150.0, log=True)] = 50.0
-    """As gamma_distill, for pure noise; the higher of the two."""
+    """Exponent of the weight on pure noise, as `gamma_distill`; the higher of the two."""
 
 
 class Sdft:
-    """The frozen source model teaches the student on x_t and on pure noise; of a learned variance nothing is distilled."""
+    """Distils the frozen source model's prediction on x_t and on pure noise; a learned variance is not distilled."""
 
     def __init__(self, config: SdftConfig, teacher: nn.Module) -> None:
         self.config = config

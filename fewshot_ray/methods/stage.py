@@ -1,4 +1,4 @@
-"""One-off work that many trials share, cached under a hash of all it depends on."""
+"""Computations that trials share, done once and cached under a hash of all they depend on."""
 
 from __future__ import annotations
 
@@ -42,6 +42,6 @@ def build(stage: Stage, cache: Folder) -> None:
 
 
 def read(stage: Stage, cache: Folder) -> dict[str, Tensor]:
-    """The stage's tensors, computed first where nobody has."""
+    """The stage's tensors, computed and cached where they aren't there yet."""
     build(stage, cache)
     return dict(load((cache / stage.key).read_bytes("tensors.safetensors")))

@@ -24,20 +24,20 @@ class StyleGan2Recipe(RecipeConfig):
     r1: Annotated[float, Field(ge=0), FloatRange(0.1, 50.0, log=True)] = 10.0
     """Weight gamma of R1, which enters as gamma / 2; 0 leaves it out."""
     r1_every: int = Field(default=16, ge=1)
-    """Steps between R1's, whose weight is multiplied by as much (lazy regularisation)."""
+    """R1 is applied every so many steps, and its weight multiplied by the same number (lazy regularisation)."""
     path_length: float = Field(default=2.0, ge=0)
     """Weight of the path length regularisation; 0 leaves it out."""
     path_every: int = Field(default=4, ge=1)
-    """Steps between its steps, whose weight is multiplied by as much."""
+    """Path length regularisation is applied every so many steps, and its weight multiplied by the same number."""
     path_shrink: int = Field(default=2, ge=1)
-    """It sees one in so many of a batch's images, one of a worker's at least."""
+    """Divisor of the batch for path length regularisation: it uses 1/n of a worker's images, at least one."""
     path_decay: float = Field(default=0.01, gt=0, le=1)
-    """Share of a step's path lengths in the running mean they are drawn to."""
+    """Share of a step's mean in the running mean of path lengths, the regularisation's target."""
     style_mixing: float = Field(default=0.9, ge=0, le=1)
-    """Probability of a step whose images take their styles from two latents each."""
+    """Probability that the images of a step mix the styles of two latents."""
 
     def lazy(self, player: str, betas: tuple[float, float]) -> tuple[float, tuple[float, float]]:
-        """Factor of a player's learning rate, and Adam's betas, that make up for one step in k being regularised: `k / (k + 1)`."""
+        """A player's learning rate factor `k / (k + 1)` and Adam's betas to that power, for regularisation in every k-th step."""
         weight, every = (self.r1, self.r1_every) if player == "D" else (self.path_length, self.path_every)
         ratio = every / (every + 1) if weight > 0 else 1.0
         return ratio, (betas[0] ** ratio, betas[1] ** ratio)
@@ -55,7 +55,7 @@ class StyleGan2Method(GanMethod):
         self.mean_path_length = torch.zeros((), device=next(gan.generator.parameters()).device)
 
     def make_phases(self) -> Sequence[Phase]:
-        """See the class."""
+        """D, D_r1, G and G_path, each regularisation in every k-th step; those with weight 0 are left out."""
         discriminator, generator = self.discriminator_parameters(), list(self.gan.generator.parameters())
         phases = [Phase("D", discriminator, "D", self.discriminator_loss)]
         if self.recipe.r1 > 0:
@@ -66,13 +66,13 @@ class StyleGan2Method(GanMethod):
         return phases
 
     def make_fakes(self, play: Play) -> Made:
-        """With a probability, styles of a second latent from a layer on; not where images are compared as their latents are."""
+        """Images with style mixing at its probability, except where images are compared with their latents."""
         compared = play.mixup is not None or (play.player == "G" and any(part.compares_latents for part in self.parts))
         styles = self.styles(play.draw, play.codes, play.player, mixing=not compared)
         return self.gan.make_styles(styles, play.draw.noise(f"{play.player}/fakes"))
 
     def styles(self, draw: GanDraw, codes: Tensor, purpose: str, *, mixing: bool = True) -> Tensor:
-        """`[b, style_count, latent_dim]`."""
+        """Styles `[b, style_count, latent_dim]` of `codes`, with `mixing` those of a second latent from a random layer on."""
         generator = self.gan.generator
         if not mixing or draw.one_uniform(f"{purpose}/mixing") >= self.recipe.style_mixing:
             return generator.styles(codes)
@@ -81,7 +81,7 @@ class StyleGan2Method(GanMethod):
         return generator.styles(codes, other, crossover)
 
     def r1(self, draw: GanDraw) -> Objective:
-        """`gamma / 2 ||grad_x D(x)||^2`, of every head there is: the image's, and each that mixtures are judged by."""
+        """`gamma / 2 ||grad_x D(x)||^2` for the discriminator's own logits and for those that mixtures are judged by."""
         weight = self.recipe.r1 / 2 * self.recipe.r1_every
         real, terms = draw.batch.x_0, {"r1": gradient_penalty(draw.batch.x_0, lambda x: self._seen(draw, x).logits)}
         if self.mixup is not None:
@@ -93,7 +93,7 @@ class StyleGan2Method(GanMethod):
         return self.gan.view(self.augmented(draw, "D_r1/real", images))
 
     def path(self, draw: GanDraw) -> Objective:
-        """`(||J_w^T y||_2 - a)^2` (Eq. 4), a the running mean of the lengths, this step's in it."""
+        """`(||J_w^T y||_2 - a)^2` (Eq. 4), a the running mean of the lengths, including this step's."""
         count = max(1, len(draw.batch.x_0) // self.recipe.path_shrink)
         codes = self.gan.codes(draw.normal("G_path/z", self.gan.latent_dim)[:count])
         styles = self.styles(draw, codes, "G_path")
@@ -102,12 +102,12 @@ class StyleGan2Method(GanMethod):
         seen = torch.stack([lengths.detach().sum(), torch.tensor(float(count), device=lengths.device)])
         self.workers.sum_([seen])
         self.mean_path_length.lerp_(seen[0] / seen[1], self.recipe.path_decay)
-        # The loop divides by the batch's images: of fewer each counts for more.
+        # The loop divides by the number of images in the batch, more than are used here.
         share = len(draw.batch.x_0) / count
         return Objective(
             {"path": (lengths - self.mean_path_length).square() * share}, {"path": self.recipe.path_length * self.recipe.path_every}
         )
 
     def buffers(self) -> Mapping[str, Tensor]:
-        """And the mean path length."""
+        """The running statistics of all GANs, and the mean path length."""
         return {**super().buffers(), "mean_path_length": self.mean_path_length}

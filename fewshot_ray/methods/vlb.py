@@ -10,11 +10,11 @@ from torch import Tensor
 from fewshot_ray.methods.draw import Draw
 
 HALF_LEVEL = 1 / 255
-"""Half the distance of two grey levels in [-1, 1]."""
+"""Half the distance between neighbouring grey levels in [-1, 1]."""
 
 
 def variational_bound(draw: Draw) -> Tensor:
-    """`L_vlb` of each image at its t in bits a dimension, `[b]`: the KL divergence of posterior and model (Eq. 4 to 6).
+    """`L_vlb` of each image at its t in bits per dimension, `[b]`: the KL divergence of posterior and model (Eq. 4 to 6).
 
     At t = 0 it is the decoder's negative log-likelihood. The mean receives no gradient, as in the paper: the term trains the variance.
     """
@@ -37,8 +37,8 @@ def kl_of_normals(mean_1: Tensor, log_variance_1: Tensor, mean_2: Tensor, log_va
 
 
 def log_likelihood(x_0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Of the 8-bit level of x_0, element by element: the normal distribution's mass around it, the outermost open (DDPM, Eq. 13)."""
-    normal = torch.distributions.Normal(mean, torch.exp(0.5 * log_variance), validate_args=False)  # the loop says what isn't finite
+    """Log-likelihood of the 8-bit level of x_0, element by element: the normal's mass around it, open-ended at 0 and 255 (DDPM, Eq. 13)."""
+    normal = torch.distributions.Normal(mean, torch.exp(0.5 * log_variance), validate_args=False)  # the loop reports what isn't finite
     below, above = normal.cdf(x_0 - HALF_LEVEL), normal.cdf(x_0 + HALF_LEVEL)
     mass = torch.where(x_0 < -0.999, above, torch.where(x_0 > 0.999, 1 - below, above - below))
     return mass.clamp(min=1e-12).log()
