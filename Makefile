@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: $(STAMP)
 	$(BIN)/fewshot-ray run sweeps/quickstart.yaml
 	$(BIN)/fewshot-ray export runs/quickstart runs/quickstart/model --overwrite
-	$(BIN)/fewshot-ray sample runs/quickstart/model runs/quickstart/samples
+	$(BIN)/fewshot-ray sample runs/quickstart/model runs/quickstart/samples --overwrite
 	$(BIN)/fewshot-ray evaluate runs/quickstart
 
 # What starts no Ray side by side, then one after the other what does; both, whatever the first has found. A thread each.
