@@ -1,1 +1,1 @@
-"""Networks and what is trained of them."""
+"""Networks, and which of their parameters are trained."""

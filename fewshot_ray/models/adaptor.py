@@ -17,7 +17,7 @@ __all__ = ["Adaptor", "AdaptorUNet2DModel", "ModelMixin"]
 
 
 class Adaptor(nn.Module):
-    """`psi`: pool by c, to d channels, back up; zero at first (Wang et al. 2024, adaptor; after Noguchi & Harada 2019).
+    """`psi`: average pooling by c, a convolution to d channels, upsampling; its output is 0 at first (Wang et al. 2024, adaptor).
 
     Only the last layer starts at zero: with an earlier one at zero as well, neither would receive a gradient.
     """

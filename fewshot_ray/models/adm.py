@@ -19,13 +19,13 @@ from fewshot_ray.spec.wording import show
 DEFAULT_CHANNEL_MULT = {512: "0.5,1,1,2,2,4,4", 256: "1,1,2,2,4,4", 128: "1,1,2,3,4", 64: "1,2,3,4"}
 MOST_FLAGS = {"image_size": 16_384, "num_channels": 65_536, "num_res_blocks": 64, "diffusion_steps": 100_000}
 MOST_LEVELS, MOST_MULTIPLE, MOST_WIDTH = 16, 1024, 2**20
-"""Past these nothing but a mistyped number is meant, and building the network would take all memory or days."""
+"""Larger values are taken for mistyped: building the network would take all memory, or days."""
 GROUPS = 32
 """Of every norm."""
 IMAGE_CHANNELS = 3
 CLASS_CONDITIONAL = "class-conditional ADM models aren't supported"
 
-# Ours and theirs, in a residual block and in an attention block.
+# Module names here and in the original, in a residual block and in an attention block.
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -37,7 +37,7 @@ RESNET = {
 ATTENTION = {"group_norm": "norm", "to_q": "qkv", "to_k": "qkv", "to_v": "qkv", "to_out.0": "proj_out"}
 QKV = ("to_q", "to_k", "to_v")
 
-# YAML reads a single number as one.
+# YAML reads a single number as a number, not as text.
 NumberList = Annotated[str, BeforeValidator(lambda given: str(given) if type(given) in (int, float) else given)]
 
 
@@ -56,7 +56,7 @@ class AdmConfig(BaseModel):
     num_channels: int = Field(default=128, ge=1)
     """Channels that `channel_mult` multiplies."""
     num_res_blocks: int = Field(default=2, ge=1)
-    """Residual blocks of a level."""
+    """Residual blocks per level."""
     channel_mult: NumberList = ""
     """Multiples of `num_channels`, level by level, as '1,2,3,4'; '' is the default for `image_size`."""
     attention_resolutions: NumberList = "16,8"
@@ -66,13 +66,13 @@ class AdmConfig(BaseModel):
     num_head_channels: int = Field(default=-1, ge=-1)
     """Channels of an attention head; -1 leaves it to `num_heads`."""
     num_heads_upsample: int = -1
-    """Attention heads on the way up; only -1, as many as on the way down, is supported."""
+    """Attention heads of the upsampling half; only -1, as many as in the downsampling half, is supported."""
     use_scale_shift_norm: bool = True
-    """Whether time scales and shifts what the norms put out, or is added before them."""
+    """Whether the time embedding scales and shifts the norms' outputs, or is added before them."""
     resblock_updown: bool = False
     """Whether residual blocks, not convolutions, change the resolution."""
     use_new_attention_order: bool = False
-    """Whether queries, keys and values were parted before the heads were."""
+    """Whether channels are split into queries, keys and values first and into heads second, or the other way round."""
     learn_sigma: bool = False
     """Whether the network predicts a variance too: 6 channels out, not 3."""
     class_cond: bool = False
@@ -82,7 +82,7 @@ class AdmConfig(BaseModel):
     diffusion_steps: int = Field(default=1000, ge=1)
     """T."""
     noise_schedule: Literal["linear", "cosine"] = "linear"
-    """Course of beta: linear (Ho et al. 2020, scaled by 1000 / T) or cosine (Nichol & Dhariwal 2021)."""
+    """Schedule of beta: linear (Ho et al. 2020, scaled by 1000 / T) or cosine (Nichol & Dhariwal 2021)."""
     predict_xstart: bool = False
     """Whether the network predicts x_0, not the noise."""
     rescale_timesteps: bool = False
@@ -138,7 +138,7 @@ def _refusal(field: str, problem_and_right: str) -> UserError:
 
 
 def check_flags(config: AdmConfig) -> None:
-    """Raise UserError for flags that stand for no network, or for one that isn't supported; the weights aren't read."""
+    """Raise UserError for flags that no network has, or only one that isn't supported; the weights aren't read."""
     for field, most in MOST_FLAGS.items():
         if getattr(config, field) > most:
             raise _refusal(field, f"{show(getattr(config, field))} is beyond any network; at most {most}")
@@ -200,7 +200,7 @@ def _scheduler(config: AdmConfig) -> DDPMScheduler:
 
 
 def adm_network(config: AdmConfig) -> UNet2DModel:
-    """The network that the flags stand for, with random weights."""
+    """The network that the flags describe, with random weights."""
     plain_down, plain_up = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if config.resblock_updown else ("DownBlock2D", "UpBlock2D")
     levels = range(len(config.widths))
     head_widths = {width // config.heads(width) for width in config.attention_widths}
@@ -230,7 +230,7 @@ def adm_network(config: AdmConfig) -> UNet2DModel:
 
 
 def _original_modules(config: AdmConfig) -> dict[str, str]:
-    """Our module's name to the original's, for every module that may have parameters."""
+    """The original's module name by ours, for every module that may have parameters."""
     names = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"}
     names |= {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
     blocks: list[tuple[str, str]] = [(f"mid_block.resnets.{i}", f"middle_block.{2 * i}") for i in range(2)]
@@ -253,7 +253,7 @@ def _original_modules(config: AdmConfig) -> dict[str, str]:
 
 
 def _pairs(config: AdmConfig, unet: UNet2DModel) -> Iterator[tuple[str, str, Tensor]]:
-    """Our name, the original's, and our (empty) tensor, for every parameter."""
+    """For every parameter our name, the original's, and our (empty) tensor."""
     modules = _original_modules(config)
     for name, tensor in unet.state_dict().items():
         module, _, kind = name.rpartition(".")
@@ -261,7 +261,7 @@ def _pairs(config: AdmConfig, unet: UNet2DModel) -> Iterator[tuple[str, str, Ten
 
 
 def _expected_shapes(config: AdmConfig, unet: UNet2DModel) -> dict[str, tuple[int, ...]]:
-    """The original's names and shapes: its attention has convolutions of width 1 for our linear layers, with q, k and v in one."""
+    """The original's names and shapes: its attention has 1-wide convolutions in place of linear layers, with q, k and v in one."""
     shapes = {}
     for _, original, tensor in _pairs(config, unet):
         shape = tuple(tensor.shape)
@@ -274,7 +274,7 @@ def _expected_shapes(config: AdmConfig, unet: UNet2DModel) -> dict[str, tuple[in
 
 
 def _converted(config: AdmConfig, unet: UNet2DModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights by our names, in float32, each with memory of its own (safetensors writes no views)."""
+    """The weights by our names, in float32, each with separate memory (safetensors writes no views)."""
     converted = {}
     for name, original, ours in _pairs(config, unet):
         theirs = tensors[original]
@@ -295,12 +295,12 @@ def _part_qkv(qkv: Tensor, config: AdmConfig) -> Tensor:
 
 
 def _rows(tensors: Mapping[str, Tensor], name: str) -> int:
-    """Output channels of a layer, 0 where it isn't there."""
+    """Output channels of a layer; 0 where there is no such layer."""
     return tensors[name].shape[:1].numel() if name in tensors else 0
 
 
 def _check_layout(tensors: Mapping[str, Tensor], place: str) -> None:
-    """Raise UserError for what is no unconditional ADM network of colour images, whatever the flags."""
+    """Raise UserError for weights that are no unconditional ADM network of colour images, whatever the flags."""
     right = "an unconditional guided-diffusion or P2 network's state dict (ema_0.9999_*.pt)"
     needed = ("time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.1.qkv.weight", "output_blocks.0.0.in_layers.0.weight")
     if "time_embedding.linear_1.weight" in tensors:
@@ -319,7 +319,7 @@ def _check_layout(tensors: Mapping[str, Tensor], place: str) -> None:
 
 
 def _check_fit(config: AdmConfig, tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise UserError where names or shapes aren't those the flags stand for; the flag that is wrong is read from the weights."""
+    """Raise UserError where names or shapes aren't those the flags stand for; the message names the flag that the weights contradict."""
     missing = sorted(expected.keys() - tensors.keys())
     unexpected = sorted(tensors.keys() - expected.keys())
     reshaped = sorted(name for name in expected.keys() & tensors.keys() if expected[name] != tuple(tensors[name].shape))
@@ -335,7 +335,7 @@ def _check_fit(config: AdmConfig, tensors: Mapping[str, Tensor], expected: Mappi
 
 
 class _Flag(NamedTuple):
-    """What the weights say of a flag."""
+    """A flag whose value can be read from the weights, and the evidence."""
 
     field: str
     fits: bool

@@ -1,4 +1,4 @@
-"""A `UNet2DModel` for what ADM networks have and its configuration can't say: this file alone (torch and diffusers only) loads one."""
+"""A `UNet2DModel` with what ADM networks have and its configuration can't express: this file alone (torch and diffusers only) loads one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class AdmUNet2DModel(UNet2DModel):
 
 
 def _set_heads(attention: Attention, heads: int) -> None:
-    """The weights stay as they are: heads are only how the queries', keys' and values' channels are parted."""
+    """The weights stay as they are: the number of heads only decides how the channels of queries, keys and values are grouped."""
     if attention.inner_dim % heads:
         raise ValueError(f"{heads} attention heads don't divide {attention.inner_dim} channels")
     attention.heads = attention.sliceable_head_dim = heads

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, VQModel
 from torch import Tensor
 
 ENCODED_IMAGES = 8
-"""Images in a pass of the autoencoder."""
+"""Images per pass of the autoencoder."""
 
 
 class Encoded(NamedTuple):
@@ -17,13 +17,13 @@ class Encoded(NamedTuple):
 
     mean: Tensor
     std: Tensor | None
-    """None where the image has one latent (VQ)."""
+    """Standard deviation; None where an image has one latent (VQ)."""
 
 
 class Autoencoder:
     """Images to scaled latents and back; its parameters are never trained.
 
-    A KL autoencoder's posterior is kept whole, since latent diffusion trains on draws of it (Rombach et al. 2022); a VQ
+    A KL autoencoder gives mean and standard deviation, since latent diffusion trains on draws (Rombach et al. 2022); a VQ
     autoencoder's latents are those before quantisation, which its decoder applies.
     """
 
@@ -39,12 +39,12 @@ class Autoencoder:
 
     @property
     def factor(self) -> int:
-        """Pixels along a side for one latent."""
+        """Downsampling factor: pixels per latent along a side."""
         return int(2 ** (len(self.model.config.block_out_channels) - 1))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Encoded:
-        """From images `[B, C, H, W]` in [-1, 1]."""
+        """The distribution of the latents of images `[B, C, H, W]` in [-1, 1]."""
         if isinstance(self.model, VQModel):
             return Encoded(self._scaled(self.model.encode(images).latents), None)
         posterior = self.model.encode(images).latent_dist
@@ -60,7 +60,7 @@ class Autoencoder:
 
 
 def encode_all(autoencoder: Autoencoder | None, images: Tensor) -> Encoded:
-    """x_0 of images `[N, C, H, W]` in [-1, 1], a few at a time; themselves where there is no autoencoder."""
+    """x_0 of images `[N, C, H, W]` in [-1, 1], encoded in small batches; the images themselves where there is no autoencoder."""
     if autoencoder is None:
         return Encoded(images, None)
     parts = [autoencoder.encode(part) for part in images.split(ENCODED_IMAGES)]

@@ -18,10 +18,10 @@ PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
 
 class Output(NamedTuple):
-    """What a network says of x_t, each `[B, C, H, W]` in float32."""
+    """A network's output at x_t; each tensor `[B, C, H, W]` in float32."""
 
     prediction: Tensor
-    """In the native space."""
+    """The prediction in the native space: of eps, v or x_0."""
     variance: Tensor | None
     """v of a learned variance, about [-1, 1] (Nichol & Dhariwal 2021, Eq. 15); None where the variance is fixed."""
 
@@ -30,7 +30,7 @@ class Backbone:
     """What a method sees of a diffusion model: shapes, schedule, and the algebra of its prediction space.
 
     The denoising loss and every distillation are taken in the network's own space ("native"), since that is the weighting it was
-    pre-trained with; the helpers here translate, so that no method asks which space it is, nor whether x_t is an image or a latent.
+    pre-trained with; the methods here convert, so that training methods need not know the space, nor whether x_t is an image or a latent.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class Backbone:
 
     @property
     def null_label(self) -> int | None:
-        """The label that stands for no class; None for a network without classes."""
+        """The label of the null class; None for a network without classes."""
         return int(self.network.config.num_embeds_ada_norm) if self.class_names else None
 
     @property
     def device(self) -> torch.device:
-        """Where the schedule, and so the draws, live."""
+        """The device of the schedule, and so of all random draws."""
         return self.schedule.alphas_cumprod.device
 
     def to(self, device: torch.device | str) -> Backbone:
@@ -90,11 +90,11 @@ class Backbone:
         return self
 
     def copy(self, *, autoencoder: Autoencoder | None) -> Backbone:
-        """With a network of its own, to be trained; the autoencoder, which never is, may be shared on the copy's device."""
+        """A copy with a separate network, to be trained; the autoencoder, which is never trained, may be shared on the copy's device."""
         return Backbone(copy.deepcopy(self.network), self.scheduler, autoencoder=autoencoder, class_names=self.class_names)
 
     def encode(self, images: Tensor) -> Encoded:
-        """x_0 `[B, C, H, W]` of images in [-1, 1]: themselves, or the distribution of their latents."""
+        """x_0 `[B, C, H, W]` of images in [-1, 1]: the images themselves, or the distribution of their latents."""
         return self.autoencoder.encode(images) if self.autoencoder else Encoded(images, None)
 
     def decode(self, x_0: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class Backbone:
         return (self.autoencoder.decode(x_0) if self.autoencoder else x_0).clamp(-1, 1)
 
     def output(self, network: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Output:
-        """`network`'s word on x_t `[B, C, H, W]`, t and labels `[B]`; `network` is the student, or a frozen copy."""
+        """The output of `network` (the student, or a frozen copy) at x_t `[B, C, H, W]`, t `[B]` and labels `[B]`."""
         result: Tensor = network(x_t, t, class_labels=labels).sample.float()
         if not self.learned_variance:
             return Output(result, None)
@@ -110,7 +110,7 @@ class Backbone:
         return Output(prediction, variance)
 
     def predict(self, network: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The prediction alone, `[B, C, H, W]`, in the native space."""
+        """The prediction without the variance, `[B, C, H, W]`, in the native space."""
         return self.output(network, x_t, t, labels).prediction
 
     def predict_guided(self, network: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor | None, scale: float) -> Tensor:
@@ -124,7 +124,7 @@ class Backbone:
         return of_null + scale * (of_class - of_null)
 
     def target(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What the network should have said: eps, x_0, or `v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0` (Salimans & Ho 2022)."""
+        """The regression target: eps, x_0, or `v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0` (Salimans & Ho 2022)."""
         if self.prediction_type == "epsilon":
             return eps
         if self.prediction_type == "sample":
@@ -133,7 +133,7 @@ class Backbone:
         return alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0
 
     def target_slope(self, t: Tensor) -> Tensor:
-        """d target / d eps with x_t held, `[B, 1, 1, 1]`: turns a shift stated for eps into one of the native target."""
+        """d target / d eps with x_t held, `[B, 1, 1, 1]`: converts a shift of eps into a shift of the native target."""
         alpha_bar = self.schedule.alpha_bar(t)
         if self.prediction_type == "epsilon":
             return torch.ones_like(alpha_bar)
@@ -142,7 +142,7 @@ class Backbone:
         return 1 / alpha_bar.sqrt()
 
     def to_eps(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The noise the prediction stands for, `[B, C, H, W]`."""
+        """The noise that follows from the prediction, `[B, C, H, W]`."""
         if self.prediction_type == "epsilon":
             return prediction
         if self.prediction_type == "sample":
@@ -151,7 +151,7 @@ class Backbone:
         return alpha_bar.sqrt() * prediction + (1 - alpha_bar).sqrt() * x_t
 
     def to_x_0(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The image the prediction stands for (`x_0_hat`), `[B, C, H, W]`; not clamped."""
+        """`x_0_hat`, the image (or latent) that follows from the prediction, `[B, C, H, W]`; not clamped."""
         if self.prediction_type == "sample":
             return prediction
         alpha_bar = self.schedule.alpha_bar(t)

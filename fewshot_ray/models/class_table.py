@@ -1,6 +1,6 @@
-"""The class table of a class-conditional `DiTTransformer2DModel`: a new one for the target's classes, and the one `DiTPipeline` wants.
+"""The class table of a class-conditional `DiTTransformer2DModel`: one for the target's classes, and one as `DiTPipeline` expects it.
 
-diffusers has no one table but a `LabelEmbedding` in every block, each with a last row for the null class, which stands for no label.
+diffusers has no single table but a `LabelEmbedding` in every block, each with a last row for the null class (no label).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 def with_class_table(transformer: DiTTransformer2DModel, classes: int) -> DiTTransformer2DModel:
     """A copy for labels 0 .. classes - 1 and the null class, label `classes`; each begins as the source's null class.
 
-    So the copy is the unconditional source, whatever the label. `new_tables` finds its tables, until it is saved.
+    So at first the copy computes the unconditional source for every label. `new_tables` finds its tables until it is saved.
     Raises ValueError for fewer than 1 class.
     """
     if classes < 1:
@@ -26,7 +26,7 @@ def with_class_table(transformer: DiTTransformer2DModel, classes: int) -> DiTTra
 
 
 def for_pipeline(transformer: DiTTransformer2DModel, classes: int = 1000) -> DiTTransformer2DModel:
-    """A copy with `classes` classes, those past its own the null class: `DiTPipeline` takes the null class to be label 1000.
+    """A copy with `classes` classes, the added ones copies of the null class: `DiTPipeline` uses label 1000 as the null class.
 
     Raises ValueError where `classes` is below 1 or below the transformer's own.
     """
@@ -37,9 +37,9 @@ def for_pipeline(transformer: DiTTransformer2DModel, classes: int = 1000) -> DiT
 
 
 def without_label_dropping(transformer: DiTTransformer2DModel) -> DiTTransformer2DModel:
-    """Let no block drop labels in training, since each would draw for itself; changes `transformer` and returns it.
+    """Switch off label dropping in every block, since each would draw separately; changes `transformer` and returns it.
 
-    A probability of 0 from the start would leave out the null row.
+    With a probability of 0 at construction the tables would lack the null row.
     """
     for embedder in _embedders(transformer):
         embedder.dropout_prob = 0.0
@@ -47,12 +47,12 @@ def without_label_dropping(transformer: DiTTransformer2DModel) -> DiTTransformer
 
 
 def new_tables(network: nn.Module) -> list[nn.Parameter]:
-    """The tables that `with_class_table` put into `network`, `[classes + 1, D]` a block, peft's wrapping or not; else none."""
+    """The tables that `with_class_table` put into `network`, `[classes + 1, D]` per block, also inside peft's wrapping."""
     return [embedder.embedding_table.weight for embedder in _embedders(network) if getattr(embedder, "is_new", False)]
 
 
 def _with_rows(transformer: DiTTransformer2DModel, rows: list[int], *, new: bool) -> DiTTransformer2DModel:
-    """A copy whose tables are made of the source's rows of these indices, the last of them the null class."""
+    """A copy whose tables are the source's rows at these indices, the last one the null class."""
     result = copy.deepcopy(transformer)
     for embedder in _embedders(result):
         source: Tensor = embedder.embedding_table.weight.detach()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class NoiseAwareClassifier(nn.Module):
-    """Logit of `y = target` for a noised image; residual blocks conditioned on t, halving the resolution down to 4 pixels."""
+    """Logit of `y = target` for a noised image: residual blocks conditioned on t that halve the resolution down to 4 pixels."""
 
     def __init__(self, channels: int, size: tuple[int, int], width: int = 32) -> None:
         super().__init__()

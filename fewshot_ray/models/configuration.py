@@ -1,4 +1,4 @@
-"""Whether a configuration stands for a network: looked at on PyTorch's meta device, where nothing is allocated or computed."""
+"""Whether a network can be built from a configuration: tried on PyTorch's meta device, where nothing is allocated or computed."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ MISFIT = (
 MOST = {"layers_per_block": 64, "num_layers": 512, "num_train_timesteps": 100_000, "sample_size": 16_384}
 MOST_OTHERS = 2**20
 MOST_ENTRIES = 100_000
-"""Of a list: a schedule's own betas are one a timestep."""
+"""Longest list: a schedule may give one beta per timestep."""
 MOST_PARAMETERS = 10**11
 WORTH_A_LOOK = 10**8
-"""Parameters; a smaller network is soon made, and its reader says better what is wrong with its weights."""
+"""Parameters up to which a network is built without this check: building it is quick, and its errors name the weights."""
 
 
 def check_sizes(config: Mapping[str, Any]) -> None:
-    """Raise ValueError for a number or list far beyond any network's: making one would take all memory, or days."""
+    """Raise ValueError for a number or list far beyond any network's: building one would take all memory, or days."""
     for key, value in config.items():
         most = MOST.get(key, MOST_OTHERS)
         if isinstance(value, list) and len(value) > MOST_ENTRIES:
@@ -53,28 +53,28 @@ def check_sizes(config: Mapping[str, Any]) -> None:
 
 
 def on_meta(kind: type[ModelMixin], config: Mapping[str, Any]) -> ModelMixin:
-    """The network without any memory. Raises one of MISFIT."""
+    """The network on the meta device, without memory. Raises one of MISFIT."""
     check_sizes(config)
     with torch.device("meta"):
         network = kind.from_config(dict(config))
     if (parameters := parameter_count(network)) > MOST_PARAMETERS:
-        raise ValueError(f"it stands for {parameters / 1e9:.0f} billion parameters")
+        raise ValueError(f"it describes a network of {parameters / 1e9:.0f} billion parameters")
     return network.eval()
 
 
 def parameter_count(network: ModelMixin) -> int:
-    """Of all its parameters."""
+    """The number of all parameters of the network."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def not_finite(network: ModelMixin) -> str | None:
-    """The name of the first weight that isn't all finite numbers."""
+    """The name of the first weight with a NaN or infinity; None where there is none."""
     return next((name for name, tensor in network.state_dict().items() if not torch.isfinite(tensor).all()), None)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """diffusers logs what it ignores or fills in, and torch warns of files of another kind: what is wrong is said in one line here."""
+    """Silence diffusers' log and torch's warnings within the block: what is wrong is reported here in one line."""
     before = diffusers.logging.get_verbosity()
     diffusers.logging.set_verbosity(diffusers.logging.CRITICAL)
     try:
@@ -87,7 +87,7 @@ def quiet() -> Iterator[None]:
 
 @torch.no_grad()
 def forward_shape(network: ModelMixin, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """What the network makes of one x_t `[C, H, W]`. Raises one of MISFIT."""
+    """The shape of the network's output for one x_t `[C, H, W]`. Raises one of MISFIT."""
     empty = on_meta(type(network), network.config)
     number = torch.zeros(1, dtype=torch.long, device="meta")
     labels = number if isinstance(network, DiTTransformer2DModel) else None
@@ -97,7 +97,7 @@ def forward_shape(network: ModelMixin, shape: tuple[int, ...]) -> tuple[int, ...
 
 @torch.no_grad()
 def coded_shapes(autoencoder: ModelMixin, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Of one image `[C, H, W]`: its latents' shape, and that of the image made of them. Raises one of MISFIT."""
+    """The shapes of the latents of one image `[C, H, W]` and of the decoded image. Raises one of MISFIT."""
     empty = on_meta(type(autoencoder), autoencoder.config)
     encoded = empty.encode(torch.empty((1, *shape), device="meta"))
     latents = encoded.latents if isinstance(empty, VQModel) else encoded.latent_dist.mean
@@ -105,7 +105,7 @@ def coded_shapes(autoencoder: ModelMixin, shape: tuple[int, ...]) -> tuple[tuple
 
 
 def try_samplers(backbone: Backbone, place: str) -> None:
-    """Raise UserError where a sampler can't step along the schedule, be it ours or diffusers' that an export is drawn with."""
+    """Raise UserError where a sampler can't step along the schedule: ours, or the diffusers one that an export is drawn with."""
     noise = torch.zeros(1, backbone.shape[0], 2, 2)
     samplers: tuple[Sampler, ...] = ("ddim", "dpm++")
     config = backbone.scheduler.config
@@ -122,24 +122,24 @@ def try_samplers(backbone: Backbone, place: str) -> None:
 
 
 def is_size(size: Any) -> bool:
-    """Whether it is a `sample_size`: a side, or two."""
+    """Whether it is a valid `sample_size`: one side, or height and width."""
     sides = size if isinstance(size, (list, tuple)) and len(size) == 2 else [size]
     return all(type(side) is int and side >= 1 for side in sides)
 
 
 def check_config(kind: type[ModelMixin], config: dict[str, Any], folder: Path) -> None:
-    """Raise UserError for a configuration that stands for no network, or for one far larger than the weights beside it."""
+    """Raise UserError for a configuration that no network can be built from, or one far larger than the weights beside it."""
     try:
         parameters = parameter_count(on_meta(kind, config))
     except MISFIT as error:
         raise UserError(
-            f"source.model: {folder}/config.json stands for no {kind.__name__} ({first_line(error)}); "
+            f"source.model: {folder}/config.json describes no {kind.__name__} ({first_line(error)}); "
             "the one its weights were saved with would be right"
         ) from error
     saved_bytes = sum(path.stat().st_size for path in folder.glob("diffusion_pytorch_model*") if path.is_file())
-    if parameters > max(saved_bytes, WORTH_A_LOOK):  # no format has less than a byte for one
+    if parameters > max(saved_bytes, WORTH_A_LOOK):  # every format has at least a byte per parameter
         raise UserError(
-            f"source.model: {folder}/config.json stands for {parameters} parameters, more than its weights' {saved_bytes} bytes can hold; "
+            f"source.model: {folder}/config.json describes {parameters} parameters, more than its weights' {saved_bytes} bytes can hold; "
             "the one its weights were saved with would be right"
         )
 
@@ -155,7 +155,7 @@ def check_scale(config: Any, folder: Path) -> None:
 
 
 def check_shapes(backbone: Backbone, place: str) -> None:
-    """Raise UserError where network and autoencoder can't take, or don't give back, what the configurations name."""
+    """Raise UserError where the input or output shapes of network and autoencoder don't agree with the configurations."""
     channels, height, width = backbone.shape
     out_channels = 2 * channels if backbone.learned_variance else channels
     try:
@@ -188,6 +188,6 @@ def check_shapes(backbone: Backbone, place: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line that says something: PyTorch's begins with a heading."""
+    """The first line of an error's text after PyTorch's heading."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if not line.endswith(":")), type(error).__name__)

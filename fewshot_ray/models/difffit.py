@@ -16,7 +16,7 @@ CLASS_EMBEDDINGS = {"class_embedder", "class_embedding"}
 def difffit_names(network: nn.Module) -> set[str]:
     """Names of the biases, the norms' affine parameters, the class embeddings and the gammas.
 
-    Norms are told by their type: by name, a DiT block's whole modulation (`norm1.linear`) would be one.
+    Norms are recognised by type: by name, a DiT block's whole modulation (`norm1.linear`) would count as one.
     """
     names = set()
     for prefix, module in network.named_modules():
@@ -29,9 +29,9 @@ def difffit_names(network: nn.Module) -> set[str]:
 
 
 def add_gammas(network: nn.Module) -> Callable[[], None]:
-    """Scale every attention, feed-forward and residual branch by a new parameter `gamma`, one value a channel, 1 at first.
+    """Scale every attention, feed-forward and residual branch by a new parameter `gamma`, one value per channel, 1 at first.
 
-    Returns what folds the gammas into the weights and biases before them and takes them out; it may be called again.
+    Returns a function that folds the gammas into the weights and biases before them and removes them; it may be called again.
     """
     scaled = []
     for layer in _last_layers(network):
@@ -49,7 +49,7 @@ def add_gammas(network: nn.Module) -> Callable[[], None]:
 
 
 def _last_layers(network: nn.Module) -> Iterator[nn.Linear | nn.Conv2d]:
-    """The last layer of every branch: what follows in it (dropout, division by a constant) keeps the factor."""
+    """The last layer of every branch: what follows in a branch (dropout, division by a constant) commutes with the factor."""
     for module in network.modules():
         if isinstance(module, Attention):
             yield module.to_out[0]

@@ -22,28 +22,28 @@ __all__ = ["FastGanDiscriminator", "FastGanGenerator", "Judgement", "ModelMixin"
 LEAST, MOST = 64, 1024
 GENERATOR_WIDTHS = {4: 16.0, 8: 8.0, 16: 4.0, 32: 2.0, 64: 2.0, 128: 1.0, 256: 0.5, 512: 0.25, 1024: 0.125}
 DISCRIMINATOR_WIDTHS = {8: 16.0, 16: 8.0, 32: 4.0, 64: 2.0, 128: 1.0, 256: 0.5, 512: 0.25, 1024: 0.125}
-"""Of the discriminator's maps, by twice (the trunk's) or four times (the small branch's) their resolution, and of its first logits (8)."""
+"""Channels of the discriminator's maps, by twice (trunk) or four times (small branch) their resolution; at 8 of its first logits."""
 DECODER_WIDTHS = {16: 128, 32: 64, 64: 64, 128: 32}
 LAST = 8
 """Resolution of the discriminator's last maps."""
 
 
 class Synthesis(NamedTuple):
-    """What a generator made of latents."""
+    """A generator's images and activations."""
 
     image: Tensor
     """`[B, C, H, W]` in [-1, 1]."""
     small: Tensor
-    """The same at `small_size`, from an earlier layer."""
+    """The same images at `small_size`, from an earlier layer."""
     features: dict[str, Tensor]
     """Activations by layer, `[B, c, h, w]`, in the order of the layers."""
 
 
 class Judgement(NamedTuple):
-    """What a discriminator makes of images."""
+    """A discriminator's logits and maps."""
 
     logits: Tensor
-    """`[B, P]`, one a patch of the image and of the small image."""
+    """`[B, P]`: one logit per patch of the image and of the small image."""
     last: Tensor
     """The trunk's last map, `[B, c, 8, 8]`."""
     part: Tensor
@@ -53,7 +53,7 @@ class Judgement(NamedTuple):
 
 
 def check_resolution(resolution: int) -> None:
-    """Raise ValueError where it is no power of two that the networks can be built for."""
+    """Raise ValueError where `resolution` is no power of two that the networks can be built for."""
     if resolution < LEAST or resolution > MOST or resolution & (resolution - 1):
         raise ValueError(f"resolution is {resolution}; a power of two from {LEAST} to {MOST} is right")
 
@@ -64,7 +64,7 @@ def small_size(resolution: int) -> int:
 
 
 def resized(images: Tensor, size: int) -> Tensor:
-    """`[B, C, size, size]`, antialiased."""
+    """The images resized to `[B, C, size, size]`, antialiased."""
     return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
 
 
@@ -95,7 +95,7 @@ class Noise(nn.Module):
 
 
 class Excitation(nn.Module):
-    """Skip-layer excitation: a large map's channels are scaled by what a small map says."""
+    """Skip-layer excitation: a large map's channels are scaled by factors computed from a small map."""
 
     def __init__(self, channels_small: int, channels_large: int) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class Excitation(nn.Module):
 
 
 class First(nn.Module):
-    """The latent's 4x4 map."""
+    """From the latent to the first 4x4 map."""
 
     def __init__(self, latent_dim: int, channels: int) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class First(nn.Module):
 
 
 class Up(nn.Module):
-    """Twice as large: nearest neighbours, then one convolution or, where `noisy`, two with noise."""
+    """Doubles the resolution: nearest neighbours, then one convolution or, where `noisy`, two with noise."""
 
     def __init__(self, channels_in: int, channels_out: int, *, noisy: bool) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class Up(nn.Module):
 class FastGanGenerator(ModelMixin, ConfigMixin):
     """Generator with skip-layer excitation, from 64x64 to 1024x1024.
 
-    Noise that isn't given is the fixed noise the model carries: in eval mode an image is a function of its latent. Raises ValueError
+    Without `noise` the fixed noise stored in the model is used: in eval mode an image is a function of its latent. Raises ValueError
     for a resolution that is no power of two.
     """
 
@@ -182,7 +182,7 @@ class FastGanGenerator(ModelMixin, ConfigMixin):
 
     @property
     def layer_names(self) -> list[str]:
-        """Of the features, in order: `b4`, `b8`, `b16`, ..."""
+        """Names of the layers with features, in order: `b4`, `b8`, `b16`, ..."""
         return ["b4", *(f"b{size}" for size in self.ups)]
 
     def synthesis(self, z: Tensor, noise: Sequence[Tensor] | None = None) -> Synthesis:
@@ -205,12 +205,12 @@ class FastGanGenerator(ModelMixin, ConfigMixin):
 
 
 def down(channels_in: int, channels_out: int) -> nn.Sequential:
-    """Half the size, by one convolution."""
+    """Halves the resolution by one convolution."""
     return nn.Sequential(conv(channels_in, channels_out, 4, 2, 1), norm(channels_out), nn.LeakyReLU(0.2))
 
 
 class ResidualDown(nn.Module):
-    """Half the size, by two convolutions beside a pooled one."""
+    """Halves the resolution by two convolutions, beside a branch of pooling and one convolution."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -262,7 +262,7 @@ class FastGanDiscriminator(ModelMixin, ConfigMixin):
 
     @staticmethod
     def _first(resolution: int, channels: int, at: dict[int, int]) -> nn.Sequential:
-        """To the trunk's first map: of 256x256 for larger images, else of the image's own size."""
+        """Layers to the trunk's first map: 256x256 for larger images, else of the image's own size."""
         if resolution <= 256:
             return nn.Sequential(conv(channels, at[2 * resolution], 3, padding=1), nn.LeakyReLU(0.2))
         if resolution == 512:
@@ -270,7 +270,7 @@ class FastGanDiscriminator(ModelMixin, ConfigMixin):
         return nn.Sequential(conv(channels, at[1024], 4, 2, 1), nn.LeakyReLU(0.2), *down(at[1024], at[512]))
 
     def forward(self, images: Tensor, small: Tensor | None = None) -> Judgement:
-        """Of images `[B, C, H, W]` and, where the generator made them, their small versions; else those are the images resized."""
+        """The judgement of images `[B, C, H, W]` and their small versions: the generator's, or without `small` the images resized."""
         x = self.first(images)
         maps = {x.shape[-1]: x}
         for name, layer in self.downs.items():

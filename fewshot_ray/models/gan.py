@@ -1,4 +1,4 @@
-"""Generator and discriminator as the methods see them, whichever architecture they have."""
+"""The interface of generator and discriminator that the methods use, the same for all architectures."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from fewshot_ray.models.stylegan2 import StyleGan2Discriminator, StyleGan2Genera
 
 
 class Made(NamedTuple):
-    """What a generator made."""
+    """A generator's images and activations."""
 
     image: Tensor
-    """`[B, C, H, W]`, about [-1, 1]."""
+    """`[B, C, H, W]`, about in [-1, 1]."""
     small: Tensor | None
-    """A second, smaller image, where the architecture makes one."""
+    """A second, smaller version of the images, where the architecture generates one."""
     features: Mapping[str, Tensor]
     """`G^l`: activations by layer, `[B, c, h, w]`."""
 
 
 class View(ABC):
-    """What a discriminator makes of images, each thing computed when first asked for."""
+    """A discriminator's outputs on images, each computed when first used."""
 
     @property
     @abstractmethod
     def hidden(self) -> Tensor:
-        """`d^1` `[B, hidden_dim]`: what the last layer judges by."""
+        """`d^1` `[B, hidden_dim]`: the input of the last layer."""
 
     @property
     @abstractmethod
     def logits(self) -> Tensor:
-        """`[B, P]`, positive for real: one an image, or one a patch."""
+        """Logits `[B, P]`, positive for real: one per image, or one per patch."""
 
     @abstractmethod
     def map(self, size: int) -> Tensor:
@@ -54,46 +54,46 @@ class Gan(ABC):
     latent_dim: int
     hidden_dim: int
     distance_layers: Sequence[str]
-    """The generator's layers that a method compares images by, unless told otherwise."""
+    """The generator's layers whose features methods compare by default."""
     layer_names: Sequence[str]
     """All of the generator's layers with features, in order."""
     patch_maps: Mapping[int, int]
-    """Channels of the trunk's maps, by resolution, that patches are judged on; empty where the discriminator judges patches anyway."""
+    """Channels, by resolution, of the trunk's maps that mixtures' patches are judged on; empty where the logits are of patches already."""
     noise_shapes: Sequence[tuple[int, int, int]]
     """`[1, H, W]` of each noise image the generator takes."""
 
     @property
     @abstractmethod
     def discriminator_blocks(self) -> Sequence[nn.Module]:
-        """The discriminator's parts from the image on, each at a resolution of its own."""
+        """The discriminator's blocks in order from the image on, one per resolution."""
 
     @abstractmethod
     def codes(self, z: Tensor) -> Tensor:
-        """`[B, latent_dim]` of `z` `[B, latent_dim]`: the space that latents are mixed and interpolated in."""
+        """Codes `[B, latent_dim]` of `z` `[B, latent_dim]`: the space in which latents are mixed and interpolated."""
 
     @abstractmethod
     def make(self, codes: Tensor, noise: Sequence[Tensor] | None = None) -> Made:
-        """Images of codes `[B, latent_dim]`; with the generator's own noise where none is given."""
+        """Images of codes `[B, latent_dim]`; without `noise`, with the generator's stored noise."""
 
     @abstractmethod
     def view(self, image: Tensor, small: Tensor | None = None) -> View:
-        """The discriminator's look at images."""
+        """The discriminator's outputs on images."""
 
     def copy(self) -> Gan:
-        """One with weights of its own."""
+        """A copy with separate weights."""
         twin = copy.copy(self)
         twin.generator, twin.discriminator = copy.deepcopy(self.generator), copy.deepcopy(self.discriminator)
         return twin
 
     def to(self, device: torch.device) -> Gan:
-        """Itself, moved."""
+        """Move both networks; returns itself."""
         self.generator.to(device)
         self.discriminator.to(device)
         return self
 
 
 class StyleGan2(Gan):
-    """Codes are W's."""
+    """StyleGAN2: its codes are w, the mapping network's output."""
 
     generator: StyleGan2Generator
     discriminator: StyleGan2Discriminator
@@ -111,15 +111,15 @@ class StyleGan2(Gan):
 
     @property
     def discriminator_blocks(self) -> Sequence[nn.Module]:
-        """The trunk's."""
+        """The blocks of the trunk."""
         return list(self.discriminator.convs)
 
     def codes(self, z: Tensor) -> Tensor:
-        """See `Gan`."""
+        """w `[B, latent_dim]` of `z` `[B, latent_dim]`."""
         return self.generator.mapping(z)
 
     def make(self, codes: Tensor, noise: Sequence[Tensor] | None = None) -> Made:
-        """See `Gan`."""
+        """Images of w `[B, latent_dim]`, the same for all layers."""
         return self.make_styles(self.generator.styles(codes), noise)
 
     def make_styles(self, styles: Tensor, noise: Sequence[Tensor] | None = None) -> Made:
@@ -128,12 +128,12 @@ class StyleGan2(Gan):
         return Made(image, None, features)
 
     def view(self, image: Tensor, small: Tensor | None = None) -> StyleGan2View:
-        """See `Gan`."""
+        """The discriminator's outputs on images; there is no small version."""
         return StyleGan2View(self.discriminator, image)
 
 
 class StyleGan2View(View):
-    """One pass through the trunk, no deeper than what is asked for."""
+    """One pass through the trunk, only as deep as what is used of it."""
 
     def __init__(self, discriminator: StyleGan2Discriminator, image: Tensor) -> None:
         self.discriminator = discriminator
@@ -142,16 +142,16 @@ class StyleGan2View(View):
 
     @cached_property
     def hidden(self) -> Tensor:
-        """See `View`."""
+        """`d^1` `[B, hidden_dim]`, from the 4x4 map."""
         return self.discriminator.hidden(self.map(4))
 
     @property
     def logits(self) -> Tensor:
-        """`[B, 1]`."""
+        """Logits `[B, 1]`, positive for real."""
         return self.discriminator.judge(self.hidden)
 
     def map(self, size: int) -> Tensor:
-        """See `View`."""
+        """The trunk's map `[B, c, size, size]`, computed from the deepest one there is."""
         x = self._image if not self._maps else self._maps[min(self._maps)]
         for deeper, layer in self.discriminator.trunk_layers.items():
             if size <= deeper < min(self._maps, default=2 * self._image.shape[-1]):
@@ -160,7 +160,7 @@ class StyleGan2View(View):
 
 
 class FastGan(Gan):
-    """Codes are the latents themselves."""
+    """FastGAN: its codes are the latents themselves."""
 
     generator: FastGanGenerator
     discriminator: FastGanDiscriminator
@@ -176,24 +176,24 @@ class FastGan(Gan):
 
     @property
     def discriminator_blocks(self) -> Sequence[nn.Module]:
-        """The trunk's."""
+        """The blocks of the trunk."""
         return [self.discriminator.first, *self.discriminator.downs.values()]
 
     def codes(self, z: Tensor) -> Tensor:
-        """See `Gan`."""
+        """`z` itself."""
         return z
 
     def make(self, codes: Tensor, noise: Sequence[Tensor] | None = None) -> Made:
-        """See `Gan`."""
+        """Images of latents `[B, latent_dim]`, and their small versions."""
         return Made(*self.generator.synthesis(codes, noise))
 
     def view(self, image: Tensor, small: Tensor | None = None) -> FastGanView:
-        """See `Gan`."""
+        """The discriminator's outputs on images and their small versions."""
         return FastGanView(self.discriminator, image, small)
 
 
 class FastGanView(View):
-    """One pass."""
+    """One pass of the whole discriminator."""
 
     def __init__(self, discriminator: FastGanDiscriminator, image: Tensor, small: Tensor | None) -> None:
         self.image = image
@@ -201,14 +201,14 @@ class FastGanView(View):
 
     @property
     def hidden(self) -> Tensor:
-        """The trunk's last map, flattened."""
+        """The trunk's last map, flattened to `[B, hidden_dim]`."""
         return self.judgement.last.flatten(1)
 
     @property
     def logits(self) -> Tensor:
-        """Of 5x5 patches of the image, and as many of the small image."""
+        """Logits `[B, P]` of 5x5 patches of the image and as many of the small image."""
         return self.judgement.logits
 
     def map(self, size: int) -> Tensor:
-        """None: the discriminator judges patches as it is."""
-        raise ValueError(f"FastGAN's trunk isn't asked for its map of {size}; its logits are of patches already")
+        """Raises ValueError: `patch_maps` is empty, since the logits are of patches already."""
+        raise ValueError(f"FastGAN's trunk has no map of {size} for patches; its logits are of patches already")

@@ -9,13 +9,13 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
 MEAN_LATENTS = 4096
-"""Latents whose mean style truncation draws to."""
+"""Number of latents whose mean style is truncation's centre."""
 
 
 class GanPipeline(DiffusionPipeline):
     """`pipeline(num_images, generator=torch.Generator().manual_seed(0)).images`.
 
-    The images are a function of the latents: noise is the generator's own. The discriminator comes along, for further training.
+    An image is a function of its latent: the generator's stored noise is used. The discriminator is saved too, for further training.
     """
 
     def __init__(self, generator: Any, discriminator: Any) -> None:
@@ -35,7 +35,7 @@ class GanPipeline(DiffusionPipeline):
     ) -> ImagePipelineOutput | tuple[Any]:
         """Images as PIL's, as an array `[N, H, W, C]` in [0, 1] (`output_type="np"`) or a tensor `[N, C, H, W]` in [0, 1] ("pt").
 
-        `latents` `[N, latent_dim]` take the place of `num_images` and `generator`; `truncation` below 1 draws styles to their mean,
+        `latents` `[N, latent_dim]` replace `num_images` and `generator`; `truncation` below 1 interpolates styles towards their mean,
         for networks that have styles. Raises ValueError for another.
         """
         network = self.components["generator"]
@@ -54,7 +54,7 @@ class GanPipeline(DiffusionPipeline):
     def _truncated(self, z: Tensor, truncation: float) -> Tensor:
         network = self.components["generator"]
         if not hasattr(network, "mapping"):
-            raise ValueError(f"truncation is {truncation:g}, but {type(network).__name__} has no styles to draw together; 1 is right")
+            raise ValueError(f"truncation is {truncation:g}, but {type(network).__name__} has no styles to truncate; 1 is right")
         drawn = torch.randn((MEAN_LATENTS, network.latent_dim), generator=torch.Generator().manual_seed(0)).to(z.device)
         mean = network.mapping(drawn).mean(dim=0)
         images: Tensor = network.synthesis(network.styles(mean + truncation * (network.mapping(z) - mean))).image

@@ -23,10 +23,10 @@ from fewshot_ray.models.weights import read_state_dicts
 from fewshot_ray.spec.sections import Section
 
 GAN_PIPELINE = ["gan_pipeline", "GanPipeline"]
-"""As model_index.json names it: the file and the class in it."""
+"""The pipeline's class in model_index.json: the file and the class in it."""
 CHECKPOINTS = (".pt", ".pth", ".ckpt")
 FILTERS = (".kernel",)
-"""Names of constants in the common layout, which are computed here."""
+"""Constants in the common layout's state dicts; here they are computed."""
 
 
 def _power_of_two(resolution: int) -> int:
@@ -40,7 +40,7 @@ class GanConfig(Section):
     """An architecture's settings."""
 
     weights: str | None = Field(default=None, min_length=1)
-    """An exported GAN's folder, hub id or URL; from scratch where not given. What it is built like is read from it."""
+    """An exported GAN's folder, hub id or URL; the architecture's settings are read from it. From scratch when not given."""
 
 
 class StyleGan2Config(GanConfig):
@@ -51,15 +51,15 @@ class StyleGan2Config(GanConfig):
     channels: Literal[1, 3] = 3
     """Of the images."""
     latent_dim: int = Field(default=512, ge=1, le=4096)
-    """Numbers of a latent and of a style."""
+    """Length of a latent and of a style."""
     mapping_layers: int = Field(default=8, ge=1, le=64)
     """Layers of the mapping network."""
     channel_base: int = Field(default=32768, ge=1, le=2**20)
-    """Channels of a resolution's maps times the resolution."""
+    """Channels at each resolution, times the resolution."""
     channel_max: int = Field(default=512, ge=1, le=4096)
-    """Most channels of a map."""
+    """Upper bound on the channels of a map."""
     stddev_group: int = Field(default=4, ge=1)
-    """Images of a batch that the discriminator compares with each other."""
+    """Images per group of the discriminator's minibatch standard deviation."""
 
 
 class FastGanConfig(GanConfig):
@@ -70,16 +70,16 @@ class FastGanConfig(GanConfig):
     channels: Literal[1, 3] = 3
     """Of the images."""
     latent_dim: int = Field(default=256, ge=1, le=4096)
-    """Numbers of a latent."""
+    """Length of a latent."""
     width: int = Field(default=64, ge=8, le=1024)
-    """Channels of the maps at 128x128, which the others' are multiples of."""
+    """Channels of the maps at 128x128; those of other resolutions are multiples of it."""
 
 
 GANS: Mapping[str, type[GanConfig]] = {"stylegan2": StyleGan2Config, "fastgan": FastGanConfig}
 
 
 def build_gan(config: GanConfig, *, seed: int) -> Gan:
-    """One with random weights."""
+    """A GAN with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         settings = config.model_dump(exclude={"weights"})
@@ -93,7 +93,7 @@ def build_gan(config: GanConfig, *, seed: int) -> Gan:
 
 
 def load_gan(place: str) -> Gan:
-    """One with somebody's weights: an exported pipeline, or a checkpoint of the common StyleGAN2 layout. Raises UserError."""
+    """A trained GAN: from an exported pipeline, or a checkpoint of the common StyleGAN2 layout. Raises UserError."""
     if place.endswith(CHECKPOINTS):
         return _from_checkpoint(place)
     folder = locate_pipeline(place)
@@ -105,10 +105,10 @@ def load_gan(place: str) -> Gan:
 
 
 def checked(generator: nn.Module, discriminator: nn.Module, place: str) -> Gan:
-    """The two as one. Raises UserError where they aren't of one kind and size, or not all finite."""
+    """Generator and discriminator as a GAN. Raises UserError where kinds or sizes differ, or weights aren't all finite."""
     for network in (generator, discriminator):
         if (name := not_finite(network)) is not None:
-            raise UserError(f"source.gan: the weights of {place} aren't all finite numbers, first {name}; whole ones would be right")
+            raise UserError(f"source.gan: the weights of {place} aren't all finite numbers, first {name}; undamaged ones would be right")
     kinds: tuple[tuple[Callable[[Any, Any], Gan], type[nn.Module], type[nn.Module]], ...] = (
         (StyleGan2, stylegan2.StyleGan2Generator, stylegan2.StyleGan2Discriminator),
         (FastGan, fastgan.FastGanGenerator, fastgan.FastGanDiscriminator),
@@ -117,11 +117,11 @@ def checked(generator: nn.Module, discriminator: nn.Module, place: str) -> Gan:
         belong = isinstance(generator, one) and isinstance(discriminator, other)
         if belong and (generator.size, generator.channels) == (discriminator.size, discriminator.channels):
             return make(generator.eval(), discriminator.eval())
-    raise UserError(f"source.gan: {place}'s generator and discriminator don't belong together; those saved together would be right")
+    raise UserError(f"source.gan: {place}'s generator and discriminator differ in kind or size; those saved together would be right")
 
 
 def _from_checkpoint(place: str) -> Gan:
-    """`g_ema` and `d`; the architecture is read off the shapes."""
+    """The GAN of a checkpoint's `g_ema` and `d`; the architecture's settings are read from the shapes."""
     states = read_state_dicts(place)
     missing = [name for name in ("g_ema", "d") if name not in states]
     if missing:
@@ -151,7 +151,7 @@ def _other_layout(place: str, name: object) -> UserError:
 
 
 def _like(generator: Mapping[str, Tensor], discriminator: Mapping[str, Tensor]) -> tuple[nn.Module, nn.Module]:
-    """Networks of the state dicts' architecture. Raises KeyError or ValueError for another layout."""
+    """Networks with the architecture of the state dicts. Raises KeyError or ValueError for another layout."""
     levels = sum(name.startswith("to_rgbs.") and name.endswith(".conv.weight") for name in generator)
     widths = {4: generator["input.input"].shape[1]}
     widths |= {8 << level: generator[f"convs.{2 * level + 1}.conv.weight"].shape[1] for level in range(levels)}

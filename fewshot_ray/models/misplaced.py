@@ -1,4 +1,4 @@
-"""What stands where a pipeline's folder should: named, with what to do."""
+"""Recognises what is at a path in place of a pipeline's folder, and says what to do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 WEIGHTS = (".bin", ".ckpt", ".pkl", ".pt", ".pth", ".safetensors")
 LORA_FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin", "adapter_config.json")
 MOST_HEADER_BYTES = 100 * 2**20
-"""As the safetensors library has it."""
+"""The safetensors library's own bound on a header."""
 FUSE = (
     "a LoRA, which changes a pipeline and is none; the folder of that pipeline, with the LoRA fused in (load_lora_weights, fuse_lora, "
     "save_pretrained), would be right"
@@ -22,7 +22,7 @@ SWEEP = "a sweep's folder; `fewshot-ray export {} OUT` writes its result as a pi
 
 
 def what_it_is(path: Path) -> str | None:
-    """What is at a path where no pipeline is, and what would be right; None where nothing is known of it."""
+    """A description of what is at a path where no pipeline is, and what would be right; None where it isn't recognised."""
     if path.is_dir():
         try:
             names = {entry.name for entry in path.iterdir()}
@@ -43,7 +43,7 @@ def what_it_is(path: Path) -> str | None:
 
 
 def _tensor_names(path: Path) -> list[str]:
-    """Of a .safetensors file, from its header; none of a damaged one."""
+    """The tensors' names in a .safetensors file, from its header; empty for a damaged one."""
     try:
         with path.open("rb") as file:
             (size,) = struct.unpack("<Q", file.read(8))

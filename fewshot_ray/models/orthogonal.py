@@ -1,4 +1,4 @@
-"""What OFT and BOFT need beside peft: block sizes that fit, and BOFT's block-diagonal matrices without a compiler."""
+"""What OFT and BOFT need in addition to peft: block sizes that fit, and BOFT's block-diagonal matrices without a compiler."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fewshot_ray.errors import UserError
 def check_blocks(setting: str, network: nn.Module, targets: list[str], block_size: int, factors: int = 1) -> None:
     """Raise UserError where a target's input width is no multiple of `block_size 2^(factors - 1)`.
 
-    Each butterfly factor after the first joins blocks in pairs. Left alone, peft would take another block size for OFT, and
-    name no layer for BOFT.
+    Each butterfly factor after the first joins blocks in pairs. Without this check peft would use another block size for OFT, and
+    its error for BOFT would name no layer.
     """
     widths = {target: _width(network.get_submodule(target)) for target in targets}
     joined = 2 ** (factors - 1)
@@ -32,7 +32,7 @@ def check_blocks(setting: str, network: nn.Module, targets: list[str], block_siz
 
 
 def _width(layer: nn.Module) -> int:
-    """How many inputs of `layer` are rotated together: a convolution's whole window."""
+    """The width of a layer's input that is rotated: for a convolution its whole window."""
     if isinstance(layer, nn.Conv2d):
         return layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1]
     assert isinstance(layer, nn.Linear)
@@ -42,7 +42,7 @@ def _width(layer: nn.Module) -> int:
 class BlockDiagonal:
     """The two functions of peft's CUDA extension for BOFT, in PyTorch.
 
-    peft compiles the extension when a layer is made, and where it can't it takes 1 butterfly factor whatever was asked for:
+    peft compiles the extension when a layer is made, and where it can't it uses 1 butterfly factor whatever was asked for:
     the same file would train another model on a machine without a compiler.
     """
 
@@ -62,5 +62,5 @@ class BlockDiagonal:
 
 
 def use_plain_block_diagonal() -> None:
-    """Have peft take `BlockDiagonal` for its extension, in this process from now on."""
+    """Replace peft's extension by `BlockDiagonal`, in this process from now on."""
     peft_boft._FBD_CUDA = BlockDiagonal

@@ -1,4 +1,4 @@
-"""What is trained of a network: all of it, some of its own parameters, or new ones beside them (`train.params`)."""
+"""Which parameters of a network are trained: all, some, or new ones beside them (`train.params`)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class DifffitConfig(ParamsConfig):
     """Biases, the norms' scales and shifts, class embeddings and scale factors of branches are trained (DiffFit, Xie et al. 2023)."""
 
     scale_gammas: bool = True
-    """Whether each attention, feed-forward and residual branch is scaled by trained factors, one a channel, 1 at first.
+    """Whether each attention, feed-forward and residual branch is scaled by trained factors, one per channel, 1 at first.
     The paper's learning rate is ten times that of full fine-tuning: 1e-3 against 1e-4."""
 
 
@@ -47,7 +47,7 @@ class AdaptorConfig(ParamsConfig):
     """Only bottleneck adaptors beside a UNet's residual blocks are trained (ANT)."""
 
     pool: int = Field(default=4, ge=1)
-    """c, the factor the feature maps are pooled by; 4 for pixel models, 2 for latent ones."""
+    """c, the pooling factor; in the paper 4 for pixel models, 2 for latent ones."""
     width: Annotated[int, Field(ge=1, le=4096), IntRange(4, 64)] = 8
     """d, the adaptor's channels."""
 
@@ -68,11 +68,11 @@ class LoraParamsConfig(ParamsConfig):
 class OftParamsConfig(ParamsConfig):
     """Attention projections and feed-forward layers are rotated, block by block (OFT, Qiu et al. 2023, through peft).
 
-    A UNet's convolutions are left alone: peft's OFT changes what a 3x3 convolution computes even before training.
+    A UNet's convolutions aren't rotated: peft's OFT changes what a 3x3 convolution computes even before training.
     """
 
     block_size: Annotated[int, Field(ge=2, le=4096), Choice((4, 8, 16, 32))] = 8
-    """b, the inputs that are rotated together; must divide the layers' widths."""
+    """b, the number of inputs that are rotated together; must divide the layers' widths."""
     feed_forward: bool = True
     """Transformers (DiT): whether the feed-forward layers are rotated too, not only the attention."""
 
@@ -84,9 +84,9 @@ class BoftParamsConfig(ParamsConfig):
     """
 
     block_size: Annotated[int, Field(ge=2, le=4096), Choice((2, 4, 8))] = 4
-    """b, the inputs that one factor rotates together; b 2^(m - 1) must divide the layers' widths."""
+    """b, the number of inputs that one factor rotates together; b 2^(m - 1) must divide the layers' widths."""
     butterfly_factors: Annotated[int, Field(ge=1, le=16), IntRange(1, 4)] = 2
-    """m, the rotations that are multiplied; 1 is OFT with scaled outputs."""
+    """m, the number of rotations that are multiplied; 1 is OFT with scaled outputs."""
     convolutions: bool = False
     """UNets: whether the residual blocks' convolutions are rotated too; the matrices are 9 times as wide as their channels."""
     feed_forward: bool = False
@@ -95,10 +95,10 @@ class BoftParamsConfig(ParamsConfig):
 
 @dataclass
 class TunedNetwork:
-    """A network, the parameters of it that are trained, and how to hand it back.
+    """A network, its trained parameters, and how to get a plain diffusers network from it.
 
     `trained` maps names (unique, stable across runs: checkpoints use them) to parameters; all others have requires_grad False.
-    `merge` gives a plain diffusers network and may spend `network`.
+    `merge` gives a plain diffusers network and may change `network`.
     """
 
     network: nn.Module
@@ -113,7 +113,7 @@ class TunedNetwork:
 
 
 def _select(network: nn.Module, chosen: Callable[[str], bool], merge: Callable[[], ModelMixin]) -> TunedNetwork:
-    """What is `chosen` by name is trained, and class tables that are new: nothing else would teach them the target's classes."""
+    """Train the parameters named in `chosen`, and class tables that are new, which only training can fit to the target's classes."""
     new = {id(parameter) for parameter in new_tables(network)}
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(chosen(name) or id(parameter) in new)
@@ -150,7 +150,7 @@ def _adaptor(network: ModelMixin, config: AdaptorConfig) -> TunedNetwork:
             )
         return _select(network, lambda name: ".adaptor." in name, lambda: network)
     _check_adaptable(network)
-    # from_config, since a configuration may hold settings of another version, which are passed over
+    # from_config, since it ignores settings of other versions of diffusers
     adapted = AdaptorUNet2DModel.from_config(dict(network.config), adaptor_pool=config.pool, adaptor_width=config.width)
     adapted.load_state_dict(network.state_dict(), strict=False)
     adapted.to(network.device)
@@ -165,7 +165,7 @@ def _check_adaptable(network: ModelMixin) -> None:
         )
     if type(network) is not UNet2DModel:
         raise UserError(
-            f"train.params.adaptor: {kind} is no plain UNet2DModel, so no model with adaptors would compute the same; "
+            f"train.params.adaptor: {kind} is no plain UNet2DModel, so a model with adaptors would compute something else; "
             "lora, difffit or full would be right"
         )
 
@@ -182,7 +182,7 @@ def _oft(network: ModelMixin, config: OftParamsConfig) -> TunedNetwork:
     if not targets:
         raise UserError("train.params.oft: the model has no attention; lora, or boft with convolutions: true, would be right")
     check_blocks("oft", network, targets, config.block_size)
-    # not Neumann's series for Cayley's inverse: it leaves the rotations
+    # not Neumann's series for Cayley's inverse: its result isn't orthogonal
     return _wrap(network, OFTConfig(oft_block_size=config.block_size, use_cayley_neumann=False, target_modules=targets), "oft_")
 
 
@@ -221,9 +221,9 @@ PARAMS: dict[str, tuple[type[ParamsConfig], Callable[[ModelMixin, Any], TunedNet
 
 
 def tune(network: ModelMixin, name: str, config: ParamsConfig, *, seed: int) -> TunedNetwork:
-    """Choose what is trained of `network` (changed in place, or wrapped); new parameters are drawn from `seed`.
+    """Choose the trained parameters of `network` (changed in place, or wrapped); new parameters are initialised from `seed`.
 
-    Raises UserError where the setting makes no sense for the network.
+    Raises UserError where the setting doesn't fit the network.
     """
     devices = [network.device] if network.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

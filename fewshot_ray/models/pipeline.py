@@ -1,4 +1,4 @@
-"""A backbone with a trained network as the diffusers pipeline of its kind."""
+"""Saves a backbone with a trained network as the diffusers pipeline of its kind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fewshot_ray.models.class_table import for_pipeline
 from fewshot_ray.models.sampling import Sampler
 
 OWN_NETWORKS: dict[type[nn.Module], ModuleType] = {adaptor.AdaptorUNet2DModel: adaptor, adm_unet.AdmUNet2DModel: adm_unet}
-"""Networks that diffusers doesn't have: the file of each travels with it."""
+"""Networks that diffusers doesn't have: the file of each is saved with it."""
 
 
 def save_pipeline(backbone: Backbone, network: ModelMixin, folder: Path) -> None:
@@ -46,7 +46,7 @@ def save_pipeline(backbone: Backbone, network: ModelMixin, folder: Path) -> None
 
 
 def _scheduler(backbone: Backbone) -> SchedulerMixin:
-    """What diffusers draws with: DDPM's for pixels, DDIM's for latents, which have no bounds; from T - 1 on, as `sampling` does."""
+    """The scheduler diffusers samples with: DDPM for pixels, DDIM for latents (which have no bounds), from T - 1 on as in `sampling`."""
     config: dict[str, Any] = {key: value for key, value in backbone.scheduler.config.items() if not key.startswith("_")}
     config |= {"timestep_spacing": "trailing"}
     if backbone.autoencoder is None:
@@ -60,13 +60,13 @@ class PipelineCall(NamedTuple):
     """How an exported pipeline is called."""
 
     arguments: str
-    """Of the call, `batch_size=16, num_inference_steps=1000`."""
+    """Arguments of the call, e.g. `batch_size=16, num_inference_steps=1000`."""
     remark: str
-    """One or two sentences: what it then draws by, and what the metrics were measured with."""
+    """One or two sentences: which sampler this call uses, and which one the metrics were measured with."""
 
 
 def pipeline_call(backbone: Backbone, *, sampler: Sampler, steps: int, guidance_scale: float) -> PipelineCall:
-    """For images as near to those measured, which `sampler` drew in `steps` steps, as the pipeline itself can draw."""
+    """The call whose images come nearest to those measured, which `sampler` drew in `steps` steps."""
     timesteps, by = backbone.schedule.timesteps, "DDIM" if sampler == "ddim" else "DPM-Solver++"
     guidance = f" --guidance-scale {guidance_scale:g}" if backbone.class_names else ""
     measured = (
@@ -85,7 +85,7 @@ def pipeline_call(backbone: Backbone, *, sampler: Sampler, steps: int, guidance_
 
 
 def _ship(module: ModuleType, network: str, folder: Path) -> None:
-    """The network's class travels in its component's folder, where diffusers looks for it."""
+    """Copy the file of the network's class into its component's folder, where diffusers looks for it."""
     name = module.__name__.rsplit(".", 1)[1]
     source = files("fewshot_ray.models") / f"{name}.py"
     (folder / "unet" / f"{name}.py").write_text(source.read_text())

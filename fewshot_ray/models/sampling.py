@@ -22,7 +22,7 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 def trailing_timesteps(timesteps: int, steps: int) -> list[int]:
     """`t_i = round(T (steps - i) / steps) - 1`, i = 0 .. steps - 1 ("trailing", Lin et al. 2024, Table 2), for 1 <= steps <= T.
 
-    They begin at T - 1, where the noise that sampling starts from belongs, decrease strictly and end at 0 or above. In whole
+    They begin at T - 1, the timestep of the noise that sampling starts from, decrease strictly and end at 0 or above. In whole
     numbers, halves upwards: in floating point some step counts get a further timestep, of -1.
     """
     return [(2 * timesteps * (steps - i) + steps) // (2 * steps) - 1 for i in range(steps)]
@@ -105,9 +105,9 @@ def _dpm_solver(backbone: Backbone, predict: Predict, x_t: Tensor, timesteps: Se
 
 
 def _bounded(backbone: Backbone, x_0_hat: Tensor, *, clip: bool) -> Tensor:
-    """As the model's scheduler says: thresholded (Saharia et al. 2022, Section 2.3), clipped where `clip` is given, or as it is.
+    """x_0_hat bounded as the model's scheduler says: thresholded (Saharia et al. 2022, Section 2.3), clipped to `clip`, or unchanged.
 
-    Latents have no bounds, and are left as they are.
+    Latents have no bounds and are never changed.
     """
     config = backbone.scheduler.config
     if backbone.autoencoder is not None:

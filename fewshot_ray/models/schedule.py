@@ -1,4 +1,4 @@
-"""The noise schedule in tensors: alpha_bar and what the methods derive from it."""
+"""The noise schedule as tensors: alpha_bar and the quantities derived from it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class NoiseSchedule:
         return of_x_0.view(-1, 1, 1, 1) * x_0 + of_x_t.view(-1, 1, 1, 1) * x_t
 
     def log_variances(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The logs of beta_t and of the posterior's variance (DDPM, Eq. 7; at t = 0 that of t = 1), `[B, 1, 1, 1]` each."""
+        """The logs of beta_t and of the posterior's variance (DDPM, Eq. 7; at t = 0 the value of t = 1), `[B, 1, 1, 1]` each."""
         late = t.clamp(min=1)
         alpha_bar, before = self.alphas_cumprod[late], self._alpha_bar_before(late)
         posterior = (1 - alpha_bar / before) * (1 - before) / (1 - alpha_bar)

@@ -97,7 +97,7 @@ def locate_pipeline(place: str, revision: str | None = None) -> Path:
             raise UserError(f"source.model: {place} is {SINGLE}")
         return _download(place)
     place = place.removeprefix("file://")
-    # os.path, unlike pathlib, takes a name that is too long or somebody's unknown home for what they are: no folder.
+    # os.path, unlike pathlib, says False for a name that is too long or a user that doesn't exist.
     if os.path.isdir(os.path.expanduser(place)):
         folder = Path(os.path.realpath(os.path.expanduser(place)))
         if not (folder / "model_index.json").exists() and (found := what_it_is(folder)):
@@ -111,7 +111,7 @@ def locate_pipeline(place: str, revision: str | None = None) -> Path:
 
 
 def source_files(place: str, revision: str | None = None) -> Listed | None:
-    """The files that a pipeline is read from; None of an embedded one. Raises UserError."""
+    """The files that a pipeline is read from; None for an embedded model. Raises UserError."""
     if place in EMBEDDED_MODELS:
         return None
     if not is_remote(place):
@@ -132,7 +132,7 @@ def _is_wanted(path: Path, folder: Path) -> bool:
 
 
 def _remote_files(url: str) -> tuple[Any, dict[str, dict[str, Any]], dict[str, str]]:
-    """Its filesystem, its listing by remote path, and the names within the pipeline of what is read of it."""
+    """The filesystem, the listing by remote path, and the pipeline's files that are read, by their names in it."""
     try:
         filesystem, path = open_place(url)
         listing: dict[str, dict[str, Any]] = patiently(lambda: filesystem.find(path, detail=True), url)
@@ -143,7 +143,7 @@ def _remote_files(url: str) -> tuple[Any, dict[str, dict[str, Any]], dict[str, s
     wanted = {remote: name for remote, name in names.items() if any(fnmatch(name, kind) for kind in kinds)}
     if "model_index.json" not in wanted.values():
         try:
-            patiently(lambda: filesystem.info(path), url)  # some clients' `find` doesn't say why there is nothing
+            patiently(lambda: filesystem.info(path), url)  # some clients' `find` returns nothing where they should raise
         except place_errors() as error:
             if not is_missing(error):
                 raise _unreadable(url, error) from error
@@ -219,7 +219,7 @@ def load_backbone(place: str, revision: str | None = None) -> Backbone:
 
 
 def _class_names(network: ModelMixin, id2label: Any) -> tuple[str, ...]:
-    """The pipeline's names of its classes, by number; of an unconditional network none."""
+    """The pipeline's class names by number; empty for an unconditional network."""
     if not isinstance(network, DiTTransformer2DModel):
         return ()
     if isinstance(id2label, dict) and id2label:
@@ -244,12 +244,12 @@ def _load_scheduler(folder: Path) -> DDPMScheduler:
 
 
 def _component(folder: Path, name: str) -> Path:
-    """As diffusers has it: the sub-folder of that name, else the pipeline's folder itself."""
+    """A component's folder: the sub-folder of that name, else the pipeline's folder itself."""
     return folder / name if (folder / name).is_dir() else folder
 
 
 def load_component(folder: Path, place: str) -> ModelMixin:
-    """A network by the class its configuration names. Raises UserError."""
+    """The network in a folder, of the class that its configuration names. Raises UserError."""
     config = read_json(folder, "config.json")
     kind = NETWORKS.get(str(config.get("_class_name")))
     if kind is None:
@@ -271,7 +271,7 @@ def load_component(folder: Path, place: str) -> ModelMixin:
 
 
 def checked_backbone(network: ModelMixin, scheduler: Any, place: str, autoencoder: Autoencoder | None = None) -> Backbone:
-    """A backbone, refused where its kind isn't supported. Raises UserError."""
+    """A backbone of checked parts. Raises UserError where its kind isn't supported."""
     config = network.config
     if config.out_channels not in (None, config.in_channels, 2 * config.in_channels):
         raise UserError(
@@ -302,7 +302,7 @@ def checked_backbone(network: ModelMixin, scheduler: Any, place: str, autoencode
         )
     for part in (network, autoencoder.model if autoencoder else None):
         if part is not None and (name := not_finite(part)) is not None:
-            raise UserError(f"source.model: the weights of {place} aren't all finite numbers, first {name}; whole ones would be right")
+            raise UserError(f"source.model: the weights of {place} aren't all finite numbers, first {name}; undamaged ones would be right")
     backbone = Backbone(network, scheduler, autoencoder=autoencoder)
     with quiet():
         check_shapes(backbone, place)

@@ -19,20 +19,20 @@ from torch import Tensor, nn
 __all__ = ["ModelMixin", "StyleGan2Discriminator", "StyleGan2Generator", "Synthesis"]
 
 GAIN = math.sqrt(2)
-"""Of the leaky ReLU: keeps the activations' variance."""
+"""Gain of the leaky ReLU, which keeps the activations' variance."""
 
 
 class Synthesis(NamedTuple):
-    """What a generator made of latents."""
+    """A generator's images and activations."""
 
     image: Tensor
-    """`[B, C, H, W]`, about [-1, 1], not clamped."""
+    """`[B, C, H, W]`, about in [-1, 1], not clamped."""
     features: dict[str, Tensor]
     """Activations by layer, `[B, c, h, w]`, in the order of the layers."""
 
 
 def check_resolution(resolution: int, least: int, most: int) -> None:
-    """Raise ValueError where it is no power of two between the two."""
+    """Raise ValueError where `resolution` is no power of two from `least` to `most`."""
     if resolution < least or resolution > most or resolution & (resolution - 1):
         raise ValueError(f"resolution is {resolution}; a power of two from {least} to {most} is right")
 
@@ -43,7 +43,7 @@ def widths(resolution: int, base: int, most: int) -> dict[int, int]:
 
 
 def blur(x: Tensor, padding: tuple[int, int], *, gain: float = 1.0) -> Tensor:
-    """Convolve `[B, C, H, W]` with the binomial filter [1, 3, 3, 1] in both directions, of sum `gain`; `padding` before and after."""
+    """Convolve `[B, C, H, W]` with the binomial filter [1, 3, 3, 1] in both directions, with sum `gain`; `padding` before and after."""
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=x.dtype, device=x.device) / 8
     kernel = (torch.outer(taps, taps) * gain).expand(x.shape[1], 1, 4, 4)
     before, after = padding
@@ -51,7 +51,7 @@ def blur(x: Tensor, padding: tuple[int, int], *, gain: float = 1.0) -> Tensor:
 
 
 def upsample(x: Tensor) -> Tensor:
-    """Twice as large: zeros between the pixels, then the filter."""
+    """Double the resolution: zeros between the pixels, then the filter."""
     batch, channels, height, width = x.shape
     spread = x.new_zeros((batch, channels, height, 2, width, 2))
     spread[:, :, :, 0, :, 0] = x
@@ -59,7 +59,7 @@ def upsample(x: Tensor) -> Tensor:
 
 
 class PixelNorm(nn.Module):
-    """To a mean square of 1."""
+    """Scales each latent to a mean square of 1."""
 
     def forward(self, z: Tensor) -> Tensor:
         """`[B, D]`."""
@@ -79,7 +79,7 @@ class Bias(nn.Module):
 
 
 class EqualLinear(nn.Module):
-    """A linear layer at equalised learning rate (Karras et al. 2018): weights are standard normal, and scaled as they are used."""
+    """A linear layer at equalised learning rate (Karras et al. 2018): weights are standard normal, and scaled when used."""
 
     def __init__(
         self, features_in: int, features_out: int, *, bias: float = 0.0, lr_multiplier: float = 1.0, activate: bool = False
@@ -115,7 +115,7 @@ class EqualConv2d(nn.Module):
 class ModulatedConv2d(nn.Module):
     """A convolution whose input channels a style scales, and whose output is scaled to unit variance again (Eq. 1 and 3).
 
-    Input and output are scaled in place of the weights: the same numbers, and one convolution for the whole batch.
+    Input and output are scaled instead of the weights: the result is the same, with one convolution for the whole batch.
     """
 
     def __init__(
@@ -163,13 +163,13 @@ class StyledConv(nn.Module):
         self.activate = Bias(channels_out)
 
     def forward(self, x: Tensor, style: Tensor, noise: Tensor) -> Tensor:
-        """See its parts."""
+        """`[B, channels_out, H', W']` from `x` `[B, channels_in, H, W]`, `style` `[B, style_dim]` and `noise` `[B or 1, 1, H', W']`."""
         result: Tensor = self.activate(self.noise(self.conv(x, style), noise))
         return result
 
 
 class ToRgb(nn.Module):
-    """The image's part of one resolution, added to the enlarged image before it."""
+    """The contribution of one resolution to the image, added to the upsampled image so far."""
 
     def __init__(self, channels: int, image_channels: int, style_dim: int) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ class ToRgb(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1, image_channels, 1, 1))
 
     def forward(self, x: Tensor, style: Tensor, image: Tensor | None) -> Tensor:
-        """`image` at half the size, or None for the first."""
+        """RGB `[B, C, H, W]`; `image` is the image so far, at half the resolution, or None at the first."""
         part = self.conv(x, style) + self.bias
         total: Tensor = part if image is None else part + upsample(image)
         return total
@@ -194,7 +194,7 @@ class Constant(nn.Module):
 class StyleGan2Generator(ModelMixin, ConfigMixin):
     """Mapping network and skip generator, from 8x8 to 1024x1024.
 
-    Noise that isn't given is the fixed noise the model carries: an image is a function of its latent. Raises ValueError for a
+    Without `noise` the fixed noise stored in the model is used: an image is a function of its latent. Raises ValueError for a
     resolution that is no power of two.
     """
 
@@ -228,7 +228,7 @@ class StyleGan2Generator(ModelMixin, ConfigMixin):
 
     @property
     def style_count(self) -> int:
-        """Styles of an image: one a convolution, and one of the last to-RGB layer."""
+        """Styles per image: one per convolution, and one for the last to-RGB layer."""
         return len(self.convs) + 2
 
     @property
@@ -238,7 +238,7 @@ class StyleGan2Generator(ModelMixin, ConfigMixin):
 
     @property
     def layer_names(self) -> list[str]:
-        """Of the features, in order: `b4.conv1`, `b8.conv0`, `b8.conv1`, ..."""
+        """Names of the layers with features, in order: `b4.conv1`, `b8.conv0`, `b8.conv1`, ..."""
         sizes = [height for _, height, _ in self.noise_shapes]
         return ["b4.conv1", *(f"b{size}.conv{index % 2}" for index, size in enumerate(sizes[1:]))]
 
@@ -255,7 +255,7 @@ class StyleGan2Generator(ModelMixin, ConfigMixin):
         return torch.cat([repeated[:, :crossover], other[:, None].expand(-1, self.style_count - crossover, -1)], dim=1)
 
     def synthesis(self, styles: Tensor, noise: Sequence[Tensor] | None = None) -> Synthesis:
-        """Images of `styles` `[B, style_count, latent_dim]`; `noise` is one `[B or 1, 1, H, W]` a layer."""
+        """Images of `styles` `[B, style_count, latent_dim]`; `noise` is one `[B or 1, 1, H, W]` per layer."""
         given = noise if noise is not None else list(self.noises.buffers())
         x = self.conv1(self.input.input.expand(len(styles), -1, -1, -1), styles[:, 0], given[0])
         features = {"b4.conv1": x}
@@ -273,7 +273,7 @@ class StyleGan2Generator(ModelMixin, ConfigMixin):
 
 
 class ConvLayer(nn.Sequential):
-    """Convolution, bias and leaky ReLU; with `down`, the filter before a stride of 2."""
+    """Convolution, bias and leaky ReLU; with `down`, the filter and a stride of 2."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int, *, down: bool = False, activate: bool = True) -> None:
         total = 2 + kernel - 1
@@ -284,19 +284,19 @@ class ConvLayer(nn.Sequential):
 
 
 class Blur(nn.Module):
-    """See `blur`."""
+    """The binomial filter [1, 3, 3, 1] in both directions, of sum 1, as a layer."""
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
         self.padding = (before, after)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, C, H, W]`."""
+        """`[B, C, H, W]` to `[B, C, H', W']`."""
         return blur(x, self.padding)
 
 
 class ResBlock(nn.Module):
-    """Two convolutions beside a skip, at half the size."""
+    """Two convolutions and a skip branch, to half the resolution."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -311,7 +311,7 @@ class ResBlock(nn.Module):
 
 
 def stddev_map(x: Tensor, group: int) -> Tensor:
-    """`[B, 1, H, W]`: how far the images of a group differ, the standard deviation over the group, averaged over its numbers.
+    """`[B, 1, H, W]`: the standard deviation over the images of a group, averaged over channels and pixels.
 
     Image i of B belongs to group `i mod (B / group)`, so that every worker's `rank::workers` slice holds whole groups where the
     workers divide the number of groups. A batch smaller than the group is one group; raises ValueError where groups don't divide it.
@@ -346,7 +346,7 @@ class StyleGan2Discriminator(ModelMixin, ConfigMixin):
 
     @property
     def trunk_layers(self) -> dict[int, nn.Module]:
-        """What makes each of the trunk's maps from the one before, and the largest from the image."""
+        """The layers that compute each of the trunk's maps from the one before, and the largest from the image."""
         return dict(zip(self.trunk_widths, self.convs, strict=True))
 
     def trunk(self, images: Tensor) -> Tensor:

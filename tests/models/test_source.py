@@ -244,9 +244,9 @@ def test_weights_hash() -> None:
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("unet/config.json", {"down_block_types": [3, "AttnDownBlock2D"]}, "unet/config.json stands for no UNet2DModel"),
-        ("unet/config.json", {"block_out_channels": "wide"}, "unet/config.json stands for no UNet2DModel"),
-        ("unet/config.json", {"time_embedding_type": "none"}, "unet/config.json stands for no UNet2DModel"),
+        ("unet/config.json", {"down_block_types": [3, "AttnDownBlock2D"]}, "unet/config.json describes no UNet2DModel"),
+        ("unet/config.json", {"block_out_channels": "wide"}, "unet/config.json describes no UNet2DModel"),
+        ("unet/config.json", {"time_embedding_type": "none"}, "unet/config.json describes no UNet2DModel"),
         ("unet/config.json", {"layers_per_block": 10**9}, "layers_per_block is 1000000000, more than 64"),
         ("unet/config.json", {"block_out_channels": [2**20, 2**20]}, "billion parameters"),
         ("unet/config.json", {"block_out_channels": [4096, 4096]}, "more than its weights'"),
