@@ -16,7 +16,7 @@ class IntraClusterDiversity:
 
     value: float
     occupancy: float
-    cluster_sizes: tuple[int, ...]  # one a training image, before the cap
+    cluster_sizes: tuple[int, ...]  # one per training image, before the cap
 
 
 def unit_features(features: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def intra_cluster_diversity(
     Raises ValueError where no cluster has two samples.
     """
     training_images = distances_to_train.shape[1]
-    # argmin promises no order among ties, so the first column that attains the minimum is asked for.
+    # argmin guarantees no order among ties, so the first column that attains the minimum is selected.
     nearest = (distances_to_train == distances_to_train.amin(1, keepdim=True)).to(torch.uint8).argmax(1)
     clusters = [torch.nonzero(nearest == i).flatten() for i in range(training_images)]
     sizes = tuple(len(members) for members in clusters)

@@ -1,7 +1,7 @@
 """Psi of SADM's structure term: networks from images to features, differentiable and trainable.
 
-The extractors of `extractors.py` grade; these take part in the training, so every call gives a network of its own.
-torchmetrics and transformers are imported when asked for only (they take seconds).
+The extractors of `extractors.py` only evaluate; these are trained, so every call gives a separate network.
+torchmetrics and transformers are imported only when needed (they take seconds).
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Encoder(nn.Module):
     """Images `[b, C, H, W]` in [-1, 1], grey or RGB -> float32 features `[b, D]`, with gradients to both images and parameters.
 
-    `train()` leaves it in eval mode: an adversarial step moves its parameters, never the statistics of its BatchNorm.
+    `train()` leaves it in eval mode: training changes its parameters, never the statistics of its BatchNorm.
     """
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode, whatever `mode` is."""
+        """Stay in eval mode, whatever `mode` is; returns itself."""
         return super().train(False)
 
 
@@ -58,7 +58,7 @@ class DigitEncoder(Encoder):
         self.trunk = trunk
 
     def forward(self, images: Tensor) -> Tensor:
-        """See Encoder. Raises UserError on images of another size or with colour."""
+        """Features `[b, 64]` of images `[b, 1, 8, 8]` in [-1, 1]. Raises UserError on images of another size or with colour."""
         if images.shape[1:] != (1, 8, 8):
             size = "x".join(str(side) for side in images.shape[1:])
             raise UserError(f"method.sadm.encoder: 'digits' reads 1x8x8 images, not {size}; 'inception' is right for these")
@@ -74,7 +74,7 @@ class InceptionEncoder(Encoder):
         self.layers = layers
 
     def forward(self, images: Tensor) -> Tensor:
-        """See Encoder."""
+        """Features `[b, 2048]` of images `[b, C, H, W]` in [-1, 1], resized to 299x299."""
         pixels = resize_rgb((images + 1) * 127.5, 299)
         features: Tensor = self.layers((pixels - 128) / 128)
         return features.flatten(1).float()
@@ -93,7 +93,7 @@ class Dinov2Encoder(Encoder):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """See Encoder."""
+        """Features `[b, D]` of images `[b, C, H, W]` in [-1, 1], resized to 224x224."""
         pixels = resize_rgb((images + 1) * 127.5, 224)
         tokens: Tensor = self.network((pixels / 255 - self.mean) / self.std).last_hidden_state
         return tokens[:, 0].float()
@@ -103,11 +103,11 @@ def load_encoder(name: str, *, device: str | torch.device, weights: str | None, 
     """A fresh `Encoder` called `name`, one of ENCODERS, on `device`, in eval mode; every parameter it uses requires a gradient.
 
     `weights` is read instead of the library's own: a file for 'inception', a folder or hub id for 'dinov2'; `field` is what it is called
-    in messages. Raises UserError on an unknown name and where the weights cannot be had.
+    in messages. Raises UserError on an unknown name and where the weights can't be loaded.
     """
     if name == "digits":
         if weights is not None:
-            raise UserError(f"{field}: {weights!r} is given, but 'digits' brings its own weights; leave the field out")
+            raise UserError(f"{field}: {weights!r} is given, but those of 'digits' are bundled; leave the field out")
         encoder: Encoder = _digit_encoder()
     elif name == "inception":
         encoder = _inception_encoder(weights, field)
@@ -139,7 +139,7 @@ def _dinov2_encoder(place: str, field: str) -> Dinov2Encoder:
             network, report = Dinov2Model.from_pretrained(
                 str(folder), output_loading_info=True, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True
             )
-    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError, LookupError) as error:  # what bad files raise
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError, LookupError) as error:  # of damaged files
         raise UserError(f"{field}: {folder} can't be read ({_first_line(error)}); a folder of {DINOV2} is right") from error
     unfilled = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if unfilled:
@@ -147,7 +147,7 @@ def _dinov2_encoder(place: str, field: str) -> Dinov2Encoder:
             f"{field}: the weights in {folder} don't fit DINOv2 as its config.json has it ({unfilled[0]}); a folder of {DINOV2} is right"
         )
     network.requires_grad_()
-    if network.embeddings.mask_token is not None:  # for masked images only: it would never receive a gradient
+    if network.embeddings.mask_token is not None:  # used for masked images only: it would never receive a gradient
         network.embeddings.mask_token.requires_grad_(False)
     return Dinov2Encoder(network)
 
@@ -170,7 +170,7 @@ def _locate_dinov2(place: str, field: str) -> Path:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Without transformers' progress bar and its table of weights that don't fit: one line says it."""
+    """Silence transformers' progress bar and its table of weights that don't fit, which are reported in one line here."""
     from transformers.utils import logging
 
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,6 +1,6 @@
-"""What the metrics see images through: feature extractors, and LPIPS as a distance between images.
+"""Feature extractors of the metrics, and LPIPS as a distance between images.
 
-torchmetrics and torch-fidelity define Inception and LPIPS; they are imported when asked for only (they take seconds).
+torchmetrics and torch-fidelity define Inception and LPIPS; they are imported only when needed (they take seconds).
 """
 
 import difflib
@@ -21,11 +21,11 @@ EXTRACTORS = ("digits", "inception")
 
 
 class Extractor(Protocol):
-    """Features of images, with what a value's stamp must say about them."""
+    """Features of images, and how a value's measurement protocol describes them."""
 
     @property
     def id(self) -> str:
-        """The network and its layer."""
+        """Name of the network and the layer."""
 
     @property
     def weights_hash(self) -> str:
@@ -33,7 +33,7 @@ class Extractor(Protocol):
 
     @property
     def resize(self) -> str:
-        """What is done to the images' size."""
+        """How images are resized, in words."""
 
     def features(self, images: Tensor) -> Tensor:
         """uint8 [N, C, H, W] -> float32 [N, D] on the CPU, in batches, without gradients."""
@@ -52,7 +52,7 @@ class DigitExtractor:
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """See Extractor. Raises UserError on images of another size or with colour."""
+        """Features [N, 64] of uint8 [N, 1, 8, 8]. Raises UserError on images of another size or with colour."""
         if images.shape[1:] != (1, 8, 8):
             size = "x".join(str(side) for side in images.shape[1:])
             raise UserError(f"evaluate.extractor: 'digits' reads 1x8x8 images, not {size}; 'inception' is right for these")
@@ -76,7 +76,7 @@ class InceptionExtractor:
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """See Extractor."""
+        """Features [N, 2048] of uint8 [N, C, H, W], grey or RGB."""
         batches = (resize_rgb(batch.to(self.device), 299).round().to(torch.uint8) for batch in torch.split(images, self.batch_images))
         return torch.cat([self.network(batch).float().cpu() for batch in batches])
 
@@ -111,7 +111,7 @@ class PerceptualDistance:
     def matrix(self, a: Tensor, b: Tensor) -> Tensor:
         """LPIPS of all pairs, [N, M] float32 on the CPU, from uint8 a [N, C, H, W] and b [M, C, H, W].
 
-        Blocks of images: a VGG map of a 256x256 image takes 32 MB, so that they can't all be held at once.
+        Blocks of images: a VGG map of a 256x256 image takes 32 MB, too much to hold all maps at once.
         """
         rows = []
         for a_block in torch.split(a, self.batch_images):
@@ -128,7 +128,7 @@ class PerceptualDistance:
         return [m / (1e-8 + m.square().sum(1, keepdim=True)).sqrt() for m in maps]
 
     def _block(self, a_maps: list[Tensor], b_maps: list[Tensor]) -> Tensor:
-        """sum_l mean_hw w_l . (a_l - b_l)^2 for all pairs of two blocks (Zhang et al. 2018, Eq. 1), [n, m]."""
+        """sum_l mean_hw w_l . (a_l - b_l)^2 of all pairs of two blocks of images (Zhang et al. 2018, Eq. 1), [n, m]."""
         rows = []
         for i in range(len(a_maps[0])):
             layers = [head((x[i : i + 1] - y).square()) for head, x, y in zip(self.network.lins, a_maps, b_maps, strict=True)]
@@ -139,11 +139,11 @@ class PerceptualDistance:
 def load_extractor(name: str, *, device: str | torch.device, weights: str | None = None) -> Extractor:
     """The extractor called `name`, one of EXTRACTORS, on `device`; `weights` is a file to read instead of the library's own.
 
-    Raises UserError on an unknown name and where the weights cannot be had.
+    Raises UserError on an unknown name and where the weights can't be loaded.
     """
     if name == "digits":
         if weights is not None:
-            raise UserError(f"evaluate.extractor_weights: {weights!r} is given, but 'digits' brings its own weights; leave the field out")
+            raise UserError(f"evaluate.extractor_weights: {weights!r} is given, but those of 'digits' are bundled; leave the field out")
         return _digit_extractor(torch.device(device))
     if name == "inception":
         return _inception_extractor(torch.device(device), find_weights(INCEPTION, weights))
@@ -154,7 +154,7 @@ def load_extractor(name: str, *, device: str | torch.device, weights: str | None
 def load_perceptual(*, device: str | torch.device, weights: str | None = None, size: int = 256) -> PerceptualDistance:
     """LPIPS on `device`; `weights` is a local file of torchvision's VGG16, read instead of a download.
 
-    torchmetrics brings the linear heads; only the trunk needs weights. Raises UserError where they cannot be had.
+    torchmetrics contains the linear heads; only the trunk needs weights. Raises UserError where they can't be loaded.
     """
     trunk = find_weights(VGG16, weights)
     from torchmetrics.functional.image.lpips import _NoTrainLpips

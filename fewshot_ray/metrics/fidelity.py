@@ -1,4 +1,4 @@
-"""How near generated images are to real ones, in an extractor's features: Frechet distance and kernel distance.
+"""Distances between generated and real images in an extractor's features: Frechet distance and kernel distance.
 
 Against few real images the Frechet distance rewards copying them (its floor for identical distributions is about 1.8 of a
 ceiling of 2 per dimension at ten reals); the kernel distance is unbiased at any number.
@@ -13,7 +13,7 @@ ROWS_AT_ONCE = 1024
 
 
 class KernelDistance(NamedTuple):
-    """The squared MMD (may be slightly negative) and its jackknife standard error (nan with fewer than three images on a side)."""
+    """The squared MMD (may be slightly negative) and its jackknife standard error (nan with fewer than three images in a set)."""
 
     value: float
     stderr: float
@@ -39,7 +39,7 @@ def kernel_distance(x: Tensor, y: Tensor) -> KernelDistance:
     """Unbiased squared MMD with k(a, b) = (a.b / D + 1)^3 between x [N, D] and y [M, D]; N, M >= 2.
 
     Binkowski et al. 2018, Eq. 3: the full U-statistic over all pairs, no subsets. The standard error is the two-sample
-    jackknife's: each image of either side left out once (a bootstrap would put duplicates off the diagonal).
+    jackknife's: each image of either set left out once (a bootstrap would put duplicates off the diagonal).
     """
     _check_features(x, y)
     x, y = x.double(), y.double()
@@ -54,7 +54,7 @@ def kernel_distance(x: Tensor, y: Tensor) -> KernelDistance:
     if min(n, m) < 3:
         return KernelDistance(value, float("nan"))
 
-    # Leaving image i out takes its row and its column from the sums within its side, and its row from those across.
+    # Without image i, its row and column are missing from the sums within its set, and its row from those between the sets.
     xx_without = (within_x.sum() - 2 * within_x) / ((n - 1) * (n - 2))
     yy_without = (within_y.sum() - 2 * within_y) / ((m - 1) * (m - 2))
     x_left_out = xx_without + yy - 2 * (across_x.sum() - across_x) / ((n - 1) * m)
@@ -71,7 +71,7 @@ def _covariance_factor(x: Tensor) -> Tensor:
 
 
 def _kernel_sums(x: Tensor, y: Tensor) -> Tensor:
-    """sum_j k(x_i, y_j) [N], a block of rows at a time: the Gram matrix is never held whole."""
+    """sum_j k(x_i, y_j) [N], computed in blocks of rows: the whole Gram matrix is never in memory."""
     return torch.cat([(rows @ y.T / x.shape[1] + 1).pow(3).sum(1) for rows in torch.split(x, ROWS_AT_ONCE)])
 
 

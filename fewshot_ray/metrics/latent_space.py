@@ -12,14 +12,14 @@ PATHS_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class PathUniformity:
-    """Of perceptual path lengths: a generator that knows few images goes from one to the next in jumps, and `std` says so."""
+    """Statistics of perceptual path lengths: a generator of few distinct images jumps from one to the next, which raises `std`."""
 
     mean: float
-    """Of a sub-interval's length, over sub-intervals and paths."""
+    """Mean length of a sub-interval, over sub-intervals and paths."""
     std: float
-    """Of a path's sub-intervals (over n - 1), the mean over paths."""
+    """Standard deviation over a path's sub-intervals (n - 1 in the denominator), averaged over paths."""
     end: float
-    """Of the distance from end to end, the mean over paths."""
+    """Distance between a path's two ends, averaged over paths."""
 
 
 def path_uniformity(
@@ -32,9 +32,9 @@ def path_uniformity(
 ) -> PathUniformity:
     """MixDL's variant of the perceptual path length (Kong et al. 2022, section 4.4, and its authors' code).
 
-    `starts` and `ends` are codes [N, D]; `draw` makes images [n, C, H, W] of codes [n, D], always with the same noise; `distance` gives
-    those of pairs of images, [n]. On each path `intervals` + 1 codes are equally far apart (a linear interpolation); all distances are
-    divided by the square of the sub-interval's length, 1 / intervals, as a distance that grows with the square of the step asks for.
+    `starts` and `ends` are codes [N, D]; `draw` makes images [n, C, H, W] of codes [n, D], always with the same noise; `distance` maps
+    pairs of images to [n]. On each path `intervals` + 1 codes are equally far apart (a linear interpolation); all distances are
+    divided by the square of the sub-interval's length, 1 / intervals, since the distance grows with the square of the step.
     Raises ValueError without a path or with fewer than two intervals.
     """
     if len(starts) == 0 or intervals < 2:
@@ -52,6 +52,6 @@ def path_uniformity(
 
 
 def modes(distances_to_train: Tensor) -> int:
-    """How many training images are some sample's nearest, by distances [N_gen, N_train]; on ties the first."""
+    """How many training images are the nearest one of some sample, by distances [N_gen, N_train]; on ties the first."""
     nearest = (distances_to_train == distances_to_train.amin(1, keepdim=True)).to(torch.uint8).argmax(1)
     return len(nearest.unique())

@@ -1,4 +1,4 @@
-"""Fidelity and diversity apart: precision and recall, density and coverage, over k-nearest-neighbour balls of features."""
+"""Fidelity and diversity as separate numbers: precision and recall, density and coverage, over k-nearest-neighbour balls."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from fewshot_ray.metrics.diversity import ROWS_AT_ONCE, euclidean_distances
 
 @dataclass(frozen=True)
 class Manifold:
-    """Of generated images against real ones, each in [0, 1] but density, which may be larger."""
+    """Values of generated images against real ones; each in [0, 1] except density, which may be larger."""
 
     precision: float
     """Share of generated images within the real ones' manifold (Kynkaanniemi et al. 2019, Eq. 2)."""
@@ -19,11 +19,11 @@ class Manifold:
     density: float
     """Mean number of real balls around a generated image, over k (Naeem et al. 2020, Eq. 3)."""
     coverage: float
-    """Share of real images with a generated one in their ball (Eq. 4)."""
+    """Share of real images with a generated one in their ball (Naeem et al. 2020, Eq. 4)."""
 
 
 def radii(features: Tensor, k: int) -> Tensor:
-    """Distance of each of features [N, D] to its k-th nearest other one, [N]. Raises ValueError for N <= k."""
+    """Distance of each row of features [N, D] to its k-th nearest other row, [N]. Raises ValueError for N <= k."""
     if len(features) <= k:
         raise ValueError(f"{len(features)} images have no {k}-th nearest neighbour; more than {k} are right")
     blocks = [euclidean_distances(rows, features).kthvalue(k + 1, dim=1).values for rows in features.split(ROWS_AT_ONCE)]
@@ -31,7 +31,7 @@ def radii(features: Tensor, k: int) -> Tensor:
 
 
 def manifold(generated: Tensor, real: Tensor, *, k: int = 3) -> Manifold:
-    """From features [N, D] and [M, D], N and M > k; k = 3 is the first paper's choice, 5 the second's."""
+    """The four values from features [N, D] and [M, D], N and M > k; k = 3 in Kynkaanniemi et al., 5 in Naeem et al."""
     generated, real = generated.double(), real.double()
     real_radii, generated_radii = radii(real, k), radii(generated, k)
     inside = torch.cat([euclidean_distances(rows, real) <= real_radii for rows in generated.split(ROWS_AT_ONCE)])  # [N, M]

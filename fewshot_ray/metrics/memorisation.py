@@ -1,4 +1,4 @@
-"""How many generated images are copies of training images, measured against what real unseen images look like."""
+"""The share of generated images that are copies of training images, by a threshold from held-out real images."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ COPY_RATIO = 0.5
 
 
 class Memorisation(NamedTuple):
-    """`share` of copies in [0, 1]; the distance `threshold` below which a sample is one; `median_ratio` of generated to held-out."""
+    """`share` of copies in [0, 1]; the distance `threshold` below which a sample is one; `median_ratio`: generated over held-out."""
 
     share: float
     threshold: float
@@ -19,7 +19,7 @@ class Memorisation(NamedTuple):
 
 
 def memorised_share(generated: Tensor, training: Tensor, holdout: Tensor) -> Memorisation:
-    """Share of samples nearer to a training image than half of what is usual for a real image that was never trained on.
+    """Share of samples whose distance to a training image is below half the median distance of held-out images.
 
     With d(x) the Euclidean distance between L2-normalised features of x and of its nearest training image, a sample is a copy
     when d(x) < 1/2 median over the held-out images of d; median_ratio is median d(generated) / median d(holdout): about 1 for
@@ -31,7 +31,7 @@ def memorised_share(generated: Tensor, training: Tensor, holdout: Tensor) -> Mem
     usual = float(_nearest_distances(holdout, unit_training).quantile(0.5))
     if not usual > 0:
         raise UserError(
-            "evaluate.metrics: memorisation can't be told where held-out images equal the training images; other held-out images are right"
+            "evaluate.metrics: memorisation isn't defined where held-out images equal the training images; other held-out images are right"
         )
     threshold = COPY_RATIO * usual
     share = float((generated_distances < threshold).double().mean())

@@ -18,23 +18,23 @@ from fewshot_ray.metrics.manifold import manifold
 from fewshot_ray.metrics.memorisation import memorised_share
 
 NEIGHBOURS = 3
-"""k of precision and recall, density and coverage."""
+"""k of precision, recall, density and coverage."""
 PAIRWISE_LPIPS_SAMPLES = 200
-"""Pairwise LPIPS takes the first so many samples: 19,900 pairs."""
+"""Pairwise LPIPS uses this many of the samples, the first: 19,900 pairs."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """Which way is better, and what the value is made from: the held-out loss, an extractor's features, or LPIPS."""
+    """Whether lower or higher is better, and what the value is computed from: held-out loss, an extractor's features, or LPIPS."""
 
     direction: Literal["min", "max"]
     needs: Literal["loss", "features", "perceptual"]
     real_images: int = 0
     """The least number of held-out images it is defined for."""
     family: Literal["diffusion", "gan"] | None = None
-    """The models it is measured of; None for all."""
+    """The family of models that it is defined for; None for all."""
     of_samples: bool = True
-    """Whether it is computed from samples alone; else the model's family measures it."""
+    """Whether it is computed from samples alone; if not, by the model's family."""
 
 
 METRICS: Mapping[str, Metric] = {
@@ -66,15 +66,15 @@ def check_metrics(names: Iterable[str]) -> None:
 
 
 def needed(names: Iterable[str]) -> set[str]:
-    """What the metrics are made from: some of "loss", "features", "perceptual"."""
+    """What the metrics are computed from: some of "loss", "features", "perceptual"."""
     return {METRICS[name].needs for name in names}
 
 
 class Suite:
-    """Computes the sample metrics among `metrics` (the held-out loss needs no samples and is the trial's own).
+    """Computes the sample metrics among `metrics` (the held-out loss needs no samples; the trial computes it).
 
     `training` and `reference` are uint8 [N, C, H, W]: the images trained on, and real ones never trained on.
-    `features_of` stands for the extractor's own pass over these two (a cache).
+    `features_of` replaces the extractor's pass over these two (by a cache).
     """
 
     def __init__(
@@ -103,20 +103,20 @@ class Suite:
 
     @cached_property
     def training_features(self) -> Tensor:
-        """Of the images trained on, float32 [N, D]; computed when first needed, so that a stamp alone costs no pass."""
+        """Features of the images trained on, float32 [N, D]; computed when first used."""
         assert self._features_of is not None
         return self._features_of(self.training)
 
     @cached_property
     def reference_features(self) -> Tensor:
-        """Of the real images never trained on, float32 [M, D]."""
+        """Features of the real images never trained on, float32 [M, D]."""
         assert self._features_of is not None
         return self._features_of(self.reference)
 
     def compute(self, samples: Tensor) -> dict[str, float]:
         """The value of each sample metric for samples uint8 [N, C, H, W], N >= 2.
 
-        Beside them: `kid_stderr` with kid (left out where it is undefined, with two images on a side), and with intra_distance
+        Beside them: `kid_stderr` with kid (left out where it is undefined, with two images in a set), and with intra_distance
         and intra_lpips `occupancy` and `occupancy_lpips`, the share of training images that are nearest to some sample.
         Raises UserError where the samples are too few.
         """
@@ -130,7 +130,7 @@ class Suite:
         return values
 
     def protocol(self) -> dict[str, str | int]:
-        """What a value's stamp says of the measure; the caller adds N_gen, the sampler, its steps and the seed."""
+        """The measurement protocol stored with every value; the caller adds N_gen, the sampler, its steps and the seed."""
         stamp: dict[str, str | int] = {"n_real": self.real_images, "n_train": len(self.training)}
         if self.extractor is not None:
             stamp |= {"extractor": self.extractor.id, "extractor_weights": self.extractor.weights_hash, "resize": self.extractor.resize}
@@ -191,7 +191,7 @@ class Suite:
                 )
 
     def _check_samples(self, samples: int) -> None:
-        # One more than there are training images puts two samples into some cluster.
+        # One more sample than training images, so that some cluster has two samples.
         intra = {"intra_distance", "intra_lpips"} & set(self.metrics)
         neighbours = {"precision", "recall", "density", "coverage"} & set(self.metrics)
         least = max(2, len(self.training) + 1 if intra else 0, NEIGHBOURS + 1 if neighbours else 0)

@@ -1,1 +1,1 @@
-"""The one loop over phases, its state, and the EMA."""
+"""The training loop over phases, its checkpoints, and the EMA."""

@@ -1,4 +1,4 @@
-"""Which images a step sees: shuffled passes over the few there are, repeated."""
+"""The images of each step: repeated, shuffled passes over the few training images."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fewshot_ray.training.group import Group
 
 
 class Batches:
-    """Batches as a function of (seed, step) alone: nothing to save, and resuming at any step is exact.
+    """Batches as a function of (seed, step) alone: nothing is saved, and resuming at any step is exact.
 
-    `images` is uint8 `[N, C, H, W]`; the passes over them run on through step after step, so a batch may be larger than N.
-    `autoencoder` makes latents of them once, of a flipped image its own; what its posterior leaves open is drawn at every step.
+    `images` is uint8 `[N, C, H, W]`; a step continues the pass where the last one ended, so a batch may be larger than N.
+    `autoencoder` encodes them once, flipped and not; latents are drawn from its posterior at every step.
     `labels` is `[N]`, for a model with classes.
     """
 
@@ -40,11 +40,11 @@ class Batches:
         self.labels = None if labels is None else labels.to(device)
 
     def __len__(self) -> int:
-        """Images there are."""
+        """Number of training images."""
         return len(self.upright.mean)
 
     def indices(self, step: int) -> Tensor:
-        """The images of the global batch, `[batch_size]`."""
+        """Indices of the images of the global batch, `[batch_size]`."""
         first, last = step * self.batch_size, (step + 1) * self.batch_size
         passes = range(first // len(self), (last - 1) // len(self) + 1)
         order = torch.cat([self._pass(number) for number in passes])
@@ -54,7 +54,7 @@ class Batches:
     def micro_batches(self, step: int, group: Group, micro_batch: int) -> list[Batch]:
         """This worker's part of the step's global batch, in micro-batches of at most `micro_batch` images.
 
-        None where there are more workers than images in the batch: networks refuse empty input.
+        Empty for a worker without images in the batch: networks refuse empty input.
         """
         device = self.upright.mean.device
         indices = self.indices(step)

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and JSON, committed by a manifest with checksums that is written last."""
+"""Checkpoints: safetensors and JSON, valid once a manifest with checksums is there, which is written last."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ TENSORS, INFO = "state.safetensors", "state.json"
 NUMBER = (int, float)
 Types: TypeAlias = Mapping[str, type | tuple[type, ...]]
 CONTINUATION: Types = {"ema_updates": int, "micro_batch": int, "recent_losses": list, "last_finite": dict}
-"""Of `state.json`: what `training_state` says of a fold."""
+"""Keys of `state.json` for each fold, as `training_state` writes them."""
 EVALUATION: Types = {"step": int, "metrics": dict, "train_loss": NUMBER, "lr": NUMBER, "images_per_sec": NUMBER, "trained_share": NUMBER}
-"""Of `state.json`: an entry of a trial's history."""
+"""Keys of `state.json` for each evaluation in a trial's history."""
 
 
 class Checkpoint(NamedTuple):
-    """What was saved at a step."""
+    """A checkpoint's contents."""
 
     step: int
     tensors: dict[str, Tensor]
     info: dict[str, Any]
     place: str
-    """Its folder, for messages."""
+    """URL of its folder, for messages."""
 
 
 def checkpoint_name(step: int) -> str:
-    """`step_000080`: sorts as the steps do."""
+    """Folder name of a step, e.g. `step_000080`; names sort in the order of steps."""
     return f"step_{step:06d}"
 
 
@@ -94,13 +94,13 @@ def _checked_bytes(target: Folder, name: str, checksum: str) -> bytes:
 
 
 def saved_steps(folder: Folder) -> list[int]:
-    """The steps with a checkpoint's folder, whole or not, ascending."""
+    """The steps with a checkpoint's folder, complete or not, ascending."""
     names = [name.removeprefix("step_") for name in folder.names() if name.startswith("step_")]
     return sorted(int(name) for name in names if name.isdigit())
 
 
 def latest_checkpoint(folder: Folder) -> Checkpoint | None:
-    """The latest whole checkpoint; a broken one is named in the log and passed over for the one before."""
+    """The latest complete checkpoint; damaged ones are named in the log and skipped. None where there is none."""
     for step in reversed(saved_steps(folder)):
         try:
             checkpoint = read_checkpoint(folder, step)
@@ -112,16 +112,16 @@ def latest_checkpoint(folder: Folder) -> Checkpoint | None:
 
 
 def _check_continuation(checkpoint: Checkpoint) -> None:
-    """Raise ValueError where what training goes on from, beside the tensors, isn't all there."""
+    """Raise ValueError where the JSON part of the training state is incomplete."""
     training, history = checkpoint.info.get("training"), checkpoint.info.get("history")
     parts = list(training.values()) if isinstance(training, dict) else []
     whole = bool(parts) and all(_is_of(part, CONTINUATION) for part in parts)
     if not whole or not isinstance(history, list) or not all(_is_of(evaluation, EVALUATION) for evaluation in history):
-        raise ValueError(f"{checkpoint.place}/{INFO} is damaged: it says not all that training goes on from")
+        raise ValueError(f"{checkpoint.place}/{INFO} is damaged: entries that training needs are missing or of another type")
 
 
 def _is_of(tree: object, types: Types) -> bool:
-    """Whether `tree` is an object with these keys, each of its type; no other keys, and numbers where a mapping or list has values."""
+    """Whether `tree` is an object with exactly these keys, values of these types, and numbers in its mappings and lists."""
     if not isinstance(tree, dict) or tree.keys() != types.keys():
         return False
     inner = [item for value in tree.values() for item in _items(value)]
@@ -133,7 +133,7 @@ def _items(value: object) -> list[object]:
 
 
 def training_state(training: Training, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All the continuation depends on: trained parameters, EMA, optimisers; batches and noise are functions of the step."""
+    """Everything that resuming needs: trained parameters, EMA, optimisers; batches and noise are functions of the step."""
     saved = _saved_parameters(training)
     names = {id(parameter): name for name, parameter in saved.items()}
     tensors: dict[str, Tensor] = {f"{prefix}trained/{name}": parameter for name, parameter in saved.items()}
@@ -184,7 +184,7 @@ def _restore(training: Training, checkpoint: Checkpoint, prefix: str) -> None:
             if path.startswith(start):
                 name, key = path.removeprefix(start).rsplit("/", 1)
                 states[indices[name]][key] = value
-        # An adversary that hasn't begun has no state, and an empty one would keep its optimiser from making it.
+        # An adversary that hasn't trained yet has no state; loading an empty one would keep its optimiser from initialising it.
         begun = {index: state for index, state in states.items() if state}
         optimizer.load_state_dict({**optimizer.state_dict(), "state": begun})
     training.step = checkpoint.step
@@ -194,7 +194,7 @@ def _restore(training: Training, checkpoint: Checkpoint, prefix: str) -> None:
 
 
 def saved_buffers(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
-    """What training changed in place besides parameters, by name."""
+    """Tensors that training changed in place besides parameters (running statistics), by name."""
     start = f"{prefix}buffer/"
     return {name.removeprefix(start): tensor for name, tensor in checkpoint.tensors.items() if name.startswith(start)}
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """diffusers' `EMAModel` over the trained parameters alone, by name.
+    """diffusers' `EMAModel` over the trained parameters, by name.
 
     `average <- d average + (1 - d) parameter` after every step; with the warm-up d = min(decay, (1 + n) / (10 + n)) at the n-th
     update, without it d = decay: 97 % of the source would be left in it after 300 steps at decay .9999.
@@ -21,18 +21,18 @@ class Ema:
     ) -> None:
         self.parameters = parameters
         self.buffers = buffers or {}
-        """Running statistics, averaged as the parameters are: a network of averaged weights computes with them."""
+        """Running statistics, averaged like the parameters, for use with the averaged weights."""
         self._averages = {name: buffer.clone() for name, buffer in self.buffers.items()}
         # By default diffusers starts from the parameters *after* the first step, whatever the decay; -1 counts that step as any other.
         self._model = EMAModel(parameters.values(), decay=decay, min_decay=0.0 if warmup else decay, update_after_step=-1, foreach=True)
 
     @property
     def updates(self) -> int:
-        """How often the parameters were taken in."""
+        """Number of updates of the average."""
         return int(self._model.optimization_step)
 
     def update(self) -> None:
-        """Take in the parameters as they are now."""
+        """Update the average with the current parameters."""
         self._model.step(self.parameters.values())
         for name, buffer in self.buffers.items():
             self._averages[name].lerp_(buffer, 1 - self._model.cur_decay_value)
@@ -57,7 +57,7 @@ class Ema:
         return {**dict(zip(self.parameters, self._model.shadow_params, strict=True)), **self._averages}
 
     def load(self, state: Mapping[str, Tensor], updates: int) -> None:
-        """Go on from a saved state."""
+        """Restore a saved state."""
         for name, average in self.state().items():
             average.copy_(state[name])
         self._model.optimization_step = updates

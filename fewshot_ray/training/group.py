@@ -1,4 +1,4 @@
-"""What the loop and the evaluation need of the other workers."""
+"""The workers of a trial, and the collective operations that training and evaluation use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BUCKET_NUMBERS = 6_250_000  # 25 MB of float32, DDP's default bucket
 
 
 class Group:
-    """The workers that share a trial; of one worker where torch.distributed isn't initialised, and then every call is local."""
+    """The workers that share a trial; a single one, and all operations local, where torch.distributed isn't initialised."""
 
     def __init__(self) -> None:
         active = dist.is_available() and dist.is_initialized()
@@ -51,7 +51,7 @@ class Group:
             tensor.copy_(part.view_as(tensor))
 
     def smallest(self, value: int, device: torch.device) -> int:
-        """The least of the workers' values."""
+        """The smallest of the workers' values."""
         if self.size == 1:
             return value
         tensor = torch.tensor([value], device=device)
@@ -59,7 +59,7 @@ class Group:
         return int(tensor.item())
 
     def wait_for_all(self, device: torch.device) -> None:
-        """Until every worker has come here."""
+        """Block until every worker has called this."""
         self.smallest(0, device)
 
     def gather_rows(self, own: Tensor, total: int) -> Tensor:
@@ -76,10 +76,10 @@ class Group:
         return torch.stack(parts, dim=1).flatten(0, 1)[:total].to(own.device)
 
     def first_of(self, own: str | None) -> str | None:
-        """What the first worker that has something says; the same on every worker."""
+        """The value of the first worker whose value isn't None; the same on every worker."""
         if self.size == 1:
             return own
-        # As bytes: what torch.distributed does for objects unpickles, and whoever reached its ports could then run code here.
+        # As bytes: torch.distributed's functions for objects unpickle, so that anyone who reached its ports could run code here.
         device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
         text = b"" if own is None else own.encode("utf-8", "backslashreplace")
         lengths = self.gather_rows(torch.tensor([-1 if own is None else len(text)], device=device), self.size).tolist()

@@ -19,25 +19,25 @@ from fewshot_ray.training.group import Group
 
 
 class RowKey(NamedTuple):
-    """Whose rows."""
+    """Identifies the rows of one relation of a phase."""
 
     relation: int
-    """Of the phase's, by number."""
+    """Index of the relation among the phase's."""
     name: str
 
 
 Rows: TypeAlias = Mapping[RowKey, Tensor]
-"""Of each of a phase's relations; as many as it compares images, which needn't be the same number for all."""
+"""The rows of a phase's relations; relations may compare different numbers of images."""
 
 
 @dataclass(frozen=True)
 class Related:
-    """A phase's terms over the global batch."""
+    """The terms of a phase's relations over the global batch."""
 
     value: float = 0.0
     """Their weighted sum, the same on every worker."""
     pulls: Sequence[Rows] = ()
-    """Its gradient in the rows of each micro-batch."""
+    """Its gradient with respect to the rows of each micro-batch."""
     rows: Rows | None = None
     """The rows with their graph, where there is one micro-batch."""
 
@@ -49,8 +49,8 @@ class NonFiniteLossError(Exception):
 class Training:
     """One model in training. `step` counts the finished steps; `advance` goes on from there.
 
-    Knows phases, and no method's name. Everything it draws is a function of (seed, step), so a state at a step continues as the
-    uninterrupted run would: bit for bit on CPU with as many workers, to 1e-5 with another number.
+    It depends on no particular method. All random numbers are functions of (seed, step), so training resumed from a saved state equals
+    the uninterrupted run: bit for bit on CPU with as many workers, to 1e-5 with another number.
     """
 
     def __init__(self, method: Method, batches: Batches, config: TrainSpec, *, seed: int, device: torch.device, group: Group) -> None:
@@ -65,12 +65,12 @@ class Training:
         self.step = 0
         self.micro_batch = self._micro_batch()
         self.recent_losses: list[float] = []
-        """Of the steps since `take_loss`."""
+        """The losses of the steps since `take_loss`."""
         self.last_finite: dict[str, float] = {}
         """The latest loss of each phase."""
 
     def learning_rate(self, step: int) -> float:
-        """Of a step counted from 0: linear warm-up, then constant or a cosine that would be 0 at step `steps`."""
+        """The learning rate of a step, counted from 0: linear warm-up, then constant or a cosine that reaches 0 at step `steps`."""
         config = self.config
         rate = config.lr * min(1.0, (step + 1) / (config.lr_warmup_steps + 1))
         if config.lr_schedule == "cosine":
@@ -78,7 +78,7 @@ class Training:
         return rate
 
     def advance(self, until: int) -> float:
-        """Train up to step `until`; the mean over these steps of the whole loss. Raises NonFiniteLossError."""
+        """Train up to step `until`; returns the mean of the total loss over these steps. Raises NonFiniteLossError."""
         losses = []
         for module in self.method.modules().values():
             module.train()
@@ -90,7 +90,7 @@ class Training:
         return sum(losses) / len(losses) if losses else math.nan
 
     def take_loss(self) -> float:
-        """The mean loss of the steps since this was last asked for."""
+        """The mean loss of the steps since the last call."""
         losses, self.recent_losses = self.recent_losses, []
         return sum(losses) / len(losses) if losses else math.nan
 
@@ -112,7 +112,7 @@ class Training:
         optimizer = self.method.optimizers()[phase.optimizer]
         optimizer.zero_grad(set_to_none=True)
         related = self._related(phase, micro_batches, contexts, self.group)
-        shared_graph = len(micro_batches) == 1 and not last  # of several micro-batches only one's graph is ever kept
+        shared_graph = len(micro_batches) == 1 and not last  # with several micro-batches only one graph is kept at a time
         total = torch.zeros((), device=self.device)
         for part, batch in enumerate(micro_batches):
             total += self._backward(phase, batch, contexts, part, related, retain_graph=shared_graph)
@@ -131,9 +131,9 @@ class Training:
         return value
 
     def _related(self, phase: Phase, micro_batches: Sequence[Batch], contexts: list[Any], group: Group) -> Related:
-        """The terms over the global batch, and their gradient in this worker's rows, micro-batch by micro-batch.
+        """The relations' terms over the global batch, and their gradient with respect to this worker's rows, by micro-batch.
 
-        Of one micro-batch the rows keep their graph; of several they are computed without, and again when their turn comes.
+        With one micro-batch the rows keep their graph; with several they are computed without, and again in each backward pass.
         """
         if not phase.relations:
             return Related()
@@ -158,7 +158,7 @@ class Training:
         return Related(float(value.detach()), pulls, parts[0] if live else None)
 
     def _context(self, batch: Batch, contexts: list[Any], part: int) -> Any:
-        """Made when first asked for; the layers' noise begins anew after it, so that a second forward pass equals the first."""
+        """The micro-batch's context, made when first used; layers' noise is seeded anew, so that a second forward pass equals the first."""
         if contexts[part] is None:
             self.randomness.reseed_layers(self.step, self.group.rank, part)
             contexts[part] = self.method.context(batch, self.randomness)
@@ -166,7 +166,7 @@ class Training:
         return contexts[part]
 
     def _backward(self, phase: Phase, batch: Batch, contexts: list[Any], part: int, related: Related, *, retain_graph: bool) -> Tensor:
-        """This micro-batch's gradient; its share of the global mean `sum_terms lambda sum_i loss_i / global count`."""
+        """Add this micro-batch's gradient; returns its share of the global mean `sum_terms lambda sum_i loss_i / global count`."""
         with self._autocast():
             context = self._context(batch, contexts, part)
             objective = phase.loss(context)
@@ -202,7 +202,7 @@ class Training:
         return loss
 
     def _micro_batch(self) -> int:
-        """What `micro_batch: auto` comes to: everything on a CPU, what fits on a GPU."""
+        """The micro-batch size; for `auto` the worker's whole batch on a CPU, and on a GPU what fits."""
         own = math.ceil(self.config.batch_size / self.group.size)
         if self.method.whole_batch:
             return max(own, 1)
@@ -214,7 +214,7 @@ class Training:
         return self.group.smallest(fits, self.device)
 
     def _fits(self, micro_batch: int) -> bool:
-        """Whether one forward and backward pass of every phase runs in the device's memory, beside Adam's two moments."""
+        """Whether one forward and backward pass of every phase fits into the device's memory, beside Adam's two moments."""
         batch = self.batches.micro_batches(0, self.group, micro_batch)[0]
         contexts: list[Any] = [None]
         moments: list[Tensor] = []
@@ -236,12 +236,12 @@ class Training:
 
 
 def rows_of(phase: Phase, context: Any) -> Rows:
-    """What the phase's relations need of a micro-batch."""
+    """The rows of a micro-batch for the phase's relations."""
     return {RowKey(number, name): row for number, one in enumerate(phase.relations) for name, row in one.rows(context).items()}
 
 
 def value_of(phase: Phase, rows: Rows) -> Tensor:
-    """The weighted sum of the terms' means, of the rows of the global batch."""
+    """The weighted sum of the relations' terms, each averaged over the rows of the global batch."""
     terms = Weighted()
     for number, relation in enumerate(phase.relations):
         terms.add(relation.terms({key.name: row for key, row in rows.items() if key.relation == number}))

@@ -1,4 +1,4 @@
-"""Checkpoints on their way to storage, without the training waiting for them."""
+"""Writes checkpoints in the background, while training continues."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ class CheckpointWriter:
         return self._pending is None or self._pending.done()
 
     def submit(self, step: int, tensors: Mapping[str, Tensor], info: Mapping[str, Any], keep: Keep) -> None:
-        """Copy the state and begin to write it; then of the saved steps those that `keep` doesn't name are removed.
+        """Copy the state and start writing it; afterwards the saved steps that `keep` doesn't name are removed.
 
-        Waits for the one before, and raises what went wrong with it (UserError).
+        Waits for the previous checkpoint first. Raises UserError where that couldn't be written.
         """
         self.wait()
         self._copies = {name: self._copy(name, tensor.detach()) for name, tensor in tensors.items()}
         self._pending = self._thread.submit(self._write, step, self._copies, info, keep)
 
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
-        """In the memory of the checkpoint before: fresh memory takes several times as long to fill."""
+        """Copy into the memory of the previous checkpoint: filling newly allocated memory takes several times as long."""
         copy = self._copies.get(name)
         if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
             copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
         return copy.copy_(tensor)
 
     def wait(self) -> None:
-        """Until all is written. Raises UserError where something couldn't be."""
+        """Block until everything is written. Raises UserError where something couldn't be."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
 
     def close(self) -> None:
-        """Wait, and end the thread."""
+        """Wait for the last checkpoint and end the thread."""
         try:
             self.wait()
         finally:
