@@ -61,9 +61,10 @@ encoded images, each on disk or at an fsspec URL, or from the embedded digits: `
 
 What a file holds decides whether it is an image, not its ending. Not read are hidden files, those of operating systems and network disks
 (`Thumbs.db`, `@eaDir`, `__MACOSX`), and trainers' `a-masklabel.png` and `a-condlabel.png`. Masks and conditioning images of other names
-(`a_mask.png`, `a.mask.png`, `a-depth.png`, `masks/a.png`, `conditioning/a.png`) and thumbnails (`a_thumb.jpg`, `a-150x150.jpg`,
-`thumbnails/a.jpg`) aren't read where the image `a` stands beside them, or beside their folder. `check` and `run` count and name by kind all
-that is passed over; `launch` sends what `run` would read. An image that can't be read is refused by name.
+(`a_mask.png`, `a.mask`, `a-depth.png`, `masks/a.png`, `conditioning/a.png`, kohya_ss's `masked_loss/a.png` beside `img/10_name/`) and
+thumbnails (`a_thumb.jpg`, `a-150x150.jpg`, `thumbnails/a.jpg`) aren't read where the image `a` stands beside them, or beside their
+folder. `check` and `run` count and name by kind all that is passed over; `launch` sends what `run` would read, and says what it doesn't
+send. An image that can't be read is refused by name.
 
 Images are brought to sRGB by what they say of their colours (ICC profile, PNG's cICP,
 gAMA and cHRM, a camera's Adobe RGB, 16 bits; `check` and `run` name those that can't be), turned as their EXIF data says, laid on white

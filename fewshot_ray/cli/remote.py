@@ -56,7 +56,7 @@ def launch(
     if cluster is not None:
         check_cluster(cluster, spec)
     with tempfile.TemporaryDirectory(prefix="fewshot-ray-launch-") as scratch:
-        packed = pack(document, Path(scratch))
+        packed = pack(document, Path(scratch), _say_image)
         sweep = (Folder(spec.storage) / spec.name).url
         request = {"command": "run"}
         raise typer.Exit(_submit(request, sweep, cluster, address, detach=detach, package=Path(scratch), document=packed))
@@ -87,8 +87,12 @@ def check_there(document: Document, file: FileSpec, cluster: Path) -> int:
     from fewshot_ray.cluster.submission import CHECK, job_server
 
     with tempfile.TemporaryDirectory(prefix="fewshot-ray-launch-") as scratch, job_server(cluster, None) as server:
-        _write(Path(scratch), {"command": CHECK}, _there(cluster, None), pack(document, Path(scratch)))
+        _write(Path(scratch), {"command": CHECK}, _there(cluster, None), pack(document, Path(scratch), _say_image))
         return _follow(server, server.submit(Path(scratch), sweep=file.name, command=CHECK), cluster, None)
+
+
+def _say_image(line: str) -> None:
+    typer.echo(f"image: {line}", err=True)
 
 
 def status(

@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,10 @@ def check_storage(document: Document, file: FileSpec) -> None:
         )
 
 
-def pack(document: Document, folder: Path) -> Document:
+def pack(document: Document, folder: Path, say: Callable[[str], object] = lambda line: None) -> Document:
     """Copy the images that lie on this machine into `folder`, and return the file as the cluster is to read it.
 
+    `say` is given a line for each place of which something is passed over and so stays here, where a run there couldn't name it.
     Raises UserError for what is too large to send with every launch, and for models and weights, which belong on storage.
     """
     tree: dict[str, Any] = copy.deepcopy(document.tree)
@@ -58,13 +59,13 @@ def pack(document: Document, folder: Path) -> Document:
                 f"{place.value} lies on this machine; a place that the cluster can read (s3://..., or a hub id for a model) is right",
             )
         try:
-            total += _pack(document, place, here, folder, MOST_BYTES - total)
+            total += _pack(document, place, here, folder, MOST_BYTES - total, say)
         except OSError as error:
             raise document.error(place.path, f"{error.filename or place.value} cannot be read ({error.strerror or error})") from error
     return replace(document, tree=tree)
 
 
-def _pack(document: Document, place: Place, here: Path, folder: Path, left_bytes: int) -> int:
+def _pack(document: Document, place: Place, here: Path, folder: Path, left_bytes: int, say: Callable[[str], object]) -> int:
     """Copy the pictures of one place; how many bytes they are."""
     names, passed_over = _pictures(here)
     files = {name: here / name if name else here for name in names}
@@ -82,6 +83,8 @@ def _pack(document: Document, place: Place, here: Path, folder: Path, left_bytes
         )
     if wrong := next((name for name, path in files.items() if not path.is_file()), None):
         raise document.error(place.path, f"{place.value}: {wrong} is no ordinary file; whole PNG, JPEG or WebP files are right")
+    if passed_over:
+        say(f"{place.path}: passed over: {passed_over}")
     suffix = here.suffix.lower() if "" in files and re.fullmatch(SUFFIX, here.suffix.lower()) else ""
     name = f"{_hash(files)}{suffix}"
     for relative, path in files.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -26,12 +26,19 @@ TABLE, ZIP = b"PAR1", b"PK\3\4"
 
 RESERVED = re.compile(r".*-(masklabel|condlabel)", re.DOTALL)
 """OneTrainer's masks and conditioning images: never pictures to train on, whatever stands beside them."""
-_WORDS = "masks?|alpha|matte|depth|canny|openpose|cond|conditioning|control"
+_WORDS = "masks?|masklabel|alpha|matte|trimap|segmentation|seg|depth|canny|lineart|softedge|scribble|openpose|cond|conditioning|control"
 COMPANION = re.compile(rf"(.+?)[-_. ](?:{_WORDS})", re.DOTALL | re.IGNORECASE)
 """`a_mask.png`, `a.mask.png` (cloneofsimo/lora), `a-depth.png` (EveryDream2) beside `a.jpg`."""
+COMPANION_ENDING = ".mask"
+"""`a.mask` beside `a.png`, of any format: forks of sd-scripts."""
 SMALL = re.compile(r"(?:thumb|thumbnail|tn)[-_](.+)|(.+?)[-_.](?:thumb|thumbs|thumbnail|\d+x\d+)", re.DOTALL | re.IGNORECASE)
-COMPANION_FOLDER = re.compile(rf"(?:(.+)[-_. ])?(?:{_WORDS}|conditioning_images?|control_images?)", re.DOTALL | re.IGNORECASE)
-"""Of images by the same names: sd-scripts' `conditioning_data_dir`, ai-toolkit's `mask_path`, SimpleTuner's conditioning data sets."""
+COMPANION_FOLDER = re.compile(
+    rf"(?:(.+)[-_. ])?(?:{_WORDS}|masked_loss)|(?:{_WORDS})[-_. ]?(?:images?|imgs?|pictures?|data)", re.DOTALL | re.IGNORECASE
+)
+"""Of images by the same names, here or further below: sd-scripts' `conditioning_data_dir` (kohya_ss has it beside `img`, as `masked_loss`
+or `mask-img`), ai-toolkit's and diffusion-pipe's `mask_path`, SimpleTuner's conditioning data sets."""
+REPEATS_FOLDER = re.compile(r"\d+_.+", re.DOTALL)
+"""`10_name class` of kohya_ss: how often what is in it is shown. Masks may lie without it."""
 SMALL_FOLDER = re.compile(r"(?:(.+)[-_. ])?(?:thumbs?|thumbnails?)", re.DOTALL | re.IGNORECASE)
 PICTURE_FOLDERS = (
     "image",
@@ -83,9 +90,11 @@ def select(names: Iterable[str], beginnings: Callable[[Sequence[str]], Mapping[s
     for name, beginning in beginnings(unsaid).items() if unsaid else ():
         kinds[name] = _kind_by_content(beginning)
     found = [name for name, kind in kinds.items() if kind == "picture"]
-    places = {(str(PurePosixPath(name).parent), PurePosixPath(name).stem) for name in found}
-    for name in found:
-        kinds[name] = _companion(PurePosixPath(name), places) or "picture"
+    paths = {name: PurePosixPath(name) for name in found}
+    own = {(path.parent.parts, path.stem) for path in paths.values() if path.suffix.lower() != COMPANION_ENDING}
+    own |= {(_shown(folders), stem) for folders, stem in own}
+    for name, path in paths.items():
+        kinds[name] = _companion(path, own) or "picture"
     kinds |= dict.fromkeys(seen, SEEN)
     chosen = "picture" if "picture" in kinds.values() else TABLES
     passed: dict[str, tuple[str, ...]] = {}
@@ -117,23 +126,30 @@ def _kind_by_content(beginning: bytes) -> str:
     return {TABLE: TABLES, ZIP: ARCHIVES}.get(beginning[:4], OTHER)
 
 
-def _companion(path: PurePosixPath, pictures: set[tuple[str, str]]) -> str:
+def _companion(path: PurePosixPath, pictures: Set[tuple[tuple[str, ...], str]]) -> str:
     """What a picture is that goes with another one of the place; empty where it is one of its own."""
-    folder, stem = str(path.parent), path.stem
+    folders, stem = path.parent.parts, path.stem
     if RESERVED.fullmatch(stem):
+        return MASKS
+    if path.suffix.lower() == COMPANION_ENDING and (folders, stem) in pictures:
         return MASKS
     for pattern, kind in ((COMPANION, MASKS), (SMALL, THUMBNAILS)):
         if match := pattern.fullmatch(stem):
             own = next(group for group in match.groups() if group)
-            if (folder, own) in pictures or (folder, f"{own}.src") in pictures:
+            if (folders, own) in pictures or (folders, f"{own}.src") in pictures:
                 return kind
-    for pattern, kind in ((COMPANION_FOLDER, MASKS), (SMALL_FOLDER, THUMBNAILS)):
-        if match := pattern.fullmatch(path.parent.name):
-            above = path.parent.parent
-            beside = [above, *(above / name for name in (match[1], *PICTURE_FOLDERS) if name)]
-            if any((str(other), stem) in pictures for other in beside):
-                return kind
+    for depth, name in enumerate(folders):
+        for pattern, kind in ((COMPANION_FOLDER, MASKS), (SMALL_FOLDER, THUMBNAILS)):
+            if match := pattern.fullmatch(name):
+                above, below = folders[:depth], folders[depth + 1 :]
+                beside = [above, *((*above, other) for other in (match[1], *PICTURE_FOLDERS) if other)]
+                if any((_shown((*other, *below)), stem) in pictures for other in beside):
+                    return kind
     return ""
+
+
+def _shown(folders: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in folders if not REPEATS_FOLDER.fullmatch(name))
 
 
 def local_files(root: str) -> tuple[list[str], list[str]]:

@@ -55,16 +55,21 @@ class Place:
     @property
     def is_missing(self) -> bool:
         """Whether it is a path of this machine's disk where nothing is. Of a relative one, a hub's id, nothing is known."""
-        return self.here is None and "://" not in self.bare and os.path.isabs(self.bare)
+        return self.here is None and os.path.isabs(_on_disk(self.bare))
 
     @property
     def here(self) -> Path | None:
         """Its absolute path, links followed, where it is a file or folder on this machine's disk."""
         try:
-            path = Path(self.bare)
+            path = Path(_on_disk(self.bare))
             return path.resolve() if path.exists() else None
         except (OSError, ValueError):  # a name that is too long, or none
             return None
+
+
+def _on_disk(place: str) -> str:
+    """`file:///a` as the path that it names; other URLs, which are no absolute paths, stay."""
+    return place.removeprefix("file://") if place.startswith("file:///") else place
 
 
 def places(tree: dict[str, Any]) -> Iterator[Place]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -75,6 +77,43 @@ def test_what_is_passed_over_is_said_of_every_place(desk: Desk, fewshot: Command
     assert "6 different ones" in answer.out
     assert "target.images: passed over: 1 masks or conditioning images (2-masklabel.png), 1 text (2.txt)" in answer.out
     assert "target.holdout: passed over: 1 hidden (.DS_Store)" in answer.out
+
+
+def test_pictures_by_what_they_hold_and_where_links_lead(desk: Desk, fewshot: Command) -> None:
+    """Oracle: the six that there were, two of them under other endings and one in a linked folder."""
+    photos = desk.folder / "photos"
+    (photos / "IMG_1.JPG").rename(photos / "IMG_1.jfif")
+    (photos / "2.webp").rename(photos / "2.download")
+    (desk.folder / "album").mkdir()
+    (photos / "logo3.png").rename(desk.folder / "album" / "logo3.png")
+    (photos / "album").symlink_to(desk.folder / "album")
+    (photos / "again").symlink_to(photos)
+    answer = fewshot("check", desk.write())
+    assert "6 different ones" in answer.out
+    assert "target.images: passed over: 1 links to folders already read (again)" in answer.out
+
+
+def test_shards_of_two_columns(desk: Desk, fewshot: Command) -> None:
+    """Oracle: the pictures of the column that is named, one a row; without a name both are, in the one line."""
+    (desk.folder / "shards").mkdir()
+    for shard in range(2):
+        column = pa.array([png(painting(seed)) for seed in range(3 * shard, 3 * shard + 3)])
+        pq.write_table(pa.table({"drawn": column, "scan": column}), desk.folder / "shards" / f"{shard}.parquet")
+    desk.tree["target"]["images"] = str(desk.folder / "shards")
+    answer = fewshot("check", desk.write())
+    assert answer.code == 2
+    assert "2 columns hold images (drawn, scan); one of them by name, PLACE?column=drawn say, is right" in answer.err
+    desk.tree["target"]["images"] += "?column=scan"
+    answer = fewshot("check", desk.write())
+    assert answer.code == 0, answer.err
+    assert "6 different ones" in answer.out
+    assert "target.images: passed over: 1 columns of images (drawn)" in answer.out
+
+
+def png(image: Image.Image) -> bytes:
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()
 
 
 def test_many_source_images_are_not_all_compared(desk: Desk, fewshot: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from fewshot_ray.report.sweep_folder import SPEC
 from fewshot_ray.spec.document import Document, read_document, to_yaml
 from fewshot_ray.spec.validate import file_spec
 from fewshot_ray.storage import Folder
+from fewshot_ray.trial.compose import absolute_places
 
 FILE = """\
 name: sent
@@ -169,6 +170,19 @@ def test_what_is_sent_is_what_a_run_reads(images: Path, tmp_path: Path) -> None:
     there, folder = sent(tmp_path, "package", images)
     assert [(picture.name, picture.content) for picture in pictures(there.tree["target"]["images"])] == before
     assert len([path for path in folder.rglob("*") if path.is_file()]) == len(before) + 1
+    assert sent(tmp_path, "by its URL", f"file://{images}")[0].tree == there.tree
+    with pytest.raises(UserError, match=r"line 4: target\.images: file:///nowhere/ten: there is no such file"):
+        absolute_places(document(tmp_path, "file:///nowhere/ten"))
+
+
+def test_what_stays_here_is_said_here(images: Path, tmp_path: Path) -> None:
+    """Oracle: the file that was put beside the pictures, which a run on the cluster never sees."""
+    said: list[str] = []
+    pack(document(tmp_path, images), tmp_path / "one", said.append)
+    assert said == []
+    (images / "1_mask.png").write_bytes(png(255))
+    pack(document(tmp_path, images), tmp_path / "two", said.append)
+    assert said == ["target.images: passed over: 1 masks or conditioning images (1_mask.png)"]
 
 
 def test_shards_and_their_column_are_sent(tmp_path: Path) -> None:

@@ -64,10 +64,10 @@ def test_a_picture_of_a_kind_that_is_not_read_is_refused_without_its_ending(tmp_
 
 
 def test_masks_and_thumbnails_beside_pictures_are_not_trained_on(tmp_path: Path, memory: str, paint: Paint) -> None:
-    """The names that OneTrainer, sd-scripts, cloneofsimo/lora, EveryDream2, NAS and web servers give them."""
-    own = ["a.jpg", "b.png", "c/d.webp", "e/images/1.png", "zundamon/x.png"]
+    """The names that OneTrainer, sd-scripts, kohya_ss, cloneofsimo/lora, EveryDream2, NAS and web servers give them."""
+    own = ["a.jpg", "b.png", "c/d.webp", "e/images/1.png", "kohya/img/10_her face/h.jpg", "zundamon/x.png"]
     masks = ["a-masklabel.png", "a-condlabel.png", "b_mask.png", "b.mask.png", "b-depth.png", "c/masks/d.png", "conditioning/b.png"]
-    masks += ["e/mask/1.png", "zundamon_mask/x.png"]
+    masks += ["e/mask/1.png", "zundamon_mask/x.png", "a.mask", "kohya/masked_loss/h.jpg", "kohya/mask-img/10_her face/h.png"]
     small = ["a_thumb.jpg", "b-150x150.png", "thumb_b.png", "c/thumbnails/d.webp"]
     system = ["@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", "__MACOSX/._a.jpg", "Thumbs.db", "c/desktop.ini"]
     hidden = [".thumbnails/a.jpg", ".DS_Store"]
@@ -75,7 +75,7 @@ def test_masks_and_thumbnails_beside_pictures_are_not_trained_on(tmp_path: Path,
     for place in everywhere(tmp_path, memory, files):
         assert names(place) == own
         said = passed_over(place)
-        for count, kind in ((9, "masks or conditioning images"), (4, "thumbnails")):
+        for count, kind in ((12, "masks or conditioning images"), (4, "thumbnails")):
             assert f"{count} {kind} (" in said, said
         assert "@eaDir" in said or "._a" in said
         assert "hidden" in said
@@ -83,7 +83,18 @@ def test_masks_and_thumbnails_beside_pictures_are_not_trained_on(tmp_path: Path,
 
 def test_what_only_sounds_like_a_mask_is_a_picture(tmp_path: Path, paint: Paint) -> None:
     """Carnival masks, classes called mask, and sizes in names: no picture of that name stands beside them."""
-    own = ["red_mask.png", "mask.png", "masks/venice.png", "mask/1.png", "face/1.png", "poster-100x200.png", "thumb_war.jpg"]
+    own = [
+        "lone.mask",
+        "red_mask.png",
+        "mask.png",
+        "masks/venice.png",
+        "masks/10_x/3.png",
+        "10_y/4.png",
+        "mask/1.png",
+        "face/1.png",
+        "poster-100x200.png",
+        "thumb_war.jpg",
+    ]
     fill(tmp_path, {name: encode(paint(index)) for index, name in enumerate(own)})
     assert set(names(tmp_path)) == set(own)
     assert passed_over(str(tmp_path)) == ""
