@@ -236,7 +236,7 @@ def test_loras_switches() -> None:
             "adaptor",
             "subclass",
             {},
-            "WiderUNet is no plain UNet2DModel, so no model with adaptors would compute the same; lora, difffit or full",
+            "WiderUNet is no plain UNet2DModel, so a model with adaptors would compute something else; lora, difffit or full",
         ),
     ],
 )
