@@ -1,4 +1,4 @@
-"""What a file says its numbers mean (ICC profile, PNG's colour chunks, EXIF, bit depth) -> sRGB in 8 bits.
+"""Converts pictures to sRGB in 8 bits by the encoding their file declares (ICC profile, PNG's colour chunks, EXIF, bit depth).
 
 PNG's order of precedence is that of its specification (third edition, 4.3): cICP, iCCP, sRGB, then gAMA with cHRM.
 """
@@ -28,11 +28,11 @@ ADOBE_RGB: Chromaticities = (*D65, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
 ADOBE_GAMMA = 563 / 256
 """Adobe RGB (1998), 4.3.4.2."""
 SRGB_GAMMA = 1 / 0.45455
-"""gAMA of nearly every PNG: written by programs that mean sRGB."""
+"""gAMA of nearly every PNG: programs write it for sRGB."""
 GAMMA_MARGIN = 0.05
-"""Share by which a gamma may differ and be taken for the same, as in libpng."""
+"""Relative difference below which two gammas count as equal, as in libpng."""
 SAME_COLOUR = 1
-"""A profile that moves no colour by more than this of 255 is sRGB itself: such pictures stay bit for bit."""
+"""Largest change (of 255) by a profile that counts as sRGB itself: such pictures stay as they are, bit for bit."""
 BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 
 CODED = b"cICP"
@@ -43,36 +43,36 @@ ADOBE_INDEX = "R03"
 
 
 class UnknownColourError(Exception):
-    """What a picture's numbers mean cannot be told, in a few words."""
+    """The colour encoding of a picture is unknown; the message says why in a few words."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """RGB numbers by their primaries and the way to linear light."""
+    """An RGB encoding: primaries and transfer function."""
 
     primaries: Chromaticities
     linear: Callable[[Array], Array]
-    """0 .. 1 -> linear light 0 .. 1."""
+    """Transfer function: encoded value 0 .. 1 -> linear light 0 .. 1."""
 
 
 def srgb_to_linear(value: Array) -> Array:
-    """IEC 61966-2-1."""
+    """The sRGB transfer function (IEC 61966-2-1): encoded 0 .. 1 -> linear light."""
     return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
 
 
 def linear_to_srgb(value: Array) -> Array:
-    """IEC 61966-2-1; clipped to 0 .. 1."""
+    """The inverse of `srgb_to_linear`, clipped to 0 .. 1."""
     value = value.clip(0, 1)
     return np.where(value <= 0.0031308, value * 12.92, 1.055 * value ** (1 / 2.4) - 0.055)
 
 
 def power(gamma: float) -> Callable[[Array], Array]:
-    """Linear light of a pure power law."""
+    """The transfer function of a pure power law."""
     return lambda value: value**gamma
 
 
 def xyz_matrix(primaries: Chromaticities) -> Array:
-    """Linear RGB -> XYZ, `[3, 3]`; white has Y = 1. Raises UnknownColourError where the primaries span no colours."""
+    """Linear RGB -> XYZ, `[3, 3]`; white has Y = 1. Raises UnknownColourError where they aren't those of real colours."""
     white, *corners = np.array(primaries, np.float64).reshape(4, 2)
     if (white[1] <= 0) or any(corner[1] <= 0 for corner in corners):
         raise UnknownColourError("chromaticities that are no colours")
@@ -85,23 +85,23 @@ def xyz_matrix(primaries: Chromaticities) -> Array:
 
 
 def to_srgb(values: NDArray[np.unsignedinteger[Any]], encoding: Encoding) -> Image.Image:
-    """Numbers `[H, W, 3]` (or `[H, W, 1]`, grey) of 8 or 16 bits in `encoding` -> sRGB.
+    """Values `[H, W, 3]` (or `[H, W, 1]`, grey) of 8 or 16 bits in `encoding` -> sRGB.
 
-    Another white is adapted (Bradford); what sRGB hasn't is clipped.
+    Another white point is adapted (Bradford); colours outside sRGB are clipped.
     """
     source, target = xyz_matrix(encoding.primaries), xyz_matrix(BT_709)
     cones = [BRADFORD @ matrix.sum(axis=1) for matrix in (source, target)]
     adapt = np.linalg.inv(BRADFORD) @ np.diag(cones[1] / cones[0]) @ BRADFORD
     matrix = np.linalg.inv(target) @ adapt @ source
     result = np.empty((*values.shape[:2], 3), np.uint8)
-    for row, line in enumerate(values):  # a row at a time: float64 of a whole photograph would take eight times its bytes
+    for row, line in enumerate(values):  # row by row: a whole photograph in float64 would take eight times its bytes
         linear = encoding.linear(np.broadcast_to(line, (len(line), 3)) / np.iinfo(values.dtype).max)
         result[row] = (linear_to_srgb(linear @ matrix.T) * 255).round()
     return Image.fromarray(result)
 
 
 def separated(numbers: NDArray[np.uint16], transparent: int | tuple[int, ...] | None) -> tuple[NDArray[np.uint16], Image.Image | None]:
-    """16-bit numbers `[H, W, 1 .. 4]` -> colours `[H, W, 1 or 3]` and alpha, where there is any: a channel, or one colour that is."""
+    """16-bit numbers `[H, W, 1 .. 4]` -> colours `[H, W, 1 or 3]` and alpha, if any: a channel, or from the one `transparent` colour."""
     if numbers.shape[-1] in (2, 4):
         return numbers[..., :-1], rounded(numbers[..., -1:])
     if transparent is None:
@@ -115,9 +115,9 @@ def rounded(numbers: NDArray[np.uint16]) -> Image.Image:
 
 
 def with_profile(image: Image.Image, profile: bytes) -> Image.Image:
-    """A picture of mode L, RGB or CMYK as sRGB, by its ICC profile (relative colorimetric: paper white is white).
+    """A picture of mode L, RGB or CMYK as sRGB, by its ICC profile (relative colorimetric intent).
 
-    Raises UnknownColourError where the profile is damaged or of another kind of colour.
+    Raises UnknownColourError where the profile is damaged or for other channels.
     """
     transform, space = _transform(profile, image.mode)
     if space != image.mode:
@@ -127,7 +127,7 @@ def with_profile(image: Image.Image, profile: bytes) -> Image.Image:
 
 @lru_cache(maxsize=16)
 def _transform(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform | None, str]:
-    """What takes pictures of a mode to sRGB (None: they are in it), and the mode it takes."""
+    """The transform of pictures of a mode to sRGB (None: they are sRGB already), and the mode it expects."""
     try:
         opened = ImageCms.ImageCmsProfile(BytesIO(profile))
         space = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(opened.profile.xcolor_space.strip())
@@ -138,7 +138,7 @@ def _transform(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform | 
         transform = ImageCms.buildTransform(opened, srgb, space, "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC, flags)
         lattice = _lattice(space)
         moved = None if lattice is None else ImageCms.applyTransform(lattice, transform)
-    # What Pillow raises of profiles that are no profiles, or have no way to a device's colours.
+    # Pillow's errors for data that is no profile, or a profile without the needed direction.
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
         raise UnknownColourError("a damaged profile") from error
     if lattice is not None and moved is not None:
@@ -149,7 +149,7 @@ def _transform(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform | 
 
 
 def _lattice(mode: str) -> Image.Image | None:
-    """Colours spread over the whole of a mode; None for inks."""
+    """Colours spread over a mode's whole range; None for CMYK."""
     if mode == "CMYK":
         return None
     if mode == "L":
@@ -159,7 +159,7 @@ def _lattice(mode: str) -> Image.Image | None:
 
 
 def png_chunks(content: bytes) -> dict[bytes, bytes]:
-    """The chunks before a PNG's picture by their type; of a damaged file those that are whole."""
+    """The chunks before a PNG's image data, by type; for a damaged file those before the damage."""
     chunks: dict[bytes, bytes] = {}
     at = 8
     while at + 12 <= len(content):
@@ -172,7 +172,7 @@ def png_chunks(content: bytes) -> dict[bytes, bytes]:
 
 
 def png_encoding(chunks: dict[bytes, bytes]) -> Encoding | None:
-    """What a PNG's chunks but iCCP say of its numbers; None for sRGB. Raises UnknownColourError for what is neither."""
+    """The encoding that a PNG's chunks other than iCCP declare; None for sRGB. Raises UnknownColourError for one that isn't known."""
     if len(code := chunks.get(CODED, b"")) == 4:
         return _coded(*code)
     if b"iCCP" in chunks or b"sRGB" in chunks or len(chunks.get(b"gAMA", b"")) != 4:
@@ -191,12 +191,12 @@ def png_encoding(chunks: dict[bytes, bytes]) -> Encoding | None:
 
 
 def _coded(primaries: int, transfer: int, matrix: int, full_range: int) -> Encoding | None:
-    """By ITU-T H.273's numbers."""
+    """The encoding of a cICP chunk, by the code points of ITU-T H.273."""
     known_primaries = {1: BT_709, 9: BT_2020, 12: DISPLAY_P3}
-    # BT.709's own curve (1, 6, 14, 15) is a camera's; what is shown is sRGB's, as browsers have it.
+    # BT.709's curve (1, 6, 14, 15) is a camera's; for display browsers use sRGB's.
     known_transfer = dict.fromkeys((1, 6, 13, 14, 15), srgb_to_linear) | {4: power(2.2), 5: power(2.8), 8: power(1.0)}
     if transfer in (16, 18):
-        raise UnknownColourError(f"HDR ({'PQ' if transfer == 16 else 'HLG'}), which has no one sRGB picture")
+        raise UnknownColourError(f"HDR ({'PQ' if transfer == 16 else 'HLG'}), which has no unique sRGB rendering")
     if primaries not in known_primaries or transfer not in known_transfer or matrix != 0 or full_range != 1:
         raise UnknownColourError(f"cICP {primaries}, {transfer}, {matrix}, {full_range}")
     if primaries == 1 and known_transfer[transfer] is srgb_to_linear:
@@ -205,19 +205,19 @@ def _coded(primaries: int, transfer: int, matrix: int, full_range: int) -> Encod
 
 
 def exif_encoding(exif: Image.Exif) -> Encoding | None:
-    """Adobe RGB where a camera says so without a profile; else None, sRGB."""
+    """Adobe RGB where EXIF declares it (a camera without a profile); else None, sRGB."""
     try:
         index = exif.get_ifd(EXIF_INTEROPERABILITY).get(INTEROPERABILITY_INDEX)
-    except (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error):  # damaged, and the picture is whole
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error):  # damaged EXIF; the picture is intact
         return None
     text = index.decode("latin-1") if isinstance(index, bytes) else str(index)
     return Encoding(ADOBE_RGB, power(ADOBE_GAMMA)) if text.startswith(ADOBE_INDEX) else None
 
 
 def sixteen_bits(image: ImageFile.ImageFile, content: bytes) -> NDArray[np.uint16] | None:
-    """A PNG's 16-bit numbers `[H, W, channels]`; None where the opened picture has fewer bits.
+    """A PNG's 16-bit values `[H, W, channels]`; None where the opened picture has fewer bits.
 
-    Pillow's RGB has the high bytes alone: the low ones are read by taking the file for one of the other byte order.
+    Pillow's RGB has only the high bytes: the low ones are read by decoding with the other byte order.
     """
     if image.format != "PNG" or not image.tile or not str(image.tile[0].args).endswith(";16B"):
         return None
@@ -226,7 +226,7 @@ def sixteen_bits(image: ImageFile.ImageFile, content: bytes) -> NDArray[np.uint1
         return np.asarray(image).astype(np.uint16)[..., None]
     raw = str(image.tile[0].args)
     low = Image.open(BytesIO(content), formats=("PNG",))
-    # Grey and alpha of 16 bits are as many bytes as RGBA of 8, and are filtered and interlaced alike.
+    # Grey and alpha in 16 bits have as many bytes as RGBA in 8, with the same filters and interlacing.
     low.tile = [low.tile[0]._replace(args="RGBA" if raw == "LA;16B" else raw.replace("16B", "16L"))]
     low.load()
     second: NDArray[np.uint16] = np.asarray(low).astype(np.uint16)

@@ -1,6 +1,6 @@
 """The embedded digits benchmark: handwritten digits at 8x8 as source, slanted and thickened ones as target.
 
-`bench/make_digits.py` says how the pictures were made and rebuilds them from scikit-learn.
+`bench/make_digits.py` makes them from scikit-learn's digits.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def digits(part: str, seed: int = 0) -> Digits:
 
 
 def digit_indices(part: str, seed: int = 0) -> list[int]:
-    """The part's places within its domain, `source` or `target`."""
+    """The indices of the part within its domain, `source` or `target`."""
     images, labels = _domain("source" if part == "source" else "target")
     if part in ("source", "target"):
         return list(range(len(images)))
@@ -62,7 +62,7 @@ def digit_indices(part: str, seed: int = 0) -> list[int]:
 
 
 def _rank(seed: int, index: int) -> str:
-    # A hash rather than a random generator: the split must stay the same under every version of every library.
+    # A hash, not a random generator: the split must be the same with all versions of all libraries.
     return hashlib.sha256(f"digits:{seed}:{index}".encode()).hexdigest()
 
 

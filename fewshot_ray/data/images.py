@@ -35,7 +35,7 @@ from fewshot_ray.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 EXIF_ORIENTATION = 0x0112
-# EXIF 2.32, table 6: what turns the stored picture upright.
+# EXIF 2.32, table 6: the transposition that turns the stored picture upright.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -48,17 +48,17 @@ UPRIGHT = {
 
 
 class UnreadableImageError(Exception):
-    """Why one file is not a readable picture, in a few words."""
+    """A file is no readable picture; the message says why in a few words."""
 
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """A picture as it is meant to be seen."""
+    """A picture as it is to be displayed."""
 
     image: Image.Image
     """RGB, sRGB, upright."""
     note: str
-    """Why its colours may not be right, in a few words; empty where nothing is amiss."""
+    """Why its colours may be wrong, in a few words; empty where they aren't in doubt."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,13 +68,13 @@ class ImageSet:
     images: Tensor
     """uint8 [N, C, H, W]."""
     names: tuple[str, ...]
-    """What to call each in a message: the path within the place they came from."""
+    """Name of each in messages: its path within the place."""
     hashes: tuple[str, ...]
     """sha256 of each picture's content *before* it was resized; see `content_hash`."""
     perceptual: tuple[int | None, ...] = ()
-    """Perceptual hash of each, likewise; see `likeness`. Empty where pictures are compared by content alone."""
+    """Perceptual hash of each (`likeness.perceptual_hash`), also before resizing. Empty where pictures are compared by content alone."""
     notes: tuple[str, ...] = ()
-    """Of those whose colours may not be right, why, by name."""
+    """By name, why a picture's colours may be wrong."""
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -90,12 +90,12 @@ class ImageSet:
         )
 
     def without(self, other: ImageSet) -> ImageSet:
-        """The pictures that are not in `other`, by content or saved again."""
+        """The pictures that are not in `other`, neither by content nor re-encoded."""
         taken = {likeness.index for likeness in likenesses(self, other) if likeness.same}
         return self.select(index for index in range(len(self)) if index not in taken)
 
     def distinct(self) -> ImageSet:
-        """The first of each content."""
+        """The pictures without repetitions: the first of each content."""
         first: dict[str, int] = {}
         for index, content in enumerate(self.hashes):
             first.setdefault(content, index)
@@ -109,7 +109,7 @@ def read_images(place: str, *, size: int | tuple[int, int], channels: int) -> Im
     out in silence, the first three are named and the rest counted.
     """
     if channels not in (1, 3):
-        raise UserError(f"images {place}: a model with {channels} channels cannot be fed with pictures; 1 (grey) or 3 (RGB) is right")
+        raise UserError(f"images {place}: a model with {channels} channels cannot be trained on pictures; 1 (grey) or 3 (RGB) is right")
     pixels: list[Tensor] = []
     names: list[str] = []
     hashes: list[str] = []
@@ -144,20 +144,20 @@ def refuse_unreadable(place: str, unreadable: Sequence[str], files: int) -> None
 
 
 def decode(picture: Picture) -> Image.Image:
-    """See `decoded`."""
+    """The picture of `decoded`, without its note on colours."""
     return decoded(picture).image
 
 
 def decoded(picture: Picture) -> Decoded:
     """The picture upright (EXIF orientation), as sRGB, transparency on white; the first frame of an animation.
 
-    Raises UnreadableImageError: text, truncated, another format, HDR, or more pixels than Pillow's limit against decompression bombs.
+    Raises UnreadableImageError for text, a truncated file, another format, HDR, or more pixels than Pillow's limit (decompression bombs).
     """
     if picture.problem:
         raise UnreadableImageError(picture.problem)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # damaged EXIF: the picture itself is whole
+            warnings.simplefilter("ignore", UserWarning)  # damaged EXIF: the picture itself is intact
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(BytesIO(picture.content), formats=FORMATS)
             deep = sixteen_bits(image, picture.content)
@@ -177,7 +177,7 @@ def decoded(picture: Picture) -> Decoded:
 
 
 def _too_large(content: bytes) -> str:
-    """What a picture above the limit is, and what to do. Only its header is read."""
+    """The message for a picture above the limit: its size and what to do. Only the header is read."""
     millions = f"{(Image.MAX_IMAGE_PIXELS or 0) / 1e6:.3g} million"
     for kind in FORMATS:
         with suppress(OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error, Image.DecompressionBombError):
@@ -187,7 +187,7 @@ def _too_large(content: bytes) -> str:
 
 
 def _in_srgb(image: Image.Image, deep: NDArray[np.uint16] | None, content: bytes) -> Decoded:
-    """A loaded picture as RGB on white; `deep`: its 16-bit numbers, where it has them."""
+    """A loaded picture as RGB on white; `deep`: its 16-bit values, where it has them."""
     note, encoding, profile = "", None, image.info.get("icc_profile")
     chunks = png_chunks(content) if image.format == "PNG" else {}
     try:
@@ -198,7 +198,7 @@ def _in_srgb(image: Image.Image, deep: NDArray[np.uint16] | None, content: bytes
     except UnknownColourError as error:
         if CODED in chunks:
             raise UnreadableImageError(str(error)) from error
-        note = f"{error}; its numbers are taken for sRGB"
+        note = f"{error}; its values are treated as sRGB"
     colours, alpha = _separated(image, chunks) if deep is None else separated(deep, image.info.get("transparency"))
     if encoding is not None:
         colours = to_srgb(np.asarray(colours.convert("RGB")) if isinstance(colours, Image.Image) else colours, encoding)
@@ -208,9 +208,9 @@ def _in_srgb(image: Image.Image, deep: NDArray[np.uint16] | None, content: bytes
         try:
             colours = with_profile(colours, profile)
         except UnknownColourError as error:
-            note = f"{error}; its numbers are taken for sRGB"
+            note = f"{error}; its values are treated as sRGB"
     elif colours.mode == "CMYK":
-        note = "inks without a colour profile; its colours are guessed"
+        note = "CMYK without a colour profile; its colours are guessed"
     rgb = colours.convert("RGB")
     if alpha is None:
         return Decoded(rgb, note)
@@ -222,7 +222,7 @@ def _separated(image: Image.Image, chunks: Mapping[bytes, bytes]) -> tuple[Image
     """Colours in mode L, RGB or CMYK, and alpha (L) where the picture has any."""
     key, bits = image.info.get("transparency"), chunks.get(b"IHDR", b"")[8:9]
     if isinstance(key, int) and image.mode == "L" and bits in (b"\2", b"\4"):
-        image.info["transparency"] = key * 255 // (2 ** bits[0] - 1)  # Pillow has scaled the picture and not its key
+        image.info["transparency"] = key * 255 // (2 ** bits[0] - 1)  # Pillow scales the picture to 8 bits but not its transparent colour
     grey = image.mode in ("1", "L", "LA")
     if not image.has_transparency_data:
         return image if image.mode == "CMYK" else image.convert("L" if grey else "RGB"), None
@@ -231,15 +231,15 @@ def _separated(image: Image.Image, chunks: Mapping[bytes, bytes]) -> tuple[Image
 
 
 def content_hash(image: Image.Image) -> str:
-    """sha256 (hex) of the size and the RGB pixels of a decoded picture: the same however it was stored without loss."""
+    """sha256 (hex) of the size and the RGB pixels of a decoded picture: the same for every lossless encoding."""
     width, height = image.size
     return hashlib.sha256(f"{width}x{height}:".encode() + image.tobytes()).hexdigest()
 
 
 def fit(image: Image.Image, size: int | tuple[int, int]) -> Image.Image:
-    """Scale until the picture just covers `size` (H, W), with antialiasing (Lanczos), and cut the centre out.
+    """Scale the picture to just cover `size` (H, W), with antialiasing (Lanczos), and crop the centre.
 
-    A picture of that size stays as it is, bit for bit.
+    A picture of that size is unchanged, bit for bit.
     """
     height, width = (size, size) if isinstance(size, int) else size
     return ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""The files behind a place that a run reads: what a listing says of each, and, where that leaves a doubt, their hashes."""
+"""The files of a place that a run reads: their state by a listing (size, time, ETag), and their hashes."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from fewshot_ray.storage import is_remote, open_place
 
 READS_AT_ONCE = 4
 MODIFIED = ("mtime", "LastModified", "last_modified", "updated", "created")
-"""What fsspec's clients call the time of the last change; `created` alone is the in-memory one's, which writes files anew."""
+"""Keys of fsspec's listings for the time of the last change; `created` is that of the in-memory file system."""
 ETAGS = ("ETag", "etag")
 
 
 @dataclass(frozen=True)
 class FileState:
-    """A file as its place lists it, without reading it."""
+    """A file's state by a listing, without reading it."""
 
     bytes: int
     modified: str | None = None
-    """ISO 8601, or as the store writes it; None where it doesn't say."""
+    """ISO 8601, or as the store writes it; None where the listing has no time."""
     etag: str | None = None
 
     def is_surely(self, other: FileState) -> bool:
-        """Whether the two are the same content by what is listed alone; False is no statement."""
+        """Whether the listings prove the same content; False means only that they don't."""
         if self.bytes != other.bytes:
             return False
         if self.etag and other.etag:
@@ -45,12 +45,12 @@ class Listed:
 
     place: str
     files: Mapping[str, FileState]
-    """By path within the place; "" for a place that is a single file."""
+    """State by path within the place; the path is "" for a place that is a single file."""
     locate: Callable[[], Mapping[str, Path]]
-    """Their paths on this machine's disk, by the same names; what is remote is fetched. Those that can't be had are left out."""
+    """Local paths by the same names; remote files are fetched, and those that can't be fetched are left out."""
 
     def hashes(self, names: Iterable[str]) -> dict[str, str]:
-        """sha256 (hex) of these files' bytes; without those that can't be read."""
+        """sha256 (hex) of the named files' bytes; unreadable ones are left out."""
         wanted = list(names)
         paths = self.locate() if wanted else {}
         found = [(name, paths[name]) for name in wanted if name in paths and paths[name].is_file()]
@@ -60,20 +60,20 @@ class Listed:
 
 
 def file_state(info: Mapping[str, Any]) -> FileState:
-    """Of one of fsspec's listings' entries."""
+    """The state in one entry of an fsspec listing."""
     modified = next((_time(info[key]) for key in MODIFIED if info.get(key) is not None), None)
     etag = next((str(info[key]).strip('"') for key in ETAGS if info.get(key)), None)
     return FileState(int(info.get("size") or 0), modified, etag)
 
 
 def local_state(path: Path) -> FileState:
-    """Of a file on disk. Raises OSError."""
+    """The state of a file on disk. Raises OSError."""
     status = os.stat(path)
     return FileState(status.st_size, _time(status.st_mtime))
 
 
 def listed_file(place: str) -> Listed:
-    """A single file, on disk or at a URL. Raises what `patiently` does."""
+    """A single file, on disk or at a URL, as a listing. Raises what `patiently` does."""
     if not is_remote(place):
         path = Path(os.path.expanduser(place.removeprefix("file://").removeprefix("local://")))
         return Listed(place, {"": local_state(path)}, lambda: {"": path})
@@ -83,7 +83,7 @@ def listed_file(place: str) -> Listed:
 
 
 def listed_folder(place: str, folder: Path, names: Iterable[str]) -> Listed:
-    """Files of a folder on disk, by their paths in it. Raises OSError."""
+    """The named files of a folder on disk, as a listing. Raises OSError."""
     paths = {name: folder / name for name in sorted(names)}
     return Listed(place, {name: local_state(path) for name, path in paths.items() if path.is_file()}, lambda: paths)
 

@@ -1,4 +1,4 @@
-"""What somebody should know about their pictures before a search is spent on them. Reports only; changes nothing."""
+"""Problems of a set of pictures that a user should know before a search. Reports only; changes nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ODD_ASPECT = 2.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about one picture."""
+    """A remark on one picture."""
 
     name: str
     kind: FindingKind
@@ -28,7 +28,7 @@ class Finding:
 
 
 def inspect_images(place: str, size: int | tuple[int, int]) -> list[Finding]:
-    """Unreadable, of doubtful colour, tiny (smaller than the model's `size` (H, W)), long (over 2:1) and, last, repeated pictures.
+    """Remarks on pictures that are unreadable, of doubtful colour, smaller than `size` (H, W), longer than 2:1, or repeated, in that order.
 
     Raises UserError where the place is missing or holds no pictures.
     """

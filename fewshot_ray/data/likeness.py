@@ -1,4 +1,4 @@
-"""Whether two pictures are one: by content, or saved again (another format, size or colour profile), or only much alike."""
+"""Whether two pictures are the same: by content, or re-encoded (another format, size or colour profile), or only similar."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ if TYPE_CHECKING:
     from fewshot_ray.data.images import ImageSet
 
 SIMILAR_BITS = 6
-"""Perceptual hashes (64 bits) that differ in no more than this count as alike."""
+"""Perceptual hashes (64 bits) that differ in at most this many bits count as similar."""
 SMALLEST_HASHED_PIXELS = 32
-"""The hash enlarges anything smaller, and different pictures of a kind then look the same (125 of the embedded 797 digits at 8x8)."""
+"""Below this side pictures get no hash: it would enlarge them, and different ones get the same hash (125 of the 797 digits at 8x8)."""
 BLOCKS = 8
-"""A side of the grid that pictures much alike are compared on."""
+"""Side of the grid of block means on which similar pictures are compared."""
 SAME_MEAN = 12.0
-"""Of 255, in luma. JPEG of quality 10 moves a block's mean by 2 to 7, another mouth on an otherwise equal face by 25."""
+"""Largest difference of block means (luma, of 255) of a re-encoded picture.
+
+JPEG of quality 10 moves a block's mean by 2 to 7, a different mouth on an otherwise equal face by 25.
+"""
 LUMA = (0.299, 0.587, 0.114)
-"""ITU-R 601: small JPEGs keep little of the colours."""
+"""Luma weights (ITU-R 601); colours aren't compared, since strong JPEG compression changes them."""
 
 
 @dataclass(frozen=True)
 class Likeness:
-    """One picture of a set that is like one of another set."""
+    """A picture of one set that resembles a picture of another set."""
 
     index: int
     other: int
     same: bool
-    """One picture, saved again; else only much alike."""
+    """Whether they are the same picture (by content or re-encoded), not only similar."""
 
 
 def perceptual_hash(image: Image.Image) -> int | None:
@@ -46,7 +49,7 @@ def perceptual_hash(image: Image.Image) -> int | None:
 
 
 def likenesses(images: ImageSet, others: ImageSet) -> list[Likeness]:
-    """At most one for each of `images`: to the picture of `others` with the same content, else to the nearest that is alike."""
+    """At most one per picture of `images`: with the picture of `others` of the same content, else with the nearest similar one."""
     by_content = {content: index for index, content in enumerate(others.hashes)}
     hashed = [index for index, value in enumerate(others.perceptual) if value is not None]
     hashes = np.array([others.perceptual[index] for index in hashed], dtype=np.uint64)
@@ -65,7 +68,7 @@ def likenesses(images: ImageSet, others: ImageSet) -> list[Likeness]:
 
 
 def _same_blocks(one: Tensor, other: Tensor) -> bool:
-    """Of two uint8 pictures `[C, H, W]` at the model's size."""
+    """Whether the block means of two uint8 pictures `[C, H, W]`, at the model's size, are close."""
     grid = (min(BLOCKS, one.shape[-2]), min(BLOCKS, one.shape[-1]))
     weights = torch.tensor(LUMA if one.shape[0] == 3 else (1.0,))
     difference = torch.einsum("chw,c->hw", one.float() - other.float(), weights)

@@ -1,6 +1,6 @@
-"""Where pictures come from: a folder, a zip, a Parquet file, each on disk or at an fsspec URL, or the embedded digits.
+"""Reads pictures from a place: a folder, a zip, a Parquet file, each on disk or at an fsspec URL, or the embedded digits.
 
-Everything is read into memory, and nothing is unpacked to disk. What is remote is copied to this machine's disk once (`copies`).
+Archives are read in memory, not unpacked to disk. Remote files are copied to the local disk once (`copies`).
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ ZIP_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, NotImplem
 
 @dataclass(frozen=True)
 class _Opened:
-    """A place that is there."""
+    """A place that exists."""
 
     place: str
-    """Without a column's name."""
+    """The place without a Parquet column's name."""
     column: str | None
     filesystem: Any
     path: str
@@ -64,7 +64,7 @@ class _Opened:
 def pictures(place: str) -> Iterator[Picture]:
     """Every picture at `place`, in natural name order (Parquet: in the order of the shards and rows).
 
-    What is a picture is decided by `selection`; behind a Parquet place `?column=NAME` names the column.
+    `selection` decides which files are pictures; after a Parquet place `?column=NAME` names the column.
     Raises UserError where the place is missing, cannot be reached, holds no pictures, or is none of the kinds above.
     """
     if place.startswith("embedded://"):
@@ -82,7 +82,7 @@ def pictures(place: str) -> Iterator[Picture]:
 
 
 def passed_over(place: str) -> str:
-    """What of a place isn't read, counted and named by kind; empty where that is nothing. Raises UserError."""
+    """The files of a place that aren't read, counted and named by kind; empty where there are none. Raises UserError."""
     if place.startswith("embedded://"):
         return ""
     it = _opened(place)
@@ -120,7 +120,7 @@ def _opened(place: str) -> _Opened:
 
 
 def _beginning(filesystem: Any, path: str) -> bytes:
-    """A file's first bytes; none of what can't be read."""
+    """A file's first bytes; empty where it can't be read."""
     if isinstance(filesystem, LocalFileSystem):
         return local_beginning(path)
     try:
@@ -130,7 +130,7 @@ def _beginning(filesystem: Any, path: str) -> bytes:
 
 
 def picture_files(place: str) -> Listed | None:
-    """The files that `pictures` reads; None of embedded ones. Raises UserError where the place is missing or can't be reached."""
+    """The files that `pictures` reads; None for embedded pictures. Raises UserError where the place is missing or can't be reached."""
     if place.startswith("embedded://"):
         return None
     it = _opened(place)
@@ -152,11 +152,11 @@ def picture_files(place: str) -> Listed | None:
 
 
 def _is_folder(place: str, filesystem: Any, path: str) -> bool:
-    """Whether it is one, and not a file. Raises OSError where it is neither."""
+    """Whether it is a folder, not a file. Raises OSError where it is neither."""
     if filesystem.isdir(path):
         return True
     if not isinstance(filesystem, LocalFileSystem):
-        filesystem.info(path)  # unlike `exists`, it says why
+        filesystem.info(path)  # unlike `exists`, it raises the cause
     elif not filesystem.exists(path):
         raise FileNotFoundError(place)
     if not _is_plain_file(filesystem, path):
@@ -165,17 +165,17 @@ def _is_folder(place: str, filesystem: Any, path: str) -> bool:
 
 
 def _nearest(place: str, filesystem: Any, path: str) -> str:
-    """The file itself on disk, or this machine's copy of a remote one."""
+    """The file on disk: itself, or a local copy of a remote one."""
     if isinstance(filesystem, LocalFileSystem):
         return os.path.expanduser(place)
     return str(local_copy(place, filesystem, path))
 
 
 def _copied(place: str, filesystem: Any, listing: dict[str, dict[str, Any]], wanted: Sequence[str]) -> dict[str, Path]:
-    """Copies of a remote folder's pictures by their path there; none of a folder on disk, nor where one of them can't be read."""
+    """Local copies of a remote folder's pictures by their remote path; empty for a folder on disk, or where one can't be read."""
     if isinstance(filesystem, LocalFileSystem):
         return {}
-    # A key may hold what no file's name may.
+    # An object's key may have characters that a file name can't.
     names = {path: hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:24] for path in wanted}
     try:
         folder = local_copies(place, filesystem, listing, names)
@@ -185,7 +185,7 @@ def _copied(place: str, filesystem: Any, listing: dict[str, dict[str, Any]], wan
 
 
 def _in_listing(it: _Opened) -> tuple[Selection, dict[str, dict[str, Any]]]:
-    """What is read of a folder, and of a remote one its listing by path. Raises UserError."""
+    """The selected files of a folder, and for a remote one its listing by path. Raises UserError."""
     if isinstance(it.filesystem, LocalFileSystem):
         with _reported(it.place):
             return local_selection(it.path), {}
@@ -218,7 +218,7 @@ def _in_folder(it: _Opened) -> Iterator[Picture]:
             return int(found[prefix + name].get("size") or 0)
         try:
             return os.stat(prefix + name).st_size
-        except OSError:  # a link to nothing, which is said when it is read
+        except OSError:  # a dangling link, reported when it is read
             return 0
 
     def read(name: str) -> Picture:
@@ -229,7 +229,7 @@ def _in_folder(it: _Opened) -> Iterator[Picture]:
         if prefix + name in copies:
             return _picture(name, copies[prefix + name].read_bytes())
         try:
-            # One by one: fsspec's `cat` of several takes `[1]` in a name for a pattern.
+            # One by one: fsspec's `cat` of several files reads `[1]` in a name as a pattern.
             return _picture(name, patiently(lambda: it.filesystem.cat_file(prefix + name), it.place))
         except place_errors() as error:
             return Picture(name, b"", reason(error))
@@ -252,7 +252,7 @@ def _in_shards(it: _Opened, names: Sequence[str], found: dict[str, dict[str, Any
 
 
 def _picture(name: str, content: bytes) -> Picture:
-    """With the kind's name where the content is of one that isn't read."""
+    """A picture; for a kind that isn't read, with that problem."""
     suffix = PurePosixPath(name).suffix.lower()
     unreadable = suffix in UNREADABLE and not content.startswith(READ_BEGINNINGS)
     return Picture(name, b"", f"{suffix[1:].upper()} is not read") if unreadable else Picture(name, content)
@@ -264,7 +264,7 @@ def _no_pictures(place: str, chosen: Selection) -> UserError:
 
 
 def _is_plain_file(filesystem: Any, path: str) -> bool:
-    """On disk not a pipe, which would be waited for, nor a link to nothing; elsewhere there is nothing but files."""
+    """Whether a path on disk is a regular file (a pipe would block, a link may be dangling); remote paths always are."""
     return not isinstance(filesystem, LocalFileSystem) or os.path.isfile(path)
 
 
@@ -280,7 +280,7 @@ def _zip_beginning(archive: zipfile.ZipFile, name: str) -> bytes:
         with archive.open(name) as file:
             return file.read(BEGINNING_BYTES)
     except (*ZIP_DAMAGE, RuntimeError) as error:  # RuntimeError: encrypted
-        if is_transient(error):  # the place, not the archive
+        if is_transient(error):  # the archive couldn't be reached
             raise
         return b""
 
@@ -299,7 +299,7 @@ def _in_zip(place: str, file: IO[bytes]) -> Iterator[Picture]:
             try:
                 picture = _picture(name, archive.read(entries[name]))
             except ZIP_DAMAGE as error:
-                if is_transient(error):  # the place, not the archive
+                if is_transient(error):  # the archive couldn't be reached
                     raise
                 picture = Picture(name, b"", f"damaged in the archive: {reason(error)}")
             yield picture
@@ -324,7 +324,7 @@ def _embedded(place: str) -> Iterator[Picture]:
 
 @contextmanager
 def _reported(place: str) -> Iterator[None]:
-    """Turn what goes wrong while a place is opened into one line."""
+    """Turn errors while a place is opened into a UserError of one line."""
     try:
         yield
     except zipfile.BadZipFile as error:

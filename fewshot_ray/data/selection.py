@@ -1,4 +1,4 @@
-"""Which of the files at a place are its pictures: decided by what they hold. What is passed over is kept by kind. Reads no picture."""
+"""Selects the pictures among the files of a place by their content, and lists the others by kind. Decodes no picture."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 READABLE = (".jpeg", ".jpg", ".png", ".webp")
-# Pictures all the same: passing over two of somebody's ten photographs in silence would be worse than refusing them.
+# Selected too, and refused when decoded: passing over two of ten photographs would be worse than an error.
 UNREADABLE = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".ppm", ".tif", ".tiff")
 TEXT = (".caption", ".csv", ".json", ".jsonl", ".md", ".tags", ".toml", ".tsv", ".txt", ".xml", ".yaml", ".yml")
-"""Taken at their word: of what else is no picture by its name, the first bytes are read."""
+"""Endings of files that are never opened; for other files without a picture's ending the first bytes decide."""
 SYSTEM = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "thumbs.db", "desktop.ini"}
-"""What macOS, Windows and network disks put beside pictures, lower case."""
+"""Files and folders that macOS, Windows and network disks create, lower case."""
 BEGINNING_BYTES = 32
 PICTURE = re.compile(
     rb"\x89PNG\r\n|\xff\xd8\xff|RIFF....WEBP|GIF8[79]a|BM....\0\0\0\0|II\*\0|MM\0\*|P[1-6]\s"
@@ -25,7 +25,7 @@ PICTURE = re.compile(
 TABLE, ZIP = b"PAR1", b"PK\3\4"
 
 RESERVED = re.compile(r".*-(masklabel|condlabel)", re.DOTALL)
-"""OneTrainer's masks and conditioning images: never pictures to train on, whatever stands beside them."""
+"""OneTrainer's masks and conditioning images: never trained on, even without the picture beside them."""
 _WORDS = "masks?|masklabel|alpha|matte|trimap|segmentation|seg|depth|canny|lineart|softedge|scribble|openpose|cond|conditioning|control"
 COMPANION = re.compile(rf"(.+?)[-_. ](?:{_WORDS})", re.DOTALL | re.IGNORECASE)
 """`a_mask.png`, `a.mask.png` (cloneofsimo/lora), `a-depth.png` (EveryDream2) beside `a.jpg`."""
@@ -35,10 +35,10 @@ SMALL = re.compile(r"(?:thumb|thumbnail|tn)[-_](.+)|(.+?)[-_.](?:thumb|thumbs|th
 COMPANION_FOLDER = re.compile(
     rf"(?:(.+)[-_. ])?(?:{_WORDS}|masked_loss)|(?:{_WORDS})[-_. ]?(?:images?|imgs?|pictures?|data)", re.DOTALL | re.IGNORECASE
 )
-"""Of images by the same names, here or further below: sd-scripts' `conditioning_data_dir` (kohya_ss has it beside `img`, as `masked_loss`
-or `mask-img`), ai-toolkit's and diffusion-pipe's `mask_path`, SimpleTuner's conditioning data sets."""
+"""Folders with masks by the pictures' names, at any depth: sd-scripts' `conditioning_data_dir` (kohya_ss has it beside `img`, as
+`masked_loss` or `mask-img`), ai-toolkit's and diffusion-pipe's `mask_path`, SimpleTuner's conditioning data sets."""
 REPEATS_FOLDER = re.compile(r"\d+_.+", re.DOTALL)
-"""`10_name class` of kohya_ss: how often what is in it is shown. Masks may lie without it."""
+"""kohya_ss's `10_name class`, with the number of repeats; the masks' folder may have no such level."""
 SMALL_FOLDER = re.compile(r"(?:(.+)[-_. ])?(?:thumbs?|thumbnails?)", re.DOTALL | re.IGNORECASE)
 PICTURE_FOLDERS = (
     "image",
@@ -62,17 +62,17 @@ MASKS, THUMBNAILS, SEEN, OTHER = "masks or conditioning images", "thumbnails", "
 
 @dataclass(frozen=True)
 class Selection:
-    """What is read of a folder or an archive."""
+    """The files of a folder or an archive that are read, and those that aren't."""
 
     names: tuple[str, ...]
     """Paths within the place, in natural order."""
     kind: Literal["pictures", "tables"]
     """Tables are the shards of one Parquet data set."""
     passed_over: Mapping[str, tuple[str, ...]]
-    """Kind to names."""
+    """Names of the files that aren't read, by kind."""
 
     def summary(self) -> str:
-        """What is passed over: "3 text (a.txt, b.txt, c.txt), 1 masks or ... (a_mask.png)"; empty where nothing is."""
+        """The files that aren't read: "3 text (a.txt, b.txt, c.txt), 1 masks or ... (a_mask.png)"; empty where there are none."""
         return ", ".join(f"{len(names)} {kind} ({_few(names)})" for kind, names in self.passed_over.items())
 
 
@@ -106,7 +106,7 @@ def select(names: Iterable[str], beginnings: Callable[[Sequence[str]], Mapping[s
 
 
 def _kind_by_name(name: str) -> str:
-    """Empty where the name says nothing."""
+    """The kind of a file by its name; empty where the content must decide."""
     path = PurePosixPath(name)
     suffix = path.suffix.lower()
     if any(part.lower() in SYSTEM for part in path.parts):
@@ -127,7 +127,7 @@ def _kind_by_content(beginning: bytes) -> str:
 
 
 def _companion(path: PurePosixPath, pictures: Set[tuple[tuple[str, ...], str]]) -> str:
-    """What a picture is that goes with another one of the place; empty where it is one of its own."""
+    """The kind (mask or thumbnail) of a picture that belongs to another one of the place; empty for a picture in its own right."""
     folders, stem = path.parent.parts, path.stem
     if RESERVED.fullmatch(stem):
         return MASKS
@@ -153,9 +153,9 @@ def _shown(folders: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def local_files(root: str) -> tuple[list[str], list[str]]:
-    """Paths below a folder on disk, linked folders followed, and the links to folders that are among them already (so loops end).
+    """Paths below a folder on disk, linked folders followed, and the links to folders that were read already (so that loops end).
 
-    Hidden folders are not entered; they stand as one path. Raises OSError.
+    Hidden folders are not entered; each is listed as one path. Raises OSError.
     """
     names: list[str] = []
     seen, again, pending = {_identity(root)}, [], [("", root, False)]
@@ -189,13 +189,13 @@ def _identity(path: str) -> tuple[int, int]:
 
 
 def local_selection(root: str) -> Selection:
-    """Of a folder on disk. Raises OSError."""
+    """The selection of a folder on disk. Raises OSError."""
     names, again = local_files(root)
     return select(names, lambda unsaid: {name: local_beginning(os.path.join(root, name)) for name in unsaid}, again)
 
 
 def local_beginning(path: str) -> bytes:
-    """A file's first bytes; none of what is no ordinary file (a pipe would be waited for) or can't be read."""
+    """A file's first bytes; empty where it isn't a regular file (a pipe would block) or can't be read."""
     try:
         if not Path(path).is_file():
             return b""
@@ -206,7 +206,7 @@ def local_beginning(path: str) -> bytes:
 
 
 def container(name: str, beginning: bytes) -> Literal["zip", "parquet", ""]:
-    """What a single file is: by its ending, so that a damaged one is called what it was meant for, else by its content."""
+    """The kind of a single file: by its ending, so that a damaged archive is reported as one, else by its content."""
     suffix = PurePosixPath(name).suffix.lower()
     if suffix == ".zip" or (suffix != ".parquet" and beginning.startswith(ZIP)):
         return "zip"

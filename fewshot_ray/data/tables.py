@@ -1,4 +1,4 @@
-"""Parquet files with a column of encoded images, one or the shards of a data set."""
+"""Parquet files with a column of encoded images: a single file or the shards of a data set."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from fewshot_ray.spec.places import COLUMN
 
 IMAGE_COLUMN_NAMES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp")
 LOOKED_AT_ROWS = 64
-"""Of each column, for a value to tell it by."""
+"""Rows of each column that are read to recognise its content."""
 
 
 class Picture(NamedTuple):
-    """A picture as it is stored: `content` is the encoded file, or `problem` says why there is none."""
+    """A picture as stored: `content` is the encoded file, or `problem` the reason why there is none."""
 
     name: str
     content: bytes
@@ -23,7 +23,7 @@ class Picture(NamedTuple):
 
 
 def rows(place: str, file: IO[bytes], column: str | None, *, shard: str = "") -> Iterator[Picture]:
-    """Every image of a Parquet file, row by row; `shard`: its name among others. Raises UserError where no one column can be told."""
+    """Every image of a Parquet file, row by row; `shard`: its name, if one of several. Raises UserError where the column isn't unique."""
     import pyarrow.parquet
 
     table = pyarrow.parquet.ParquetFile(file)
@@ -39,9 +39,9 @@ def rows(place: str, file: IO[bytes], column: str | None, *, shard: str = "") ->
 
 
 def image_columns(place: str, table: Any, column: str | None) -> list[str]:
-    """The column that is read and then the others that hold images. Raises UserError.
+    """The column that is read, followed by the other columns of images. Raises UserError.
 
-    `column`, where it is asked for; else the only one whose values are images, or the only one of those with a usual name.
+    It is `column` where given; else the only one whose values are images, or the only one of those with a usual name.
     """
     typed = [field.name for field in table.schema_arrow if _may_hold_images(field.type)]
     if column is not None:
@@ -80,7 +80,7 @@ def _may_hold_images(kind: Any) -> bool:
 
 
 def _holds_images(table: Any, column: str) -> bool:
-    """By the first of its values that isn't empty."""
+    """Whether the first non-empty value of a column is an image."""
     batch = next(table.iter_batches(batch_size=LOOKED_AT_ROWS, columns=[column]), None)
     first = next(filter(None, map(_content, batch.column(0).to_pylist())), b"") if batch is not None else b""
     return bool(PICTURE.match(first))

@@ -1,4 +1,4 @@
-"""Which pictures are trained on and which are held out: fixed by what is in the pictures, never by their names or order."""
+"""Which pictures are trained on and which are held out: a function of their contents, not of names or order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fold:
-    """One training of a trial: what it sees and what it is judged by; the two share no picture."""
+    """The training and the held-out pictures of one fold; they share no picture."""
 
     name: str
     """`holdout` where there is one fold, `fold-1-of-5` and so on where there are several."""
@@ -24,9 +24,9 @@ class Fold:
 
 
 def choose_shots(images: ImageSet, shots: int | None, split_seed: int) -> ImageSet:
-    """`shots` of the pictures (None: all), copies counted once, in an order of the seed's.
+    """`shots` of the pictures (None: all), copies counted once, in an order that depends on the seed.
 
-    The choice depends on the set of contents, the number and the seed alone; the first k of a larger choice are the choice of k.
+    It depends on the set of contents, the number and the seed alone; the first k of a larger choice are those that k shots would give.
     Raises UserError where there are fewer distinct pictures.
     """
     ordered = _shuffled(images, split_seed, "shots")
@@ -41,9 +41,9 @@ def choose_shots(images: ImageSet, shots: int | None, split_seed: int) -> ImageS
 
 
 def make_folds(shots: ImageSet, holdout: ImageSet | int | CrossFit, split_seed: int) -> list[Fold]:
-    """The trainings of one trial.
+    """The folds of one trial.
 
-    A set of held-out pictures is freed of the shots, also of those saved again; a number keeps that many shots back; cross-fitting gives K
+    From a set of held-out pictures the shots are removed, also re-encoded ones; a number holds that many shots out; cross-fitting gives K
     folds whose held-out parts partition the shots, in sizes that differ by one at most.
     Raises UserError where a part would be empty.
     """
@@ -86,7 +86,7 @@ def _cross_fit(shots: ImageSet, folds: int, split_seed: int) -> list[Fold]:
 
 
 def _shuffled(images: ImageSet, seed: int, purpose: str) -> ImageSet:
-    """Distinct pictures in the order of a hash of seed and content: a shuffle that no version of a library can change."""
+    """Distinct pictures in the order of a hash of seed and content: the same with all versions of all libraries."""
     distinct = images.distinct()
 
     def rank(index: int) -> str:

@@ -186,7 +186,7 @@ CASES: dict[str, tuple[Break, str]] = {
     "too few final samples": (too_few_final_samples, r"evaluate\.final_samples: 1 are too few for pairwise_distance; 2 or more"),
     "too few test images": (one_test_image, r"target\.test: 1 images are left.*fd needs 2"),
     "missing source images": (bad_source_images, r"sources: there is no such"),
-    "4 channels": (other_model(in_channels=4, out_channels=4), r"4 channels cannot be fed with pictures; 1 \(grey\) or 3"),
+    "4 channels": (other_model(in_channels=4, out_channels=4), r"4 channels cannot be trained on pictures; 1 \(grey\) or 3"),
     "neither mean nor variance": (other_model(out_channels=5), r"3 channels in and 5 out"),
     "a size that can't be halved": (other_model(sample_size=15), r"can't take the 3x15x15 images"),
     "unknown prediction type": (other_model(prediction_type="noise"), r"prediction_type 'noise'"),

@@ -133,4 +133,4 @@ def test_doubtful_colours_are_said_of_every_place(desk: Desk, fewshot: Command) 
     desk.tree["target"]["holdout"] = str(desk.folder / "held")
     answer = fewshot("check", desk.write())
     for place in ("photos", "held"):
-        assert f"{place}.png: a damaged profile; its numbers are taken for sRGB" in answer.out
+        assert f"{place}.png: a damaged profile; its values are treated as sRGB" in answer.out

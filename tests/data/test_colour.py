@@ -230,7 +230,7 @@ def test_what_cannot_be_read_is_said_by_name(tmp_path: Path, paint: Paint) -> No
     (tmp_path / "zero.png").write_bytes(png(RAMP, 16, gamma(0)))
     found = {finding.name: finding for finding in inspect_images(str(tmp_path), 8) if finding.kind == "colour"}
     assert found.keys() == {"broken.png", "lab.png", "print.jpg", "zero.png"}
-    assert found["broken.png"].message == "broken.png: a damaged profile; its numbers are taken for sRGB"
+    assert found["broken.png"].message == "broken.png: a damaged profile; its values are treated as sRGB"
     assert "Lab" in found["lab.png"].message
     assert "without a colour profile" in found["print.jpg"].message
     for code in ([9, 16, 0, 1], [9, 18, 0, 1], [200, 13, 0, 1]):
