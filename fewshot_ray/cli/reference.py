@@ -26,7 +26,7 @@ This page is made from the code that reads the file: `python -m fewshot_ray.cli.
 
 ## Rules
 
-- YAML 1.2: `1e-5` is a number, `no` is text, `010` is ten. A key that stands twice is refused, and so is an unknown key.
+- YAML 1.2: `1e-5` is a number, `no` is text, `010` is ten. A key that is given twice is refused, and so is an unknown key.
 - Nothing is converted: where a whole number is expected, `40.0` and `"40"` are refused. NaN and infinity are refused.
 - A section that is left out has its defaults. `name`, `source`, `target` and `method` must be given.
 - `name` is made of up to 100 letters, digits, `.`, `_` and `-`, the first a letter or digit.
@@ -47,7 +47,7 @@ Any value below `method` and `train` may be a range. With ranges the run is a se
 Both ends belong to the range, and low is below high. The file must be valid at every end of every range.
 Elsewhere ranges are refused, since the trials would not be comparable. Ranges as Optuna, Weights & Biases or Ray Tune spell them, and
 other trainers' names (`learning_rate`, `epochs`), are refused with the line that is right.
-`method: {sdft: search}` stands for a method's own ranges, the last column of its table below; `train: {params: {lora: search}}` likewise.
+`method: {sdft: search}` is short for a method's own ranges, the last column of its table below; `train: {params: {lora: search}}` likewise.
 
 ## Places
 

@@ -32,7 +32,7 @@ Policy = Literal["color", "translation", "cutout"]
 
 def _distinct(names: list[Policy]) -> list[Policy]:
     if len(set(names)) != len(names):
-        raise ValueError("a name stands twice; once is right")
+        raise ValueError("a name is given twice; once is right")
     return names
 
 

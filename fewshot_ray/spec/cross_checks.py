@@ -13,7 +13,7 @@ PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 
 
 def cross_checks(spec: FileSpec) -> Iterator[tuple[str, str]]:
-    """(dotted path, message) for everything in `spec` that its sections, each for itself, cannot see to be wrong."""
+    """(dotted path, message) for every error between fields of different sections."""
     yield from _secrets(spec)
     yield from _source(spec)
     yield from _holdout(spec)
@@ -25,8 +25,8 @@ def cross_checks(spec: FileSpec) -> Iterator[tuple[str, str]]:
 
 def _secrets(spec: FileSpec) -> Iterator[tuple[str, str]]:
     for path, text in _texts(spec.model_dump(), ""):
-        if PASSWORD.search(text):  # which is not repeated here: messages end up in logs
-            yield path, "the URL holds a password, and files and logs are no place for one; the store's own variables or files are right"
+        if PASSWORD.search(text):  # the password isn't repeated: messages end up in logs
+            yield path, "the URL contains a password, which would end up in files and logs; the store's own variables or files are right"
 
 
 def _texts(tree: Any, path: str) -> Iterator[tuple[str, str]]:

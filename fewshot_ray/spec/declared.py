@@ -1,9 +1,9 @@
-"""Configuration classes that stand in modules which import torch, made without importing torch.
+"""Builds configuration classes that are defined in modules which import torch, without importing torch.
 
-A method's file holds its settings beside its loss. To say at once which settings there are, only the statements of the file are run that
-the class's fields and validators need: its imports of pydantic, its literals and the class itself. (setuptools reads
-`version = {attr = ...}` of a package that it can't import in the same manner.) What can't be had so is refused with
-NeedsImportError, and is left to the check after the imports.
+A method's module contains its settings and its loss. To know the settings within a second, only those statements of the module are run
+that the class's fields and validators need: its imports of pydantic, its literals and the class itself. (setuptools reads
+`version = {attr = ...}` of a package that it can't import in the same manner.) What can't be built so raises
+NeedsImportError, and is checked after the imports.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from typing import Any
 PACKAGE = "fewshot_ray"
 ROOT = Path(__file__).parents[1]
 AT_ONCE = ("fewshot_ray.spec", "fewshot_ray.errors", "collections", "dataclasses", "enum", "math", "pydantic", "re", "typing")
-"""What is imported as it is: it takes no second, and `Section` and the ranges must be the real ones."""
+"""Modules that are really imported: they load quickly, and `Section` and the ranges must be the real classes."""
 
 
 class NeedsImportError(Exception):
-    """The module itself must be imported for that."""
+    """The value can only be had by importing the module."""
 
 
 def declared(module: str, name: str) -> Any:
-    """What `name` is in one of the package's modules, given by its dotted name. Raises NeedsImportError."""
+    """The value of `name` in one of the package's modules, given by its dotted name. Raises NeedsImportError."""
     return source(module).value(name)
 
 
 def table(module: str, name: str) -> dict[str, ast.expr]:
-    """The keys and the values' expressions of a dict that stands in a module. Raises NeedsImportError where none does."""
+    """The keys and the expressions of the values of a dict in a module. Raises NeedsImportError where there is no such dict."""
     value = getattr(source(module).statements.get(name), "value", None)
     if not isinstance(value, ast.Dict):
         raise NeedsImportError(f"{module}.{name}")
@@ -49,7 +49,7 @@ def source(module: str) -> Source:
 
 
 class Source:
-    """One file: its statements by the names they bind, and the values of those that were asked for."""
+    """A module's statements by the names they bind, and the values computed so far."""
 
     def __init__(self, module: str, path: Path) -> None:
         self.path = path
@@ -58,7 +58,7 @@ class Source:
         self.values: dict[str, Any] = {"__name__": module}
 
     def value(self, name: str) -> Any:
-        """What `name` is bound to. Raises NeedsImportError."""
+        """The value that `name` is bound to. Raises NeedsImportError."""
         if name not in self.values:
             statement = self.statements.get(name)
             if isinstance(statement, ast.Import | ast.ImportFrom):
@@ -108,12 +108,12 @@ def _is_read(node: ast.Name | ast.arg) -> bool:
 
 
 def _reduced(statement: ast.Assign | ast.AnnAssign | ast.ClassDef | ast.FunctionDef) -> ast.stmt:
-    """Without the annotations that only type checkers read, and a class without what it does besides holding checked fields."""
+    """The statement without annotations that only type checkers use, and a class reduced to its fields and validators."""
     if isinstance(statement, ast.AnnAssign) and statement.value is not None:
         return ast.copy_location(ast.Assign([statement.target], statement.value), statement)
     if isinstance(statement, ast.ClassDef):
         body = [part for part in statement.body if not isinstance(part, ast.FunctionDef) or _validates(part)]
-        # Else the text of the class would be looked for, to read its fields' docstrings, in a module that isn't there.
+        # Otherwise pydantic would look for the class's source, for its fields' docstrings, in a module that isn't loaded.
         plain = ast.keyword("use_attribute_docstrings", ast.Constant(False))
         statement = copy.copy(statement)
         statement.body, statement.keywords = body or [ast.Pass()], [*statement.keywords, plain]

@@ -1,4 +1,4 @@
-"""A run's file as a tree of plain values and ranges that knows its lines."""
+"""A run's file as a tree of plain values and ranges, with the line of each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MAX_BYTES = 256 * 1024
 
 @dataclass(frozen=True)
 class Document:
-    """What a file holds.
+    """The contents of a run's file.
 
     `tree`: dicts, lists and plain values, with a Range object where the file has a range.
     `lines`: line (from 1) of each dotted path; the items of a list count from 0 (`train.betas.1`).
@@ -32,10 +32,10 @@ class Document:
     name: str
     lines: Mapping[str, int] = field(default_factory=dict)
     given: Mapping[str, str] = field(default_factory=dict)
-    """The places as they stand in the file, by dotted path, where `tree` has what they mean."""
+    """The places as written in the file, by dotted path; `tree` has them resolved."""
 
     def line(self, path: str) -> int | None:
-        """The line that `path` stands in, or the nearest path above it that is in the file; None where neither is known."""
+        """The line of `path`, or of the nearest path above it that is in the file; None where neither is known."""
         while path and path not in self.lines:
             path = path.rpartition(".")[0]
         return self.lines.get(path)
@@ -47,7 +47,7 @@ class Document:
         return UserError(f"{place}: {path}: {message}" if path else f"{place}: {message}")
 
     def missing(self, place: Place) -> UserError:
-        """Of a place where nothing is: what was given, and where that was looked for."""
+        """The message for a place that doesn't exist: what was given, and where it was looked for."""
         given, looked = self.given.get(place.path, place.value), place.bare
         where = "" if given == looked else f" ({looked})"
         elsewhere = os.path.abspath(expanded(given))
@@ -58,7 +58,7 @@ class Document:
 
 
 def read_document(path: str | os.PathLike[str]) -> Document:
-    """The file at `path`, its places made what they mean (`places.resolve`).
+    """The file at `path`, its places resolved (`places.resolve`).
 
     Raises UserError when it can't be read or is not a UTF-8 YAML mapping.
     """
@@ -66,7 +66,7 @@ def read_document(path: str | os.PathLike[str]) -> Document:
 
 
 def located(document: Document, path: str | os.PathLike[str]) -> Document:
-    """A document that was read from the file at `path`, its places made what they mean there."""
+    """The document with its places resolved relative to the file at `path`, which it was read from."""
     return replace(document, given=resolve(document.tree, os.path.dirname(os.path.abspath(_found(path)))))
 
 
@@ -76,7 +76,7 @@ def _found(path: str | os.PathLike[str]) -> str:
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """What the file at `path` holds. Raises UserError when it can't be read, is larger than 256 KiB or is not UTF-8."""
+    """The text of the file at `path`. Raises UserError when it can't be read, is larger than 256 KiB or is not UTF-8."""
     name = os.fspath(path)
     try:
         with Path(_found(path)).open("rb") as file:
@@ -97,14 +97,14 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def parse_document(text: str, name: str) -> Document:
-    """`text` as a document; `name` stands for the file in messages. Raises UserError when it is not a YAML mapping, or has wrong values."""
+    """`text` as a document; `name` is the file's name in messages. Raises UserError when it is not a YAML mapping, or has wrong values."""
     document, problems = parse_with_problems(text, name)
     raise_any(document, problems)
     return document
 
 
 def parse_with_problems(text: str, name: str) -> tuple[Document, list[Problem]]:
-    """`text` as a document, and its values that are none (WRONG stands for them). Raises UserError when it is no YAML mapping."""
+    """`text` as a document (with WRONG in place of invalid values), and the problems found. Raises UserError when it is no YAML mapping."""
     tree, lines, problems = from_yaml(text, name)
     if tree is None:
         raise UserError(f"{name}: is empty; a mapping with name, source, target and method is right")
@@ -127,7 +127,7 @@ def ranges(tree: Any, path: str = "") -> dict[str, Range]:
 
 
 def substitute(tree: Any, values: Mapping[str, Any]) -> Any:
-    """A deep copy of `tree` in which `values[path]` stands in place of the range at each `path`.
+    """A deep copy of `tree` with `values[path]` in place of the range at each `path`.
 
     Raises KeyError when a range is left without a value, or a value names no range.
     """
@@ -139,7 +139,7 @@ def substitute(tree: Any, values: Mapping[str, Any]) -> Any:
 
 
 def value_at(tree: Any, path: str) -> Any:
-    """What stands at the dotted `path` in `tree`. Raises KeyError where nothing does."""
+    """The value at the dotted `path` in `tree`. Raises KeyError where there is none."""
     for part in path.split(".") if path else ():
         children = {str(key): value for key, value in _children(tree)}
         if part not in children:

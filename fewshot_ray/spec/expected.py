@@ -1,4 +1,4 @@
-"""What a pydantic model expects at a place, in words."""
+"""Describes in words what a pydantic model expects at a path."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fewshot_ray.spec.wording import show
 
 
 class Expected(NamedTuple):
-    """A type and the bounds on it, as pydantic keeps them."""
+    """A type and its bounds, as pydantic stores them."""
 
     annotation: Any
     metadata: tuple[Any, ...] = ()
 
     def members(self) -> list[Expected]:
-        """The alternatives of a union, each with the bounds that hold for it; `[self]` for another type."""
+        """The alternatives of a union, each with its bounds; `[self]` for any other type."""
         if get_origin(self.annotation) is Annotated:
             inner, *metadata = get_args(self.annotation)
             return Expected(inner, (*self.metadata, *_flat(metadata))).members()
@@ -29,11 +29,11 @@ class Expected(NamedTuple):
 
     @property
     def is_list(self) -> bool:
-        """Whether values of this type are lists; of no union."""
+        """Whether values of this type are lists; the type may be no union."""
         return (get_origin(self.annotation) or self.annotation) in (list, tuple)
 
     def below(self, key: str | int) -> list[Expected]:
-        """What is expected at `key` of a value of this type; empty where nothing is known of it."""
+        """What is expected at `key` of a value of this type; empty where that isn't known."""
         found: list[Expected] = []
         for member in self.members():
             arguments = get_args(member.annotation)
@@ -46,7 +46,7 @@ class Expected(NamedTuple):
 
 
 def expected_at(model: type[BaseModel], keys: Sequence[str | int]) -> list[Expected]:
-    """What `model` expects at the end of `keys`, as alternatives; empty where it says nothing."""
+    """What `model` expects at the end of `keys`, as alternatives; empty where the model doesn't define it."""
     found = [Expected(model)]
     for key in keys:
         found = [below for expected in found for below in expected.below(key)]
@@ -54,13 +54,13 @@ def expected_at(model: type[BaseModel], keys: Sequence[str | int]) -> list[Expec
 
 
 def whole_numbers(alternatives: Iterable[Expected]) -> bool | None:
-    """Whether whole numbers alone are expected, not any number; None where no number is."""
+    """Whether only whole numbers are expected, not any number; None where no number is expected."""
     numbers = {member.annotation for expected in alternatives for member in expected.members()} & {int, float}
     return numbers == {int} if numbers else None
 
 
 def takes_whole_numbers(model: type[BaseModel], keys: Sequence[str | int]) -> bool | None:
-    """Whether the field at the end of `keys` takes whole numbers alone; None where it takes none, or isn't known."""
+    """Whether the field at the end of `keys` takes only whole numbers; None where it takes no numbers, or isn't known."""
     return whole_numbers(expected_at(model, keys))
 
 

@@ -24,20 +24,20 @@ KINDS = {
         *("categories", "choices", "options"),
     ),
 }
-"""Their names by ours; ours stand among them for what is written below them as a mapping."""
+"""Other tools' names by ours; ours are among them, for a mapping below one of our names."""
 OF_NAME = {name: kind for kind, names in KINDS.items() for name in names}
 ENDS = (("min", "max"), ("low", "high"), ("lower", "upper"), ("start", "end"), ("start", "stop"))
 BESIDE = {"distribution", "type", "log", "scale", "step", "q", "base", "name", "probabilities", "preset", "default"}
 EXPONENTS = ("log_uniform", "q_log_uniform")
-"""Of Weights & Biases: the ends are exponents of e."""
+"""Distributions of Weights & Biases whose ends are exponents of e."""
 CALL = re.compile(r"(?:\w+\.)*(\w+)\((.{0,200})\)")
 
 IsWhole = Callable[[str], bool | None]
-"""Whether the field at a dotted path takes whole numbers; None where that isn't known."""
+"""Tells whether the field at a dotted path takes only whole numbers; None where that isn't known."""
 
 
 def foreign_ranges(tree: Any, path: str, is_whole: IsWhole) -> Iterator[Problem]:
-    """Every range at or below `path` that is spelled as another tool does, with the line that is right."""
+    """Every range at or below `path` that is written as in another tool, with the line that is right."""
     if (right := right_spelling(tree, is_whole(path))) is not None:
         yield Problem(path, f"{show(tree)} is how other tools write a range; `{path.rpartition('.')[2]}: {right}` is right")
     elif isinstance(tree, Mapping):
@@ -49,7 +49,7 @@ def foreign_ranges(tree: Any, path: str, is_whole: IsWhole) -> Iterator[Problem]
 
 
 def right_spelling(value: Any, whole: bool | None = None) -> str | None:
-    """The range that a mapping or a call (`tune.loguniform(1e-5, 1e-3)`) of another tool means, as a file has it; None where it is none."""
+    """The range of another tool's mapping or call (`tune.loguniform(1e-5, 1e-3)`) as a run's file has it; None where it is no range."""
     if isinstance(value, str):
         return _call(value, whole)
     if not isinstance(value, Mapping) or not value:
@@ -82,7 +82,7 @@ def spelled_list(values: Sequence[Any], whole: bool | None = None) -> str:
 
 
 def _below_name(kind: str, inner: Any, whole: bool | None) -> str | None:
-    """What stands below a distribution's name: a list of the ends, or a mapping of them; a list below our own names is ours already."""
+    """The range from the value below a distribution's name, a list or mapping of the ends; None for a list below our own names."""
     if isinstance(inner, Mapping):
         for low, high in ENDS:
             if {low, high} <= inner.keys():

@@ -1,6 +1,6 @@
-"""The fields of a file that say where something is read from: images, models, weights; and what a place in a file means.
+"""The fields of a run's file that name places to read (images, models, weights), and how places are resolved.
 
-`~` and `$VAR` stand for what they are to the user who reads the file. Relative inputs are relative to the file.
+`~` and `$VAR` are expanded in the environment of the process that reads the file. Relative inputs are relative to the file.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ FILES = {"evaluate": ("extractor_weights", "lpips_weights")}
 
 
 COLUMN = "?column="
-"""Between a Parquet place and the column that is to be read of it."""
+"""Separates a Parquet place from the name of its column."""
 
 
 def without_column(place: str) -> tuple[str, str | None]:
-    """A place, and the column that is named behind it."""
+    """A place, and the name of the column after it, if any."""
     before, mark, column = place.rpartition(COLUMN)
     return (before, column) if mark and column and "/" not in column else (place, None)
 
 
 @dataclass(frozen=True)
 class Place:
-    """A field that holds a place, in the tree it stands in, which `put` changes."""
+    """A field of a file's tree that names a place; `put` changes it in the tree."""
 
     path: str
-    """Dotted, as the file's messages have it."""
+    """Dotted path of the field."""
     node: dict[str, Any]
     key: str
     images: bool
     hub: bool = False
-    """Whether it may be a hub's id (owner/name) as well."""
+    """Whether it may also be a hub id (owner/name)."""
 
     @property
     def value(self) -> str:
@@ -44,36 +44,36 @@ class Place:
 
     @property
     def bare(self) -> str:
-        """The same without the column of a Parquet place."""
+        """The value without the column of a Parquet place."""
         return without_column(self.value)[0]
 
     def put(self, place: str) -> None:
-        """Name another place there; the column stays."""
+        """Replace the place; the column stays."""
         column = without_column(self.value)[1]
         self.node[self.key] = place if column is None else f"{place}{COLUMN}{column}"
 
     @property
     def is_missing(self) -> bool:
-        """Whether it is a path of this machine's disk where nothing is. Of a relative one, a hub's id, nothing is known."""
+        """Whether it is an absolute local path that doesn't exist; False for a relative one, which is a hub id."""
         return self.here is None and os.path.isabs(_on_disk(self.bare))
 
     @property
     def here(self) -> Path | None:
-        """Its absolute path, links followed, where it is a file or folder on this machine's disk."""
+        """Its absolute path, links followed, where it is a local file or folder; else None."""
         try:
             path = Path(_on_disk(self.bare))
             return path.resolve() if path.exists() else None
-        except (OSError, ValueError):  # a name that is too long, or none
+        except (OSError, ValueError):  # too long, or not a valid path
             return None
 
 
 def _on_disk(place: str) -> str:
-    """`file:///a` as the path that it names; other URLs, which are no absolute paths, stay."""
+    """`file:///a` as a path; anything else is unchanged."""
     return place.removeprefix("file://") if place.startswith("file:///") else place
 
 
 def places(tree: dict[str, Any]) -> Iterator[Place]:
-    """Every place that a file's tree names, valid or not."""
+    """Every place in a file's tree, valid or not."""
     for sections, images in ((IMAGES, True), (FILES, False)):
         for section, keys in sections.items():
             yield from _in(tree.get(section), section, keys, images)
@@ -96,14 +96,14 @@ def _in(node: Any, path: str, keys: tuple[str, ...], images: bool, *, hub: bool 
 
 
 def expanded(text: str) -> str:
-    """With the home directory and the variables that `~` and `$VAR` stand for; what stands for nothing stays."""
+    """`text` with `~` and `$VAR` replaced by their values; those without a value stay."""
     return os.path.expanduser(os.path.expandvars(text))
 
 
 def resolve(tree: dict[str, Any], folder: str) -> dict[str, str]:
-    """Put into a tree what its places mean in a file that lies in `folder`; returns what was given, by dotted path, where it differs.
+    """Resolve the places of a tree whose file is in `folder`, in the tree itself; returns the changed ones as given, by dotted path.
 
-    `storage` keeps what is relative in it: that is relative to the working directory.
+    A relative `storage` stays relative: it is so to the working directory.
     """
     given = {}
     for place in places(tree):
@@ -113,7 +113,7 @@ def resolve(tree: dict[str, Any], folder: str) -> dict[str, str]:
             given[place.path] = before
             place.put(meant)
     storage = tree.get("storage")
-    if isinstance(storage, str) and not os.path.exists(storage):  # the name of a folder may hold a `$`
+    if isinstance(storage, str) and not os.path.exists(storage):  # a folder's name may contain a `$`
         tree["storage"] = expanded(storage)
     return given
 
@@ -125,6 +125,6 @@ def _meant(text: str, folder: str, *, hub: bool) -> str:
         return str(Path(literally))
     path = expanded(text)
     beside = str(Path(folder, path))
-    # `~nobody` is no name beside the file; owner/name is a hub's where nothing of that name is.
+    # `~nobody` isn't relative to the file; owner/name is a hub id where there is no such folder.
     may_be_a_hubs = hub and path.count("/") == 1 and not path.startswith(("/", ".")) and not os.path.exists(beside)
     return path if not path or path.startswith("~") or may_be_a_hubs else beside

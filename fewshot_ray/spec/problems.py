@@ -1,4 +1,4 @@
-"""What is wrong with a file: a dotted field and a message each, gathered so that one reading names all of them."""
+"""The errors of a file, a dotted field and a message each, collected so that all are reported at once."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ MOST_SHOWN = 20
 
 
 class Problem(NamedTuple):
-    """One thing to put right."""
+    """One error in a file."""
 
     path: str
-    """Dotted; '' for the file as a whole."""
+    """Dotted path of the field; '' for the file as a whole."""
     message: str
-    """What is given there and what would be right."""
+    """What is given and what would be right."""
     line: int | None = None
-    """Of the file, from 1; None leaves it to the path."""
+    """Line in the file, from 1; None: that of the path."""
 
 
 def user_error(document: Document, problems: Iterable[Problem]) -> UserError:
-    """A UserError of a line each, in the order of the file's lines; of several problems of a field the first is said."""
+    """A UserError of a line each, in the order of the file's lines; of several problems of one field only the first is shown."""
     said: dict[tuple[str, int | None], Problem] = {}
     for problem in problems:
         said.setdefault((problem.path, problem.line), problem)
@@ -37,13 +37,13 @@ def user_error(document: Document, problems: Iterable[Problem]) -> UserError:
 
 
 def raise_any(document: Document, problems: Iterable[Problem]) -> None:
-    """Raise UserError, of a line each, where there are problems."""
+    """Raise UserError, with a line per problem, where there are any."""
     if found := list(problems):
         raise user_error(document, found)
 
 
 def apart_from(paths: Collection[str], problems: Iterable[Problem]) -> Iterator[Problem]:
-    """The problems that stand neither at one of the `paths` nor below it: what is wrong there has been said."""
+    """The problems that are neither at one of `paths` nor below it: those fields have been reported already."""
     for problem in problems:
         if not any(problem.path == path or problem.path.startswith(f"{path}.") for path in paths):
             yield problem

@@ -1,4 +1,4 @@
-"""The four ranges that may stand in a run's file in place of a value; the numeric ones may name their preset."""
+"""The four kinds of range that a run's file may have in place of a value; numeric ones may give a preset."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ RANGE_KINDS = ("float", "log", "int", "choice")
 class FloatRange:
     """Every number in [low, high]; with `log`, drawn uniformly in its logarithm.
 
-    Raises ValueError for ends that are no finite numbers, for low >= high, for a log range that reaches 0, and for a preset outside.
+    Raises ValueError for ends that aren't finite numbers, for low >= high, for a log range that reaches 0, and for a preset outside.
     """
 
     low: float
     high: float
     log: bool = False
     preset: float | None = None
-    """What a sweep's first trial takes; None leaves it to the field."""
+    """The value in a sweep's first trial; None for the field's own preset."""
 
     def __post_init__(self) -> None:
         for end in (self.low, self.high):
@@ -49,7 +49,7 @@ class FloatRange:
         return math.inf
 
     def endpoints(self) -> tuple[float, float]:
-        """The values that must be valid for every value in the range to be."""
+        """The values that must be valid so that all values in the range are."""
         return (self.low, self.high)
 
     def contains(self, value: object) -> bool:
@@ -57,7 +57,7 @@ class FloatRange:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and self.low <= value <= self.high
 
     def to_yaml(self) -> dict[str, Any]:
-        """The mapping that stands for the range in a file."""
+        """The mapping that a file has for the range."""
         return {"log" if self.log else "float": [self.low, self.high]} | _preset_key(self)
 
     def describe(self) -> str:
@@ -72,7 +72,7 @@ class IntRange:
     low: int
     high: int
     preset: int | None = None
-    """What a sweep's first trial takes; None leaves it to the field."""
+    """The value in a sweep's first trial; None for the field's own preset."""
 
     def __post_init__(self) -> None:
         for end in (self.low, self.high):
@@ -88,7 +88,7 @@ class IntRange:
         return self.high - self.low + 1
 
     def endpoints(self) -> tuple[int, int]:
-        """The values that must be valid for every value in the range to be."""
+        """The values that must be valid so that all values in the range are."""
         return (self.low, self.high)
 
     def contains(self, value: object) -> bool:
@@ -96,7 +96,7 @@ class IntRange:
         return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
 
     def to_yaml(self) -> dict[str, Any]:
-        """The mapping that stands for the range in a file."""
+        """The mapping that a file has for the range."""
         return {"int": [self.low, self.high]} | _preset_key(self)
 
     def describe(self) -> str:
@@ -106,7 +106,7 @@ class IntRange:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several values of any plain kind. Raises ValueError when there is none or one stands twice.
+    """One of several values of any plain kind. Raises ValueError when there is none or one is repeated.
 
     `1`, `1.0` and `true` are three different values here, as they are in a file.
     """
@@ -119,7 +119,7 @@ class Choice:
             raise ValueError("a choice needs at least one value; {choice: [a, b]} is right")
         for index, value in enumerate(self.values):
             if any(_same(value, earlier) for earlier in self.values[:index]):
-                raise ValueError(f"{show(value)} stands twice in the choice; once is right")
+                raise ValueError(f"{show(value)} is given twice in the choice; once is right")
 
     @property
     def count(self) -> float:
@@ -127,7 +127,7 @@ class Choice:
         return len(self.values)
 
     def endpoints(self) -> tuple[Any, ...]:
-        """The values that must be valid: all of them."""
+        """All values, which must all be valid."""
         return self.values
 
     def contains(self, value: object) -> bool:
@@ -135,11 +135,11 @@ class Choice:
         return self.index(value) is not None
 
     def index(self, value: object) -> int | None:
-        """The value's position among the choices; None where it is none of them."""
+        """The value's index among the choices; None where it isn't one of them."""
         return next((index for index, choice in enumerate(self.values) if _same(value, choice)), None)
 
     def to_yaml(self) -> dict[str, list[Any]]:
-        """The mapping that stands for the choice in a file."""
+        """The mapping that a file has for the choice."""
         return {"choice": list(self.values)}
 
     def describe(self) -> str:
@@ -153,7 +153,7 @@ Range = FloatRange | IntRange | Choice
 def range_of(kind: str, values: Sequence[Any], preset: Any = None) -> Range:
     """The range written `{kind: values, preset: preset}` in a file; `kind` is one of RANGE_KINDS.
 
-    Raises ValueError, in one line, where `values` do not make one.
+    Raises ValueError, in one line, where `values` aren't valid for the kind.
     """
     if kind == "choice" and preset is not None:
         raise ValueError("a choice's first value is its preset; the choice alone, in that order, is right")

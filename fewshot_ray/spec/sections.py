@@ -14,12 +14,12 @@ from fewshot_ray.spec.wording import show
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _VARIABLE = re.compile(r"\$(?:[A-Za-z_]\w*|\{[^}]*\})")
 _MOST_NAME_BYTES, _MOST_PATH_BYTES = 255, 4_000
-"""What disks take; the path leaves room for the names below it."""
+"""Limits of file systems; the path's leaves room for names below it."""
 _CONSTRAINT = re.compile(r"\s*(<=|>=)\s*([-+]?(?:\.[0-9]+|[0-9]+\.?[0-9]*)(?:[eE][-+]?[0-9]+)?)\s*")
 
 
 def parse_constraint(text: str) -> tuple[Literal["<=", ">="], float]:
-    """`"<= 0.2"` as ("<=", 0.2). Raises ValueError for what is no bound."""
+    """`"<= 0.2"` as ("<=", 0.2). Raises ValueError where it isn't a bound."""
     match = _CONSTRAINT.fullmatch(text)
     if match is None or not math.isfinite(float(match[2])):
         raise ValueError(f"{show(text)} is not a bound; '<= 0.2' or '>= 0.1' is right")
@@ -40,7 +40,7 @@ def _run_name(name: str) -> str:
 def _distinct(items: list[Any]) -> list[Any]:
     for index, item in enumerate(items):
         if item in items[:index]:
-            raise ValueError(f"{show(item)} stands twice; once is right")
+            raise ValueError(f"{show(item)} is given twice; once is right")
     return items
 
 
@@ -69,7 +69,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """What all sections share: unknown keys refused, no silent conversion, no infinities, and no change afterwards."""
+    """Base of all sections: unknown keys are refused, values are never converted, infinities are refused, instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -84,7 +84,7 @@ class SourceSpec(Section):
     """Model built from scratch: UNet2DModel's configuration, with an optional `scheduler`."""
 
     adm: dict[str, Any] | None = None
-    """Original ADM, guided-diffusion or P2 checkpoint: `weights` (a .pt file) and the flags it was trained with, by their names."""
+    """Original ADM, guided-diffusion or P2 checkpoint: `weights` (a .pt file) and the flags it was trained with."""
 
     gan: dict[str, Any] | None = None
     """A GAN, from scratch or from its `weights`: {stylegan2: {resolution: 64}} or {fastgan: {resolution: 256}}."""
@@ -109,95 +109,95 @@ class SourceSpec(Section):
 
     @property
     def pretrained(self) -> bool:
-        """Whether training starts from somebody's weights."""
+        """Whether training starts from given weights, not from random ones."""
         if self.gan is not None:
             return any(isinstance(settings, dict) and settings.get("weights") is not None for settings in self.gan.values())
         return self.build is None
 
 
 class CrossFit(Section):
-    """Every shot held out once: a trial is `crossfit` folds trained side by side."""
+    """Cross-fitting: every shot is held out once; a trial trains `crossfit` folds, and its metrics are their means."""
 
     crossfit: int = Field(ge=2)
-    """Folds."""
+    """Number of folds."""
 
 
 class TargetSpec(Section):
-    """The few images to adapt to, and what candidates are judged on."""
+    """The few images to adapt to, and the images that trials are evaluated on."""
 
     images: Place
     """Target images: a folder, zip, Parquet file or URL."""
 
     shots: PositiveInt | None = None
-    """Images trained on, chosen by `split_seed`; all when not given."""
+    """Number of images trained on, chosen by `split_seed`; all when not given."""
 
     split_seed: int = Field(default=0, ge=0)
-    """Seed of every split of the target images."""
+    """Seed of all splits of the target images."""
 
     holdout: Place | PositiveInt | CrossFit = CrossFit(crossfit=5)
-    """Images candidates are judged on: a place, a number of shots kept back, or {crossfit: folds}."""
+    """Held-out images: a place, a number of shots to hold out, or {crossfit: folds}."""
 
     labels: Literal["one", "folders"] | None = None
-    """Classes of the images, for a class-conditional model: 'one' new class for all, or a class for each sub-folder."""
+    """Classes of the images, for a class-conditional model: 'one' new class for all images, or one class per sub-folder."""
 
     test: Place | None = None
-    """Images that `evaluate` reports on; nothing is ever selected on them."""
+    """Images for `evaluate`; nothing is selected on them."""
 
 
 class EmaSpec(Section):
-    """Exponential moving average of the weights; it is what is evaluated and exported."""
+    """Exponential moving average of the weights, which is evaluated and exported."""
 
     decay: float = Field(default=0.999, ge=0, lt=1)
-    """Share of the average kept in a step."""
+    """Decay of the average per step."""
 
     warmup: bool = True
-    """Begin with a small decay that grows, so that a short run is not left with the source's weights."""
+    """Start with a small decay that grows, so that in a short run the average doesn't stay near the source's weights."""
 
 
 class TrainSpec(Section):
-    """One trial's optimisation."""
+    """The optimisation in each trial."""
 
     steps: PositiveInt = 300
     """Optimiser steps."""
 
     batch_size: PositiveInt = 40
-    """Images a step, over all workers together."""
+    """Images per step, over all workers together."""
 
     micro_batch: Literal["auto"] | PositiveInt = "auto"
-    """Images that pass through the network at a time; 'auto' finds what fits."""
+    """Images per forward and backward pass of a worker; 'auto' finds what fits into memory."""
 
     lr: float = Field(default=5e-5, gt=0)
     """Learning rate."""
 
     lr_schedule: Literal["constant", "cosine"] = "constant"
-    """Course of the learning rate after its warm-up."""
+    """Schedule of the learning rate after its warm-up."""
 
     lr_warmup_steps: int = Field(default=0, ge=0)
-    """Steps in which the learning rate rises from 0."""
+    """Steps over which the learning rate rises linearly from 0."""
 
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled weight decay."""
 
     betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
-    """Adam's decay rates of the first and second moment."""
+    """Adam's decay rates of the first and the second moment."""
 
     gradient_clip: Annotated[float, Field(gt=0)] | None = 1.0
-    """Largest norm of the gradient; null leaves it as it is."""
+    """Largest norm of the gradient, which is scaled down to it; null for no clipping."""
 
     params: Text | dict[str, dict[str, Any]] = "full"
-    """What is trained: full, bitfit, difffit, adaptor, lora, oft or boft, or with settings: {lora: {rank: 8}}."""
+    """Which parameters are trained: full, bitfit, difffit, adaptor, lora, oft or boft, or with settings: {lora: {rank: 8}}."""
 
     label_dropout: float = Field(default=0.1, ge=0, lt=1)
     """Share of the labels replaced by the null class, for classifier-free guidance; class-conditional models only."""
 
     checkpoint_sec: float = Field(default=60.0, ge=0)
-    """Seconds after which a checkpoint is due between evaluations."""
+    """Seconds between checkpoints; every evaluation writes one too."""
 
     gan: dict[str, Any] = {}
-    """What the training of a GAN has besides: the settings of its architecture's recipe, e.g. {r1: 10, ada: {target: 0.6}}."""
+    """Settings of a GAN's training recipe, which depend on its architecture, e.g. {r1: 10, ada: {target: 0.6}}."""
 
     compile: bool = False
-    """Compile the network with torch.compile: a slow first step, faster ones after it."""
+    """Compile the network with torch.compile: the first step takes longer, later ones are faster."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward pass; weights and optimiser stay in fp32."""
@@ -210,13 +210,13 @@ class TrainSpec(Section):
 
 
 class EvaluateSpec(Section):
-    """What a trial is measured by, and how often."""
+    """How trials are evaluated, and how often."""
 
     every: PositiveInt = 50
     """Training steps between evaluations."""
 
     samples: int = Field(default=256, ge=0)
-    """Images generated in an evaluation."""
+    """Images generated per evaluation."""
 
     final_samples: int = Field(default=1000, ge=0)
     """Images generated in the evaluation of the winners."""
@@ -225,7 +225,7 @@ class EvaluateSpec(Section):
     """Metrics computed in every evaluation."""
 
     extractor: Text = "auto"
-    """Network whose features the metrics compare: auto, digits or inception."""
+    """Network whose features the metrics use: auto, digits or inception."""
 
     extractor_weights: Place | None = None
     """Local file with the extractor's weights; fetched when not given."""
@@ -237,52 +237,52 @@ class EvaluateSpec(Section):
     """Sampler of the generated images."""
 
     sampler_steps: PositiveInt = 50
-    """Network evaluations a generated image takes."""
+    """Network evaluations per generated image."""
 
     guidance_scale: float = Field(default=1.0, ge=1)
-    """Classifier-free guidance of the generated images, 1 for none; class-conditional models only."""
+    """Scale of classifier-free guidance for generated images, 1 for none; class-conditional models only."""
 
     paths: PositiveInt = 64
-    """Straight lines through a GAN's latent space that path_uniformity and ppl_uniformity are measured on in an evaluation."""
+    """Straight lines through a GAN's latent space per evaluation, for path_uniformity and ppl_uniformity."""
 
     final_paths: PositiveInt = 1000
-    """As many in the evaluation of the winners."""
+    """Straight lines through the latent space in the evaluation of the winners."""
 
     loss_draws: PositiveInt = 256
-    """Least number of fixed (t, eps) pairs that holdout_loss averages over; every held-out image has at least one."""
+    """Minimum number of fixed (t, eps) pairs that holdout_loss averages over; every held-out image has at least one."""
 
     grid_images: int = Field(default=16, ge=0)
-    """Images in an evaluation's sample grid."""
+    """Images in the sample grid of an evaluation."""
 
     keep_samples: bool = False
-    """Keep the generated images of every evaluation, not the grid alone."""
+    """Keep all generated images of every evaluation, not only the grid."""
 
 
 class AshaSpec(Section):
-    """Asynchronous successive halving (Li et al. 2020) of the sampler's trials; preset and plain fine-tuning run to their end."""
+    """Asynchronous successive halving (Li et al. 2020) of the sampler's trials; preset and plain fine-tuning are never stopped."""
 
     metric: Text
-    """Metric, one of evaluate.metrics, that trials are stopped by; one that keeps search.constraints is before any that doesn't."""
+    """Metric, one of evaluate.metrics, that trials are compared by; trials that keep search.constraints rank before those that don't."""
 
     grace_steps: PositiveInt
-    """Steps every trial may take; a multiple of evaluate.every."""
+    """Steps before the first decision to stop a trial; a multiple of evaluate.every."""
 
     reduction_factor: int = Field(default=3, ge=2)
-    """One in so many trials goes on from a rung to the next."""
+    """At each rung the best 1 / reduction_factor of the trials continue."""
 
 
 class SchedulerSpec(Section):
-    """What stops trials early."""
+    """Early stopping of trials."""
 
     asha: AshaSpec | None = None
     """Successive halving; nothing is stopped when not given."""
 
 
 class ConfirmSpec(Section):
-    """The rerun of the winners, and of plain fine-tuning at their learning rate, on fresh seeds."""
+    """Reruns of the winners, and of plain fine-tuning at their learning rate, with new seeds."""
 
     top: PositiveInt = 1
-    """Winners that are rerun."""
+    """Number of winners that are rerun."""
 
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(_distinct)] = Field(default=[1, 2, 3], min_length=1)
     """Seeds of the reruns."""
@@ -292,13 +292,13 @@ class SearchSpec(Section):
     """How the ranges are searched."""
 
     trials: PositiveInt = 1
-    """Trials, presets and plain fine-tuning among them; no more than there are configurations, since none is trained twice."""
+    """Number of trials, including preset and plain fine-tuning; at most the number of configurations, since none is trained twice."""
 
     objectives: dict[str, Literal["min", "max"]] = Field(default={"holdout_loss": "min"}, min_length=1)
-    """Metrics, of evaluate.metrics, to make smallest or largest."""
+    """Metrics, of evaluate.metrics, to minimise or maximise."""
 
     constraints: dict[str, Annotated[str, AfterValidator(_constraint)]] = {}
-    """Bounds that a winner must keep, e.g. {memorisation: '<= 0.2'}."""
+    """Bounds on metrics that a winner must keep, e.g. {memorisation: '<= 0.2'}."""
 
     sampler: Literal["tpe", "random", "gp"] = "tpe"
     """Optuna's sampler."""
@@ -310,35 +310,35 @@ class SearchSpec(Section):
     """Rerun of the winners; none when not given."""
 
     concurrent: PositiveInt | None = None
-    """Trials that run at a time; as many as fit when not given."""
+    """Number of trials that run at the same time; as many as fit when not given."""
 
     keep_checkpoints: PositiveInt = 10
-    """Finished trials, the best, that keep a checkpoint; preset, plain fine-tuning, reruns, refit and Pareto front keep theirs besides."""
+    """Number of best finished trials that keep a checkpoint, in addition to preset, plain fine-tuning, reruns, refit and Pareto front."""
 
     retries: int = Field(default=2, ge=0)
-    """Times a trial is started again after its worker crashed; a machine that went away is not counted."""
+    """Times a trial is restarted after its worker crashed; the loss of a machine isn't counted."""
 
     include_preset: bool = True
-    """Begin with the preset of the methods, together as they are in the file."""
+    """Start with a trial at the methods' presets."""
 
     include_plain: bool = True
-    """Begin with plain fine-tuning at the file's values."""
+    """Start with a trial of plain fine-tuning, at the preset's values below `train`."""
 
 
 class ResourcesSpec(Section):
-    """What one trial runs on."""
+    """The hardware of one trial."""
 
     workers: PositiveInt = 1
-    """Processes that share a trial's batches."""
+    """Processes (ranks) that share a trial's batches."""
 
     min_workers: PositiveInt = 1
-    """A trial whose node is lost goes on with as many workers as the others hold, this many at least."""
+    """Minimum number of workers that a trial continues with after the loss of a node."""
 
     gpus_per_worker: float = Field(default=0.0, ge=0)
-    """GPUs of a worker; a fraction shares one."""
+    """GPUs per worker; with a fraction, workers share a GPU."""
 
     cpus_per_worker: float = Field(default=1.0, gt=0)
-    """CPU cores of a worker."""
+    """CPU cores per worker."""
 
 
 class FileSpec(Section):
@@ -357,19 +357,19 @@ class FileSpec(Section):
     """What to adapt to."""
 
     method: dict[str, Annotated[Any, AfterValidator(_method_settings)]]
-    """Methods to combine, each with its settings, 'search' (its own ranges) or nothing (its defaults)."""
+    """Methods to combine, each with its settings, 'search' (the method's declared ranges) or nothing (its defaults)."""
 
     train: TrainSpec = TrainSpec()
-    """Optimisation."""
+    """Optimisation in each trial."""
 
     evaluate: EvaluateSpec = EvaluateSpec()
-    """Measurement."""
+    """Evaluation of trials."""
 
     search: SearchSpec = SearchSpec()
-    """Search."""
+    """Search over the ranges."""
 
     resources: ResourcesSpec = ResourcesSpec()
     """Hardware of a trial."""
 
     storage: Place = "runs"
-    """Folder or URL that holds the runs' folders."""
+    """Folder or URL in which each run gets a folder."""

@@ -9,19 +9,19 @@ from fewshot_ray.spec.wording import nearest, show
 
 
 class Meant(NamedTuple):
-    """The field of a run's file that another tool's key is called here."""
+    """The field of a run's file that corresponds to another tool's key."""
 
     path: str
-    """Dotted; '' where the key has no counterpart."""
+    """Dotted path of the field; '' where the key has no counterpart."""
     note: str = ""
-    """What else must be known."""
+    """A further explanation."""
     value: Any = None
-    """To be shown in place of the value that is given, which has another meaning there."""
+    """Shown in place of the given value, which has another meaning there."""
 
 
 _STEPS = Meant("train.steps", "training is counted in steps: epochs x images / batch_size", 300)
-_GLOBAL_BATCH = "of all workers together; `micro_batch` is what passes through the network at a time"
-_RANGES = "ranges stand in place of the values, e.g. `train: {lr: {log: [1e-5, 3e-4]}}`"
+_GLOBAL_BATCH = "of all workers together; `micro_batch` is the number of images per forward pass"
+_RANGES = "ranges are written in place of the values, e.g. `train: {lr: {log: [1e-5, 3e-4]}}`"
 _FIELDS: list[tuple[Meant, tuple[str, ...]]] = [
     (Meant("train.lr"), ("learning_rate", "base_lr", "max_lr", "init_lr", "unet_lr", "lr_rate")),
     (_STEPS, ("epochs", "epoch", "num_epochs", "max_epochs", "num_train_epochs", "n_epochs", "max_train_epochs")),
@@ -55,11 +55,11 @@ _FIELDS: list[tuple[Meant, tuple[str, ...]]] = [
     (Meant("train.gradient_clip"), ("max_grad_norm", "grad_clip", "clip_grad_norm", "gradient_clip_val", "clip_grad", "gradient_clipping")),
     (Meant("train.betas", "", [0.9, 0.999]), ("adam_beta1", "adam_beta2", "beta1", "beta2")),
     (Meant("train.weight_decay"), ("adam_weight_decay", "wd")),
-    (Meant("train.ema.decay", "the average is always kept", 0.999), ("use_ema", "ema_decay", "ema_rate", "ema_kimg", "ema_beta")),
+    (Meant("train.ema.decay", "the average is always computed", 0.999), ("use_ema", "ema_decay", "ema_rate", "ema_kimg", "ema_beta")),
     (Meant("train.flip"), ("random_flip", "hflip", "horizontal_flip", "mirror", "flip_aug")),
     (Meant("train.compile"), ("torch_compile", "use_compile")),
     (
-        Meant("train.checkpoint_sec", "seconds between checkpoints; each evaluation writes one besides", 60),
+        Meant("train.checkpoint_sec", "seconds between checkpoints; each evaluation also writes one", 60),
         (*("save_steps", "checkpointing_steps", "save_every", "checkpoint_every", "save_interval", "save_and_sample_every", "snap"),),
     ),
     (
@@ -68,7 +68,7 @@ _FIELDS: list[tuple[Meant, tuple[str, ...]]] = [
     ),
     (Meant("", "the source model's own resolution is used"), ("resolution", "image_size", "size", "img_size", "crop", "center_crop")),
     (Meant("", "layers are chosen by `convolutions` and `feed_forward`"), ("target_modules",)),
-    (Meant("", "models are told apart by what they hold, and there are no prompts"), ("instance_prompt", "prompt", "class_prompt")),
+    (Meant("", "the kind of model is read from its files, and there are no prompts"), ("instance_prompt", "prompt", "class_prompt")),
     (
         Meant("source.model"),
         (
@@ -113,11 +113,11 @@ BELOW: dict[str, dict[str, str]] = {
     "train.params.boft": {"boft_block_size": "block_size", "boft_n_butterfly_factor": "butterfly_factors"},
     "method.ant": {"omega": "noise_step_size", "J": "noise_steps", "gamma": "guidance"},
 }
-"""Names of one mapping's own."""
+"""Other tools' keys that are known in one section only."""
 
 
 def unknown_key(section: str, key: str, value: Any, known: Iterable[str], elsewhere: Iterable[str]) -> tuple[str, str | None]:
-    """The message for a key below the dotted `section` that isn't among the `known`, and the dotted field that is meant, if one is.
+    """The message for a key below the dotted `section` that isn't among the `known`, and the dotted field that is meant, if any.
 
     `elsewhere`: dotted fields of that name in other sections.
     """
@@ -153,12 +153,12 @@ def _shown(value: Any) -> str:
 
 
 def _relative(path: str, section: str) -> str:
-    """From within the section where the field stands in it too."""
+    """The field's path relative to `section` where it is below that section too."""
     return path.removeprefix(f"{section}.") if section else path
 
 
 def _settings(path: str, value: Any) -> Any:
-    """A mapping below `path` with the names that its keys have here; `{}` for a mere yes."""
+    """A mapping with its keys renamed to the fields below `path`; `{}` for a plain `true`."""
     if isinstance(value, Mapping):
         names = BELOW.get(path, {})
         return {names.get(key, key): item for key, item in value.items()}

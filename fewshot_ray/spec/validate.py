@@ -1,4 +1,4 @@
-"""A tree against a typed model, with errors of one line."""
+"""Validates a tree against a typed model, with errors of one line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _TOO = {
 
 
 def load(model: type[Model], tree: Any, *, document: Document, path: str = "") -> Model:
-    """`tree`, which stands at the dotted `path` of `document`, as a `model`. Raises UserError, of a line for each error."""
+    """The `tree` at the dotted `path` of `document` as a `model`. Raises UserError, with a line per error."""
     try:
         return model.model_validate(tree)
     except ValidationError as error:
@@ -43,7 +43,7 @@ def load(model: type[Model], tree: Any, *, document: Document, path: str = "") -
 
 
 def problems_of(model: type[BaseModel], tree: Any, *, document: Document, path: str = "") -> list[Problem]:
-    """What `load` would raise."""
+    """The errors that `load` would raise."""
     try:
         model.model_validate(tree)
     except ValidationError as error:
@@ -52,9 +52,9 @@ def problems_of(model: type[BaseModel], tree: Any, *, document: Document, path: 
 
 
 def endpoint_trees(tree: Any) -> Iterator[Any]:
-    """Copies of `tree` without ranges: all at their first end, all at their last, and each at each of its ends with the others at either.
+    """Copies of `tree` with ranges replaced by ends: all first, all last, and each range at each end with the others at first or last.
 
-    So every end of a range meets every end of each other numeric range, which is what a bound between two fields needs.
+    So every pair of ends of two numeric ranges occurs, as a check between two fields needs.
     """
     found = ranges(tree)
     lows = {path: range_.endpoints()[0] for path, range_ in found.items()}
@@ -70,9 +70,9 @@ def endpoint_trees(tree: Any) -> Iterator[Any]:
 
 
 def file_spec(document: Document) -> FileSpec:
-    """The document as a FileSpec, valid at every end of every range; returned is the one at the ranges' first ends.
+    """The document as a FileSpec at the ranges' first ends, checked at every end of every range.
 
-    Raises UserError of a line for each error; between fields, where each by itself is right.
+    Raises UserError with a line per error; errors between fields are reported once each field by itself is right.
     """
     raise_any(document, section_problems(document))
     specs = [FileSpec.model_validate(tree) for tree in endpoint_trees(document.tree)]
@@ -81,9 +81,9 @@ def file_spec(document: Document) -> FileSpec:
 
 
 def section_problems(document: Document, is_whole: IsWhole | None = None) -> list[Problem]:
-    """What is wrong with the document's fields, each by itself: types, bounds, unknown keys, ranges where none may stand.
+    """Errors of single fields of the document: types, bounds, unknown keys, ranges where none are allowed.
 
-    `is_whole` is asked about fields below `method`, which FileSpec doesn't know.
+    `is_whole` answers for fields below `method`, which FileSpec doesn't describe.
     """
     asked = is_whole or (lambda path: takes_whole_numbers(FileSpec, path.split(".")))
     found = [problem for section in ("method", "train") for problem in foreign_ranges(document.tree.get(section), section, asked)]
@@ -108,10 +108,10 @@ class _Problem(NamedTuple):
 
 def _problems(error: ValidationError, model: type[BaseModel], tree: Any, document: Document, path: str) -> list[Problem]:
     found = [_Problem(_keys_in_tree(details, tree), details) for details in error.errors(include_url=False)]
-    # A value that fits no member of a union gets an error for each: those below it, or else the first, say what is wrong.
+    # A value that fits no member of a union gets an error per member: those below it, or else the first, are the informative ones.
     deepest = [p for p in found if not any(len(q.keys) > len(p.keys) and q.keys[: len(p.keys)] == p.keys for q in found)]
     by_place: dict[tuple[str | int, ...], _Problem] = {}
-    # Of those at one place, a bound that is broken says more than another type that does not fit.
+    # Of several at one path, a violated bound is more informative than a type that doesn't fit.
     for problem in sorted(deepest, key=lambda p: p.details["type"] not in _TOO):
         by_place.setdefault(problem.keys, problem)
     unknown = {p.keys: _unknown_key(p, model, path) for p in by_place.values() if p.is_unknown_key}
@@ -123,14 +123,14 @@ def _problems(error: ValidationError, model: type[BaseModel], tree: Any, documen
             full_path = join(full_path, key)
         problem = by_place[keys]
         if problem.details["type"] == "missing" and full_path in meant:
-            continue  # it stands there under another name, which is said
+            continue  # it is there under another name, which is reported
         said = unknown[keys][0] if keys in unknown else _message(problem, model, document, full_path)
         problems.append(Problem(full_path, said))
     return problems
 
 
 def _keys_in_tree(details: ErrorDetails, tree: Any) -> tuple[str | int, ...]:
-    """The error's location without what pydantic adds to it: the names of a union's members."""
+    """The error's location without the names of a union's members, which pydantic adds."""
     keys: list[str | int] = []
     for index, key in enumerate(details["loc"]):
         items = dict(enumerate(tree)) if isinstance(tree, list) else tree if isinstance(tree, dict) else {}
@@ -172,7 +172,7 @@ def _unknown_key(problem: _Problem, model: type[BaseModel], path: str) -> tuple[
 
 
 def _other_spelling(value: Any, expected: list[Expected], path: str) -> str | None:
-    """What would be right in place of a list, or of a method by its bare name; None where it is no such thing."""
+    """The right text for a list, or for a method given by its bare name; None for other values."""
     if path == "method":
         return _methods(value)
     takes_list = any(member.is_list for alternative in expected for member in alternative.members())
@@ -182,7 +182,7 @@ def _other_spelling(value: Any, expected: list[Expected], path: str) -> str | No
 
 
 def _methods(value: Any) -> str | None:
-    """`ant` and `[ant, sdft]` as the mapping that they mean."""
+    """`ant` and `[ant, sdft]` as the mapping that is meant."""
     names = [value] if isinstance(value, str) else value
     if isinstance(names, list) and names and all(isinstance(name, str) and name for name in names):
         return show({name: {} for name in names})
@@ -192,7 +192,7 @@ def _methods(value: Any) -> str | None:
 
 
 def _from_range(document: Document, path: str) -> str:
-    """Which range of the file a value came from, for a value that is the end of one."""
+    """For a value that is an end of a range in the file, a note that names the range."""
     try:
         value = value_at(document.tree, path)
     except KeyError:

@@ -1,4 +1,4 @@
-"""How values and names are put into a one-line message."""
+"""Values and names as text for one-line messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def show(value: object) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name most like `name` or short for it (`lr`), or None where none is; capitals do not count."""
+    """The known name most similar to `name`, or that abbreviates it (`lr`); None where none is similar. Case is ignored."""
     by_lower = {candidate.lower(): candidate for candidate in known}
     initials = "".join(word[:1] for word in name.lower().split("_"))
     if len(initials) > 1 and initials in by_lower:

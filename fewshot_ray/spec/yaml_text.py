@@ -1,7 +1,7 @@
-"""YAML 1.2 text to a plain tree and back.
+"""Reads YAML 1.2 text to a plain tree and writes it.
 
 The scanner, parser and composer are ruamel.yaml's. Values are made from the composed nodes here, because a file
-for people needs what no constructor gives: the line of every key, the 1.2 core schema and nothing beyond it
+written by people needs what no constructor gives: the line of every key, the 1.2 core schema and nothing beyond it
 (`no`, `1_000` and `2024-01-01` are text), ranges, and one-line errors.
 """
 
@@ -37,7 +37,7 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 PRESET = "preset"
-"""Key beside a numeric range's."""
+"""Optional second key of a numeric range."""
 
 _TAG = "tag:yaml.org,2002:"
 
@@ -45,9 +45,9 @@ _TAG = "tag:yaml.org,2002:"
 def from_yaml(text: str, name: str) -> tuple[Any, dict[str, int], list[Problem]]:
     """The tree in `text`, the line (from 1) of every dotted path in it, and what is wrong; `name` is the file's name in messages.
 
-    Mappings become dicts, lists lists, and `{float|log|int|choice: [...]}` (with a `preset:`) a Range. WRONG stands in the tree for a
-    range that is none, and for a number that is not finite or doesn't fit into 64 bits; of a key that is given twice the first counts.
-    Raises UserError for text that is no YAML: its rest can't be read.
+    Mappings become dicts, lists lists, and `{float|log|int|choice: [...]}` (with a `preset:`) a Range. The tree has WRONG in place of
+    an invalid range, and of a number that is not finite or doesn't fit into 64 bits; of a key that is given twice the first counts.
+    Raises UserError for text that isn't valid YAML.
     """
     builder = _Builder(name)
     root = builder.compose(text)
@@ -61,7 +61,7 @@ def to_yaml(tree: Any) -> str:
     yaml.Representer = _Representer
     yaml.default_flow_style = False
     yaml.allow_unicode = True
-    yaml.width = 100_000  # a folded line would still read back, but not diff well
+    yaml.width = 100_000  # a folded line could be read back, but makes diffs harder to read
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     stream = io.StringIO()
     yaml.dump(_plain(tree), stream)
@@ -81,7 +81,7 @@ _Representer.add_representer(str, _Representer.represent_text)
 
 
 def _plain(tree: Any) -> Any:
-    """A copy of `tree` of fresh dicts and lists only (what stands twice would be dumped as an alias)."""
+    """A copy of `tree` of fresh dicts and lists only (an object used twice would be dumped as an alias)."""
     if isinstance(tree, (FloatRange, IntRange, Choice)):
         return _plain(tree.to_yaml())
     if isinstance(tree, dict):
@@ -92,7 +92,7 @@ def _plain(tree: Any) -> Any:
 
 
 class WrongValue:
-    """Stands in a tree for a value that is none."""
+    """Placeholder in a tree for an invalid value."""
 
     def __repr__(self) -> str:
         return "(no value)"
@@ -102,7 +102,7 @@ WRONG = WrongValue()
 
 
 class _Builder:
-    """Makes a tree from one text, keeping the lines and what is wrong."""
+    """Builds a tree from one text, with the line of each value and the errors."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -116,12 +116,12 @@ class _Builder:
         return UserError(f"{self.name}, line {line}: {path}{': ' if path else ''}{message}")
 
     def wrong(self, line: int, path: str, message: str) -> WrongValue:
-        """Note it, and what stands for the value."""
+        """Record the error; returns the placeholder for the value."""
         self.problems.append(Problem(path, message, line))
         return WRONG
 
     def compose(self, text: str) -> Node | None:
-        """The root of the node graph, None for a text without any value."""
+        """The root of the node graph; None for a text without any value."""
         directive = re.search(r"^%.*", text, re.MULTILINE)
         if directive:
             line = text.count("\n", 0, directive.start()) + 1
@@ -133,7 +133,7 @@ class _Builder:
             raise self._syntax_error(error) from error
         except ReaderError as error:
             line = text.count("\n", 0, error.position) + 1
-            raise self.error(line, "", f"the character U+{ord(text[error.position]):04X} may not stand in YAML") from error
+            raise self.error(line, "", f"the character U+{ord(text[error.position]):04X} is not allowed in YAML") from error
         except YAMLError as error:
             raise UserError(f"{self.name}: not valid YAML: {' '.join(str(error).split())}") from error
         return root
@@ -166,7 +166,7 @@ class _Builder:
         return self._mapping(node, path, line, depth)
 
     def _implicit_tag(self, node: Node) -> str:
-        """The tag that ruamel.yaml gives the node when the text gives it none."""
+        """The tag that ruamel.yaml assigns to the node where the text has none."""
         if isinstance(node, ScalarNode):
             return _TAG + "str" if node.style else str(self.yaml.resolver.resolve(ScalarNode, node.value, (True, False)))
         return _TAG + ("seq" if isinstance(node, SequenceNode) else "map")
@@ -193,20 +193,20 @@ class _Builder:
             return WRONG
         for value in values:
             if _holds_range(value):
-                return self.wrong(line, path, f"a range stands inside {kind}; plain values are right there")
+                return self.wrong(line, path, f"a range is inside {kind}; plain values are right there")
         try:
             return range_of(kind, values, preset)
         except ValueError as error:
             return self.wrong(line, path, str(error))
 
     def _key(self, node: Node, path: str) -> str | None:
-        """The key's name; None where it is none, which is noted."""
+        """The key's name; None where it isn't a name, which is recorded as an error."""
         line = node.start_mark.line + 1
         key = self._scalar(node, path, line) if isinstance(node, ScalarNode) else node.value
         if key is WRONG:
             return None
         if not isinstance(key, str):
-            self.wrong(line, path, "a list, mapping, number, true, false or null stands as a key; a name is right")
+            self.wrong(line, path, "a list, mapping, number, true, false or null is used as a key; a name is right")
             return None
         if node.tag == _TAG + "merge":
             self.wrong(line, path, "'<<' (merging) is not part of YAML 1.2; write the keys out")
@@ -219,7 +219,7 @@ class _Builder:
     def _scalar(self, node: ScalarNode, path: str, line: int) -> Any:
         text: str = node.value
         if isinstance(text, str) and (half := re.search(r"[\ud800-\udfff]", text)):
-            return self.wrong(line, path, f"\\u{ord(half[0]):04x} is half a character; text that UTF-8 can hold is right")
+            return self.wrong(line, path, f"\\u{ord(half[0]):04x} is half a character; text that UTF-8 can encode is right")
         if node.style or not isinstance(text, str):
             return text
         if _NULL.fullmatch(text):

@@ -39,7 +39,7 @@ def test_float_range_turns_whole_ends_into_floats() -> None:
         ("int", [2, 2], "low=2, high=2"),
         ("int", [1, 2, 3], "3 values are given"),
         ("choice", [], "at least one value"),
-        ("choice", ["a", "b", "a"], "'a' stands twice"),
+        ("choice", ["a", "b", "a"], "'a' is given twice"),
     ],
 )
 def test_a_range_that_is_none_is_refused_in_one_line(kind: str, values: list[object], message: str) -> None:

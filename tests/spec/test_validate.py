@@ -65,7 +65,7 @@ def refusal(**sections: str) -> str:
         ("search", "{objectives: {}}", "5: search.objectives: {} is empty; a mapping of names to 'min' or 'max' is right"),
         ("search", "{constraints: {holdout_loss: < 3}}",
          "5: search.constraints.holdout_loss: '< 3' is not a bound; '<= 0.2' or '>= 0.1' is right"),
-        ("search", "{confirm: {seeds: [1, 1]}}", "5: search.confirm.seeds: 1 stands twice; once is right"),
+        ("search", "{confirm: {seeds: [1, 1]}}", "5: search.confirm.seeds: 1 is given twice; once is right"),
         ("storage", "''", "5: storage: '' is empty; text is right"),
         ("name", "a/b", "1: name: 'a/b' is no name; up to 100 letters, digits, '.', '_' and '-', the first a letter or digit, are right"),
     ],
@@ -91,7 +91,7 @@ def test_a_mistake_is_named_with_line_field_value_and_remedy(section: str, text:
         ({"train": "{steps: {int: [20, 300]}}"},
          "1: evaluate.every: 50 is above train.steps (20), so nothing would be evaluated; at most 20 is right"),
         ({"target": "{images: 'https://me:secret@example.org/ten.zip'}"},
-         "3: target.images: the URL holds a password, and files and logs are no place for one; "
+         "3: target.images: the URL contains a password, which would end up in files and logs; "
          "the store's own variables or files are right"),
         ({"train": "{lr_warmup_steps: 301}"}, "5: train.lr_warmup_steps: 301 is above train.steps (300); at most 300 is right"),
         ({"train": "{steps: {int: [60, 300]}, lr_warmup_steps: {int: [0, 100]}}"},
