@@ -1,4 +1,4 @@
-"""A model as it is measured, sampled and handed on, whatever it is."""
+"""The interface of a generator that is evaluated, sampled and exported, independent of its family."""
 
 from __future__ import annotations
 
@@ -23,45 +23,45 @@ class Candidate(ABC):
     size: tuple[int, int]
     device: torch.device
     noise_shape: tuple[int, ...]
-    """Of the standard normal noise that an image is drawn from."""
+    """Shape of the standard normal noise for one image."""
     class_names: Sequence[str] = ()
 
     @abstractmethod
     def images(self, noise: Tensor, numbers: Sequence[int], config: EvaluateSpec) -> Tensor:
-        """uint8 `[N, C, H, W]` from `noise` `[N, *noise_shape]`; `numbers` are the images', by which those of classes take turns."""
+        """uint8 `[N, C, H, W]` from `noise` `[N, *noise_shape]`; with classes, an image's number modulo their count is its class."""
 
     def strip(self, seed: int) -> Tensor | None:
-        """Images uint8 `[rows * STRIP_COLUMNS, C, H, W]` along lines through the latent space, a line a row; None without one."""
+        """Images uint8 `[STRIP_ROWS * STRIP_COLUMNS, C, H, W]`: each row interpolates between two latents; None without a latent space."""
         return None
 
     @abstractmethod
     def save(self, folder: Path) -> str | None:
-        """Write the pipeline into an empty folder; the file in it with the code that loads it, where diffusers hasn't got it."""
+        """Write the pipeline into an empty folder; returns the name of the code file in it that loads it, None where diffusers can."""
 
     @abstractmethod
     def pipeline_call(self, config: EvaluateSpec) -> PipelineCall:
-        """How the pipeline that `save` writes is called, beside the samples that `config` measures."""
+        """The call of the saved pipeline that draws samples as `config` does."""
 
     @abstractmethod
     def evaluations(self, config: EvaluateSpec) -> int:
-        """Passes through the network that an image takes."""
+        """Network evaluations per image."""
 
     @abstractmethod
     def forward(self, images: int) -> None:
-        """One such pass, to be timed."""
+        """One network evaluation of a batch of so many images, for timing."""
 
     @abstractmethod
     def check_finite(self) -> None:
-        """Raise UserError where of noise the network makes what are no finite numbers."""
+        """Raise UserError where the network's output for noise isn't finite, as with damaged weights that are finite but far too large."""
 
 
 class OwnMetrics(Protocol):
-    """What a family of models is measured by besides the metrics of samples."""
+    """The metrics of a family of models besides those of samples."""
 
     def __call__(self, candidate: Candidate) -> Mapping[str, float]:
-        """By name; the same noise for every candidate of the sweep."""
+        """The metrics by name; the noise is the same for all candidates of a sweep."""
         ...
 
     def protocol(self) -> Mapping[str, str | int | float]:
-        """For the stamp of every value."""
+        """Settings that the values depend on; they are stored with every value."""
         ...

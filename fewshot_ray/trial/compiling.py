@@ -1,4 +1,4 @@
-"""What `train.compile` needs of a machine."""
+"""Turns torch.compile's failures into a UserError."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["check_compiler", "compiling"]
 
 @contextmanager
 def compiling() -> Iterator[None]:
-    """Within the block what torch.compile's compilers fail with is a UserError of one line."""
+    """Context that turns a failure of torch.compile's compilers into a UserError of one line."""
     try:
         yield
     except BackendCompilerFailed as error:
@@ -28,7 +28,7 @@ def compiling() -> Iterator[None]:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Compile and run a function of one line. Raises UserError where that can't be done on this machine."""
+    """Compile and run a trivial function. Raises UserError where this machine can't."""
     function = torch.compile(torch.sin)
     with compiling():
         function(torch.ones(2, device=device))

@@ -1,4 +1,4 @@
-"""From a run's file to typed trials: the methods' own configurations are composed with the file's sections here."""
+"""Composes typed trials from a run's file: its sections and the methods' own configurations."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ class TrialSpec:
 
     file: FileSpec
     tree: dict[str, Any]
-    """What `file` was read from; written beside the trial's results."""
+    """The tree that `file` was read from; written beside the trial's results."""
     methods: Mapping[str, MethodConfig]
     adm: AdmConfig | None
     gan: GanConfig | None
     """The GAN's architecture, where the source is one."""
     recipe: RecipeConfig | None
-    """How the GAN is trained."""
+    """The GAN's training recipe."""
     params: str
     params_config: ParamsConfig
     seed: int
-    """Of training; the data split and the evaluation's noise follow the file's own seed, the same in all trials."""
+    """Seed of training; data split and evaluation noise use the file's own seed, the same in all trials."""
     refit_steps: int | None = None
-    """Trains on all shots, holding nothing out, and stops here; None for an ordinary trial."""
+    """Number of steps of a refit, which trains on all shots with nothing held out; None for an ordinary trial."""
 
 
 def effective_tree(spec: TrialSpec) -> dict[str, Any]:
-    """Every value that makes the trial, the defaults among them."""
+    """All values of the trial, including defaults."""
     tree = spec.file.model_dump(mode="json")
     tree["method"] = {name: config.model_dump(mode="json") for name, config in spec.methods.items()}
     tree["train"]["params"] = {spec.params: spec.params_config.model_dump(mode="json")}
@@ -67,7 +67,7 @@ def effective_tree(spec: TrialSpec) -> dict[str, Any]:
 def expand(document: Document) -> Document:
     """`method: {sdft: search}` and `train.params: {lora: search}` replaced by the ranges declared beside their fields.
 
-    Of a GAN the recipe's values stand where the file gives none: its defaults aren't those of diffusion models. Raises UserError.
+    For a GAN, values that the file doesn't give are its recipe's, since the fields' defaults are for diffusion models. Raises UserError.
     """
     tree = with_gan_defaults(document.tree)
     methods = tree.get("method")
@@ -98,7 +98,7 @@ def compose(document: Document, *, seed: int | None = None, refit_steps: int | N
 
 
 def _typed(document: Document, *, seed: int | None = None, refit_steps: int | None = None) -> TrialSpec:
-    """Its settings, each valid by itself."""
+    """The trial with every field valid by itself; checks between fields are left to the caller."""
     file = load(FileSpec, document.tree, document=document)
     raise_any(document, _misplaced(file))
     methods = {
@@ -113,7 +113,7 @@ def _typed(document: Document, *, seed: int | None = None, refit_steps: int | No
 
 
 def check_document(document: Document) -> tuple[Document, FileSpec]:
-    """The expanded document and its sections, valid at both ends of every range. Raises UserError of a line for each error."""
+    """The expanded document and its sections, valid at both ends of every range. Raises UserError with a line per error."""
     expanded = expand(document)
     raise_any(expanded, field_problems(expanded))
     specs = [_typed(replace(expanded, tree=tree)) for tree in endpoint_trees(expanded.tree)]
@@ -129,7 +129,7 @@ def _pointless(name: str, settings: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _misplaced(file: FileSpec) -> Iterator[Problem]:
-    """What a single trial can't be made of."""
+    """Settings that no single trial can have."""
     for name, settings in file.method.items():
         if settings == "search":
             yield Problem(f"method.{name}", "'search' stands for ranges, which a single trial can't have; values would be right")
@@ -145,7 +145,7 @@ def _params_config(train: TrainSpec, document: Document) -> tuple[str, ParamsCon
 
 
 def _problems_between(spec: TrialSpec) -> Iterator[Problem]:
-    """What doesn't fit together, where each setting by itself is right."""
+    """Combinations of settings that are wrong although each setting by itself is right."""
     yield from _combination_problems(spec.methods)
     yield from _batch_problems(spec.methods, spec.file)
     yield from family_problems(spec.file, spec.methods, spec.gan)
@@ -189,16 +189,19 @@ def _metric_problems(file: FileSpec) -> Iterator[Problem]:
 
 
 def search_trials(document: Document, file: FileSpec) -> int:
-    """Trials of the search: `search.trials`, but no more than there are configurations, since none is trained twice.
+    """Trials of the search: `search.trials`, but at most the number of configurations, since none is trained twice.
 
-    Plain fine-tuning beside methods is one more than the ranges hold.
+    Plain fine-tuning beside methods is a configuration in addition to those of the ranges.
     """
     beside = file.search.include_plain and PLAIN not in file.method
     return int(min(file.search.trials, math.prod(range_.count for range_ in ranges(document.tree).values()) + beside))
 
 
 def preset_values(document: Document) -> dict[str, Any]:
-    """Trial 0: what a range names as its preset; else a method field's preset, any other value's default or the range's middle."""
+    """The values of trial 0 by path: a range's own preset; else the field's default if in the range; else the range's middle.
+
+    For a field of a method whose default is outside, the nearer end; for a choice, its first value.
+    """
     return {path: _preset(path, range_, document) for path, range_ in ranges(document.tree).items()}
 
 
@@ -216,7 +219,7 @@ def _preset(path: str, range_: Range, document: Document) -> Any:
 
 
 def middle(range_: Range) -> Any:
-    """The middle of a range: geometric where it is logarithmic; a choice's first value."""
+    """The middle of a range (geometric for a log range); for a choice its first value."""
     if isinstance(range_, Choice):
         return range_.values[0]
     low, high = range_.endpoints()
@@ -244,7 +247,7 @@ def _field_default(model: type[BaseModel], keys: list[str]) -> Any:
 
 
 def with_values(document: Document, values: Mapping[str, Any]) -> Document:
-    """The document with every range replaced."""
+    """The document with a value in place of every range."""
     return replace(document, tree=substitute(document.tree, values))
 
 
@@ -260,5 +263,5 @@ def absolute_places(document: Document) -> Document:
 
 
 def plain(document: Document) -> Document:
-    """The same run with plain fine-tuning in the methods' place."""
+    """The same run with plain fine-tuning instead of its methods."""
     return replace(document, tree={**document.tree, "method": {PLAIN: {}}})

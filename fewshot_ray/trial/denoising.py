@@ -1,4 +1,4 @@
-"""A diffusion model as it is measured: its samples, and its held-out denoising loss."""
+"""Evaluation of a diffusion model: its samples, and its held-out denoising loss."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from fewshot_ray.training.group import Group
 from fewshot_ray.trial.candidate import Candidate
 
 FORWARD_IMAGES = 256
-"""Images in a forward pass of the held-out loss."""
+"""Images per forward pass of the held-out loss."""
 
 
 class DiffusionCandidate(Candidate):
-    """A network over a backbone's schedule; `tuned` says what was trained of it, where anything was."""
+    """A network with a backbone's schedule; `tuned` has its trained parameters, None for an untrained one."""
 
     def __init__(self, backbone: Backbone, network: nn.Module, tuned: TunedNetwork | None = None) -> None:
         self.backbone = backbone
@@ -39,7 +39,7 @@ class DiffusionCandidate(Candidate):
         self.tuned = tuned
 
     def images(self, noise: Tensor, numbers: Sequence[int], config: EvaluateSpec) -> Tensor:
-        """By the sampler that the file names."""
+        """Draw with the sampler, steps and guidance scale of `config`."""
         return sample(
             self.backbone,
             self.network,
@@ -51,39 +51,39 @@ class DiffusionCandidate(Candidate):
         )
 
     def save(self, folder: Path) -> str | None:
-        """What can be merged into the network's own weights is."""
+        """Write the pipeline, with LoRA and the like merged into the network's weights where that is possible."""
         assert self.tuned is not None
         network = self.tuned.merge()
         save_pipeline(self.backbone, network, folder)
         return shipped_code(network)
 
     def pipeline_call(self, config: EvaluateSpec) -> PipelineCall:
-        """By the kind of pipeline that `save_pipeline` makes of it."""
+        """The call of the pipeline class that `save_pipeline` chooses."""
         return pipeline_call(self.backbone, sampler=config.sampler, steps=config.sampler_steps, guidance_scale=config.guidance_scale)
 
     def evaluations(self, config: EvaluateSpec) -> int:
-        """A sampler's steps."""
+        """The sampler's steps: one network evaluation each."""
         return config.sampler_steps
 
     @torch.no_grad()
     def forward(self, images: int) -> None:
-        """At t = 0."""
+        """One prediction at t = 0."""
         x_t = torch.zeros((images, *self.noise_shape), device=self.device)
         t = torch.zeros(images, dtype=torch.long, device=self.device)
         self.backbone.predict(self.network, x_t, t, labels_in_turn(self.backbone, range(images)))
 
     @torch.no_grad()
     def check_finite(self) -> None:
-        """Damaged weights may be finite, and far too large."""
+        """Check the output for noise at t = T - 1."""
         x_t = torch.randn((1, *self.noise_shape), generator=torch.Generator().manual_seed(0)).to(self.device)
         t = torch.full((1,), self.backbone.schedule.timesteps - 1, device=self.device)
         output = self.backbone.output(self.network, x_t, t, labels_in_turn(self.backbone, range(1)))
         if not all(part.isfinite().all() for part in output if part is not None):
-            raise UserError("source.model: of noise the network makes what are no finite numbers; whole weights would be right")
+            raise UserError("source.model: the network's output for noise isn't finite; undamaged weights would be right")
 
 
 def labels_in_turn(backbone: Backbone, numbers: Sequence[int]) -> Tensor | None:
-    """A label for each image by its number: the classes take turns; None for a model without classes."""
+    """Class labels `[N]`, each image's number modulo the number of classes; None for a model without classes."""
     classes = len(backbone.class_names)
     return torch.tensor([number % classes for number in numbers], device=backbone.device) if classes else None
 
@@ -91,7 +91,7 @@ def labels_in_turn(backbone: Backbone, numbers: Sequence[int]) -> Tensor | None:
 class HoldoutLoss:
     """The mean over fixed (x_0, t, eps) of the denoising loss on a fold's held-out images, in the backbone's own prediction space.
 
-    `labels` `[N]` are the held-out images', for a model with classes; of a latent model the loss is at the posterior's mean.
+    `labels` `[N]` are those of the held-out images, for a model with classes. A latent model's x_0 is the mean of the encoder's posterior.
     """
 
     def __init__(
@@ -106,14 +106,14 @@ class HoldoutLoss:
         self._latents: Tensor | None = None
 
     def __call__(self, candidate: Candidate) -> dict[str, float]:
-        """Where the file asks for it and images are held out."""
+        """The loss, where `evaluate.metrics` has it and images are held out."""
         assert isinstance(candidate, DiffusionCandidate)
         if "holdout_loss" not in self.config.metrics or len(self.fold.holdout) == 0:
             return {}
         return {"holdout_loss": self.of(candidate.backbone, candidate.network)}
 
     def protocol(self) -> dict[str, str | int | float]:
-        """Pairs of the loss, and how samples are drawn."""
+        """Number of (t, eps) pairs, and the settings of sampling."""
         config = self.config
         stamp: dict[str, str | int | float] = {
             "loss_draws": config.loss_draws,
@@ -153,7 +153,7 @@ class HoldoutLoss:
         return mean_square(backbone.predict(network, x_t, t, labels) - backbone.target(x_0, eps, t))
 
     def _noisings(self, backbone: Backbone) -> tuple[Tensor, Tensor, Tensor]:
-        """Image index, t (stratified over [0, T)) and eps of every pair; as many for each image."""
+        """Image index, t (stratified over [0, T)) and eps of every pair; each image has the same number of pairs."""
         images = len(self.fold.holdout)
         count = images * math.ceil(self.config.loss_draws / images)
         generator = torch.Generator().manual_seed(derived_seed(self.seed, "holdout-loss", self.fold.name))

@@ -1,4 +1,4 @@
-"""What a model is measured by during a trial: what its family is measured by, then metrics of samples."""
+"""Evaluation of a model during a trial: the metrics of its family, and metrics of samples."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class Measured:
     samples: Tensor | None
     """uint8 `[N, C, H, W]`."""
     strip: Tensor | None = None
-    """See `Candidate.strip`; where the grid is asked for."""
+    """Interpolations through the latent space (`Candidate.strip`), where a grid was asked for and there is such a space."""
 
 
 def extractor_name(config: EvaluateSpec, channels: int, size: tuple[int, int]) -> str:
-    """What `extractor: auto` comes to, for images of so many channels and such a size."""
+    """The extractor's name, with `auto` resolved by the images' channels and size: digits for 1 x 8 x 8, else inception."""
     if config.extractor != "auto":
         return config.extractor
     return "digits" if (channels, size) == (1, (8, 8)) else "inception"
 
 
 class Instruments:
-    """The networks that samples are seen through, loaded once for all folds."""
+    """The networks of the sample metrics (feature extractor, LPIPS), loaded once for all folds."""
 
     def __init__(
         self, config: EvaluateSpec, *, channels: int, size: tuple[int, int], device: torch.device, cache: Folder | None = None
@@ -57,7 +57,7 @@ class Instruments:
             self.perceptual = load_perceptual(device=device, weights=config.lpips_weights)
 
     def features(self, images: ImageSet) -> Tensor:
-        """The extractor's features of real images, float32 `[N, D]`, computed once for all trials where there is a cache."""
+        """The extractor's features of real images, float32 `[N, D]`; with a cache they are computed once for all trials."""
         extractor = self.extractor
         assert extractor is not None
         depends_on = {
@@ -72,7 +72,7 @@ class Instruments:
 
 
 class Evaluator:
-    """Measures models against one fold's held-out images, always with the same sampling noise.
+    """Evaluates models on one fold's held-out images, always with the same sampling noise.
 
     The noise depends on `seed` alone, so that differences between trials are paired.
     """
@@ -89,7 +89,7 @@ class Evaluator:
         self.group = group
 
     def measure(self, candidate: Candidate, *, samples: int, grid: bool = False) -> Measured:
-        """All metrics the file asks for, from `samples` generated images; with `grid`, at least as many images as the grid shows."""
+        """All metrics of `evaluate.metrics`, from `samples` generated images; with `grid`, at least as many images as the grid has."""
         metrics = dict(self.own(candidate))
         wanted = max(samples if self.suite is not None else 0, self.config.grid_images if grid else 0)
         drawn = self.draw_samples(candidate, wanted) if wanted > 0 else None
@@ -99,7 +99,7 @@ class Evaluator:
 
     @cached_property
     def suite(self) -> Suite | None:
-        """The sample metrics over this fold; None where none is asked for or nothing is held out."""
+        """The sample metrics for this fold; None where `evaluate.metrics` has none or nothing is held out."""
         names = [name for name in self.config.metrics if METRICS[name].of_samples]
         if not names or len(self.fold.holdout) == 0:
             return None
@@ -115,7 +115,7 @@ class Evaluator:
         )
 
     def draw_samples(self, candidate: Candidate, count: int) -> Tensor:
-        """Images uint8 `[count, C, H, W]` from noise that all trials and steps share; the first n of more are the same n."""
+        """Images uint8 `[count, C, H, W]` from noise that all trials and steps share; the first n are the same for any count."""
         own = self.group.own(torch.arange(count)).tolist()
         if not own:  # more workers than images, and networks refuse empty input
             empty = torch.empty((0, candidate.channels, *candidate.size), dtype=torch.uint8, device=self.device)
@@ -128,13 +128,13 @@ class Evaluator:
         return torch.randn(candidate.noise_shape, generator=generator)
 
     def protocol(self, samples: int) -> dict[str, str | int | float]:
-        """The stamp of every value."""
+        """Settings that the metrics depend on; they are stored with every value."""
         stamp: dict[str, str | int | float] = {"seed": self.seed, "n_generated": samples, **self.own.protocol()}
         return stamp | (self.suite.protocol() if self.suite is not None else {})
 
 
 def check_evaluation(config: EvaluateSpec, folds: list[Fold]) -> None:
-    """Raises UserError where a metric can't be had from what is held out, or from as many samples."""
+    """Raise UserError where a metric needs more held-out images or more samples than there are."""
     fewest, most = min(len(fold.holdout) for fold in folds), max(len(fold.train) for fold in folds)
     for name in config.metrics:
         if fewest < METRICS[name].real_images:

@@ -1,4 +1,4 @@
-"""Which family of models a trial is of."""
+"""Chooses the family of models (diffusion or GAN) of a trial or pipeline."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from fewshot_ray.trial.materials import Materials
 
 
 def materials_of(spec: TrialSpec, cache: Folder, device: torch.device) -> Materials:
-    """What the trial is made of; nothing is loaded yet."""
+    """The trial's model and images, which are loaded when first used."""
     family = DiffusionMaterials if spec.gan is None else GanMaterials
     return family(spec, cache, device)
 
 
 def pipeline_candidate(place: str, device: torch.device) -> Candidate:
-    """An exported pipeline's model, or one of a hub or URL. Raises UserError."""
+    """The model of a pipeline in a folder, on a hub or at a URL. Raises UserError."""
     folder = str(locate_pipeline(place))
     if read_json(Path(folder), "model_index.json").get("_class_name") == GAN_PIPELINE:
         return GanCandidate(load_gan(folder).to(device))

@@ -1,4 +1,4 @@
-"""A finished trial's network, and how it does on images nothing was selected on."""
+"""Loads the models of a finished trial, and evaluates them on test images, on which nothing was selected."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ class Finished:
 
     candidate: Candidate
     fold: Fold
-    """What the images of today give it to train on, and to be judged by."""
+    """Its training and held-out images, by the images as they are now."""
     shots: tuple[str, ...]
-    """Hashes of the images that it was trained on, by its checkpoint; by `fold` where that doesn't say (format 1)."""
+    """Hashes of its training images, as recorded in the checkpoint; those of `fold` where none are recorded (format 1)."""
 
 
 def load_finished(spec: TrialSpec, trial: Folder, step: int, *, cache: Folder, device: torch.device) -> Finished:
-    """The first of `load_folds`: a trial's only model, where it isn't cross-fitted."""
+    """The first model of a trial's checkpoint: the only one where the trial isn't cross-fitted. Raises UserError as `load_folds`."""
     return next(load_folds(spec, trial, step, cache=cache, device=device))
 
 
 def load_folds(spec: TrialSpec, trial: Folder, step: int, *, cache: Folder, device: torch.device) -> Iterator[Finished]:
-    """The models that a trial's checkpoint holds, one a fold. Raises UserError where the checkpoint is missing or damaged."""
+    """The models in a trial's checkpoint, one per fold. Raises UserError where the checkpoint is missing or damaged."""
     if not saved_steps(trial / "checkpoints"):
         raise UserError(
             f"{trial.url}: none of its checkpoints was kept; a better trial, or a larger search.keep_checkpoints, would be right"
@@ -54,7 +54,7 @@ def load_folds(spec: TrialSpec, trial: Folder, step: int, *, cache: Folder, devi
     for index, fold in enumerate(materials.folds):
         try:
             candidate = materials.saved_candidate(fold, checkpoint, f"fold{index}/")
-        except (KeyError, ValueError) as error:  # a name
+        except (KeyError, ValueError) as error:  # their argument is the parameter's name
             raise UserError(
                 f"{trial.url}: the checkpoint of step {step} is of another model ({error.args[0]} doesn't fit); "
                 "the source as it was when the trial ran would be right"
@@ -63,7 +63,7 @@ def load_folds(spec: TrialSpec, trial: Folder, step: int, *, cache: Folder, devi
 
 
 def _check_source(trial: Folder, source: Any, materials: Materials) -> None:
-    """Raise UserError where the source model has other weights than when the trial ran: what was trained is a change of those."""
+    """Raise UserError where the source model has other weights than when the trial ran: checkpoints hold only changes of those weights."""
     before = source.get("weights_hash") if isinstance(source, dict) else None
     if before is not None and before != materials.source_hash:
         raise UserError(
@@ -73,13 +73,13 @@ def _check_source(trial: Folder, source: Any, materials: Materials) -> None:
 
 
 def _shots(shots: Any, index: int) -> tuple[str, ...]:
-    """Of the fold; empty where the checkpoint has none on record."""
+    """Hashes of the fold's training images; empty where the checkpoint has none."""
     hashes = shots[index] if isinstance(shots, list) and index < len(shots) else None
     return tuple(hashes) if isinstance(hashes, list) and all(isinstance(one, str) for one in hashes) else ()
 
 
 class TestSplit:
-    """Measures models on `target.test`, freed of the shots and of what candidates were judged on."""
+    """Evaluates models on the images of `target.test` that are neither shots nor held-out images, also not re-encoded ones."""
 
     __test__ = False
 
@@ -107,16 +107,16 @@ class TestSplit:
         return self.evaluator.measure(candidate, samples=self.samples).metrics
 
     def measure_source(self) -> dict[str, float]:
-        """Of the source model, untouched."""
+        """The same metrics of the source model."""
         return self.measure(self.materials.source_candidate())
 
     def protocol(self) -> dict[str, str | int | float]:
-        """The stamp of the values."""
+        """Settings that the metrics depend on; they are stored with the values."""
         return self.evaluator.protocol(self.samples)
 
 
 def _check_test(config: EvaluateSpec, *, shots: int, images: int) -> None:
-    """Raise UserError where a metric can't be had from as many test images or final samples."""
+    """Raise UserError where a metric needs more test images or final samples than there are."""
     for name in config.metrics:
         metric = METRICS[name]
         if images < metric.real_images:

@@ -1,4 +1,4 @@
-"""A GAN as it is measured, sampled and handed on."""
+"""Evaluation, sampling and export of a GAN."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IMAGES_AT_ONCE = 32
 
 
 class GanCandidate(Candidate):
-    """A generator, by the noise of its own: an image is a function of its latent."""
+    """A generator in eval mode, where an image is a function of its latent alone."""
 
     def __init__(self, gan: Gan) -> None:
         self.gan = gan
@@ -30,17 +30,17 @@ class GanCandidate(Candidate):
         self.noise_shape = (gan.latent_dim,)
 
     def images(self, noise: Tensor, numbers: Sequence[int], config: EvaluateSpec) -> Tensor:
-        """One pass."""
+        """Draw with one pass of the generator; `numbers` and `config` have no effect."""
         return self.of_codes(self.codes(noise))
 
     @torch.no_grad()
     def codes(self, z: Tensor) -> Tensor:
-        """`[N, latent_dim]` in the space that latents are interpolated in."""
+        """Latents z -> codes `[N, latent_dim]` in the space where they are interpolated (StyleGAN2: W, FastGAN: Z)."""
         return self.gan.codes(z)
 
     @torch.no_grad()
     def of_codes(self, codes: Tensor) -> Tensor:
-        """Images uint8 `[N, C, H, W]`."""
+        """Codes -> images uint8 `[N, C, H, W]`, by the generator in eval mode."""
         was_training = self.gan.generator.training
         self.gan.generator.eval()
         images = torch.cat([from_model_range(self.gan.make(rows).image) for rows in codes.split(IMAGES_AT_ONCE)])
@@ -48,7 +48,7 @@ class GanCandidate(Candidate):
         return images
 
     def strip(self, seed: int) -> Tensor | None:
-        """From one latent to another in equal steps."""
+        """Each row goes from one random code to another in equal steps."""
         share = torch.linspace(0, 1, STRIP_COLUMNS, device=self.device)[None, :, None]
         ends = [
             torch.randn((STRIP_ROWS, *self.noise_shape), generator=torch.Generator().manual_seed(derived_seed(seed, "strip", end)))
@@ -58,24 +58,24 @@ class GanCandidate(Candidate):
         return self.of_codes((first + share * (last - first)).flatten(0, 1))
 
     def save(self, folder: Path) -> str | None:
-        """Generator and discriminator."""
+        """Write a pipeline with generator and discriminator; returns the name of its code file."""
         return save_gan(self.gan, folder)
 
     def pipeline_call(self, config: EvaluateSpec) -> PipelineCall:
-        """One pass draws as was measured."""
+        """A call without settings, since one pass has none."""
         return PipelineCall("num_images=16", "")
 
     def evaluations(self, config: EvaluateSpec) -> int:
-        """One."""
+        """One pass per image."""
         return 1
 
     def forward(self, images: int) -> None:
-        """An image of each latent."""
+        """Generate images from zero latents."""
         self.of_codes(self.codes(torch.zeros((images, *self.noise_shape), device=self.device)))
 
     @torch.no_grad()
     def check_finite(self) -> None:
-        """Damaged weights may be finite, and far too large."""
+        """Check one generated image."""
         z = torch.randn((1, *self.noise_shape), generator=torch.Generator().manual_seed(0)).to(self.device)
         if not self.gan.make(self.gan.codes(z)).image.isfinite().all():
-            raise UserError("source.gan: of noise the generator makes what are no finite numbers; whole weights would be right")
+            raise UserError("source.gan: the generator's output for noise isn't finite; undamaged weights would be right")

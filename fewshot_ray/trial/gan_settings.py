@@ -1,4 +1,4 @@
-"""A GAN in a run's file: its architecture, its recipe and what the two ask of the other sections."""
+"""A GAN in a run's file: its architecture, its training recipe, and their demands on other sections."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ TRAIN: Mapping[str, Mapping[str, Any]] = {
     "stylegan2": {"lr": 2e-3, "betas": [0.0, 0.99], "batch_size": 4, "gradient_clip": None, "ema": {"decay": 0.99972, "warmup": True}},
     "fastgan": {"lr": 2e-4, "betas": [0.5, 0.999], "batch_size": 8, "gradient_clip": None, "ema": {"decay": 0.999, "warmup": True}},
 }
-"""What stands under `train` where the file of a GAN gives nothing."""
+"""Defaults of the `train` section for a GAN, by architecture."""
 METRIC = "kid"
 
 
 def architecture_of(file: FileSpec) -> str:
-    """The name under `source.gan`."""
+    """The architecture's name, the key below `source.gan`."""
     assert file.source.gan is not None
     return next(iter(file.source.gan))
 
 
 def with_gan_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy in which the recipe's values and a metric that GANs have stand where the file of a GAN gives none."""
+    """A copy of a tree in which, for a GAN, missing values of `train`, metrics and objectives are set to a GAN's defaults."""
     filled: dict[str, Any] = copy.deepcopy(dict(tree))
     source = filled.get("source")
     gan = source.get("gan") if isinstance(source, dict) else None
@@ -55,7 +55,7 @@ def with_gan_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def gan_misplaced(file: FileSpec) -> Iterator[Problem]:
-    """What the networks can't be built from."""
+    """Settings that no GAN can be built from."""
     gan = file.source.gan
     if gan is None:
         if file.train.gan:
@@ -88,7 +88,7 @@ def gan_configs(file: FileSpec, document: Document) -> tuple[GanConfig | None, R
 
 
 def family_problems(file: FileSpec, methods: Mapping[str, MethodConfig], gan: GanConfig | None) -> Iterator[Problem]:
-    """Methods, metrics and settings of the other family, and a GAN's batch that can't be shared."""
+    """Methods, metrics and settings that the source's family doesn't have, and a GAN's batch that workers can't share."""
     family = "diffusion" if gan is None else "gan"
     for name in methods:
         if family not in METHODS[name].families:
@@ -124,7 +124,7 @@ def _gan_problems(file: FileSpec, methods: Mapping[str, MethodConfig], gan: GanC
 
 
 def _group_problems(file: FileSpec, groups: Mapping[str, int]) -> Iterator[Problem]:
-    """A batch is whole groups, and every worker holds whole ones: then a step is the same for any number of workers."""
+    """Checks that batch and workers' shares are multiples of the group size, so that a step is the same for any number of workers."""
     batch, workers = file.train.batch_size, range(min(file.resources.min_workers, file.resources.workers), file.resources.workers + 1)
     for what, group in groups.items():
         if batch % group:

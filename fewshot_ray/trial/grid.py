@@ -11,11 +11,11 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 SMALLEST_TILE = 64
-"""Pixels: smaller images are enlarged by a whole factor, so that they can be seen."""
+"""Pixels; smaller images are enlarged by the largest whole factor that keeps to this side."""
 
 
 def strip_name(step: int) -> str:
-    """`path_000080.png`: of images along lines through the latent space."""
+    """The file name of interpolations through the latent space, e.g. `path_000080.png`."""
     return f"path_{step:06d}.png"
 
 

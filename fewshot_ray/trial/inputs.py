@@ -1,4 +1,4 @@
-"""The files that a run's file names, field by field: what its results depend on beside its values."""
+"""The files that a run's results depend on, by the field of the run's file that names them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Input:
     """A field that names files to read."""
 
     field: str
-    """Its dotted path."""
+    """The field's dotted path."""
     place: str
     look: Callable[[], Listed | None]
-    """Lists them; None of what a release of this package brings itself. Raises UserError."""
+    """Lists the files; None for data embedded in this package and for an encoder's hub id. Raises UserError."""
 
     @property
     def is_source(self) -> bool:
@@ -38,7 +38,7 @@ class Input:
 
 
 def inputs_of(tree: dict[str, Any]) -> Iterator[Input]:
-    """Of a file's tree; images that the source model generates are no input."""
+    """The inputs in a file's tree; images that the source model generates aren't among them."""
     source = tree.get("source")
     revision = source.get("revision") if isinstance(source, dict) else None
     for place in places(tree):
@@ -52,7 +52,7 @@ def inputs_of(tree: dict[str, Any]) -> Iterator[Input]:
 
 
 def _weights(field: str, place: str) -> Listed | None:
-    """A file of weights, or an encoder's folder; None of a hub's name, whose files the hub's own cache keeps by their hashes."""
+    """A file of weights, or an encoder's folder; None for a hub id, whose files the hub's own cache stores by their hashes."""
     local = Path(place.removeprefix("file://")).expanduser()
     if not is_remote(place) and local.is_dir():
         return listed_folder(place, local, (file.relative_to(local).as_posix() for file in local.rglob("*") if file.is_file()))

@@ -1,4 +1,4 @@
-"""How evenly a GAN's images change along straight lines through its latent space."""
+"""Metrics of how evenly a GAN's images change along straight lines through its latent space (path uniformity)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from fewshot_ray.trial.evaluation import Instruments
 from fewshot_ray.trial.gan_candidate import GanCandidate
 
 METRICS = {"path_uniformity": "path", "ppl_uniformity": "ppl"}
-"""The file's name of each, and how its values' names begin."""
+"""Name of each metric, and the prefix of the names of its further values."""
 
 
 class LatentPaths:
-    """`path_uniformity` by the extractor's features, `ppl_uniformity` by LPIPS: the paths' standard deviation, beside mean and end.
+    """`path_uniformity` with the extractor's features, `ppl_uniformity` with LPIPS: the paths' standard deviation, also mean and end.
 
     The latents depend on `seed` alone, so that differences between trials are paired.
     """
@@ -32,7 +32,7 @@ class LatentPaths:
         self.device = device
 
     def __call__(self, candidate: Candidate) -> dict[str, float]:
-        """Where the file asks for them."""
+        """The values of those metrics that `evaluate.metrics` has."""
         values: dict[str, float] = {}
         for name, prefix in METRICS.items():
             if name in self.config.metrics:
@@ -40,14 +40,14 @@ class LatentPaths:
         return values
 
     def measured(self, candidate: Candidate, name: str, prefix: str) -> dict[str, float]:
-        """The three values of one metric."""
+        """The three values of one metric: standard deviation, mean and end."""
         assert isinstance(candidate, GanCandidate)
         starts, ends = (candidate.codes(self.latents(candidate, end)) for end in ("start", "end"))
         found = path_uniformity(starts, ends, candidate.of_codes, self.distance(name))
         return {name: found.std, f"{prefix}_mean": found.mean, f"{prefix}_end": found.end}
 
     def distance(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
-        """Of pairs of images uint8 `[n, C, H, W]`, `[n]`: LPIPS, or the squared distance of unit features (LPIPS is of squares, too)."""
+        """The distance `[n]` of pairs of images uint8 `[n, C, H, W]`: LPIPS (which is squared), or the squared distance of unit features."""
         if name == "ppl_uniformity":
             perceptual = self.instruments.perceptual
             assert perceptual is not None
@@ -61,7 +61,7 @@ class LatentPaths:
         return squared
 
     def latents(self, candidate: Candidate, end: str) -> Tensor:
-        """One end of every path."""
+        """Latents `[paths, latent_dim]` at one end ("start" or "end") of the paths."""
         drawn = [
             torch.randn(candidate.noise_shape, generator=torch.Generator().manual_seed(derived_seed(self.seed, "paths", end, number)))
             for number in range(self.config.paths)
@@ -69,5 +69,5 @@ class LatentPaths:
         return torch.stack(drawn).to(self.device)
 
     def protocol(self) -> dict[str, str | int | float]:
-        """How many paths."""
+        """The number of paths."""
         return {"paths": self.config.paths} if METRICS.keys() & set(self.config.metrics) else {}

@@ -1,4 +1,4 @@
-"""What a run needs, looked at before it starts: no trial should fail late for a reason that could be seen early."""
+"""Checks before a run, so that no trial fails late for a reason that can be found early."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ CPU = torch.device("cpu")
 
 
 def preset_materials(document: Document, file: FileSpec) -> Materials:
-    """What the sweep's first trial is made of; nothing is loaded yet."""
+    """Model and images of the sweep's first trial, which are loaded when first used."""
     spec = compose(with_values(document, preset_values(document)))
     return materials_of(spec, Folder(file.storage) / file.name / "cache", CPU)
 
 
 def check_materials(document: Document, materials: Materials) -> None:
-    """Model, images, splits, the networks of the metrics and what is trained: loaded and fitted to each other.
+    """Load model, images, splits and the networks of the metrics, and check that they fit each other and the settings.
 
-    Raises UserError. Writes nothing, but weights that a library downloads into its own cache.
+    Raises UserError. Writes nothing except weights that a library downloads into its own cache.
     """
     spec, config = materials.spec, materials.spec.file.evaluate
     check_evaluation(config, materials.folds)

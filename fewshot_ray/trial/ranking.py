@@ -1,4 +1,4 @@
-"""What evaluations and trials are ordered by: those within the constraints before those past them, then by the objectives."""
+"""The order of evaluations and trials: feasible ones before those that violate constraints, then by the objectives."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ Objectives: TypeAlias = Mapping[str, Literal["min", "max"]]
 Bounds: TypeAlias = Mapping[str, tuple[str, float]]
 """Metric -> (`<=` or `>=`, bound)."""
 Merit: TypeAlias = tuple[float, ...]
-"""The excess over the constraints, then the objectives, each turned so that less is better; all infinite where one isn't finite."""
+"""The sum of constraint violations, then the objectives with those to maximise negated; less is better.
+
+All are infinite where an objective isn't finite."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The one order of a sweep's evaluations: of a trial's own, of trials at a rung, of the kept checkpoints and of the leaderboard."""
+    """The order of a sweep's evaluations, used within a trial, at rungs, for kept checkpoints and for the leaderboard."""
 
     objectives: Objectives
     bounds: Bounds = field(default_factory=dict)
 
     @classmethod
     def of(cls, search: SearchSpec) -> Ranking:
-        """By the file's objectives and constraints."""
+        """The ranking by the file's objectives and constraints."""
         return cls(search.objectives, {name: parse_constraint(text) for name, text in search.constraints.items()})
 
     def violations(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """How far each constrained metric is past its bound; at most 0 where the bound is kept, infinite where it is not a number."""
+        """Violation of each constraint: the distance past the bound, at most 0 where it is kept, infinite for NaN or a missing metric."""
         result = {}
         for name, (operator, bound) in self.bounds.items():
             value = metrics.get(name, math.nan)
@@ -39,20 +41,21 @@ class Ranking:
         return result
 
     def excess(self, metrics: Mapping[str, float]) -> float:
-        """The sum of what the constraints are exceeded by; 0 for what keeps them all."""
+        """The sum of constraint violations; 0 where all constraints are kept."""
         return math.fsum(max(0.0, excess) for excess in self.violations(metrics).values())
 
     def merit(self, metrics: Mapping[str, float]) -> Merit:
-        """What is compared; less is better, place by place."""
+        """The tuple that evaluations are compared by, element by element; less is better."""
         values = [(metrics.get(name, math.nan), direction) for name, direction in self.objectives.items()]
         if not all(math.isfinite(value) for value, _ in values):
             return (math.inf,) * (1 + len(values))
         return self.excess(metrics), *(value if direction == "min" else -value for value, direction in values)
 
     def best_index(self, evaluations: Sequence[Mapping[str, float]]) -> int | None:
-        """The best by the first objective among those within the constraints, the earliest of equals.
+        """Index of the feasible evaluation that is best by the first objective, the earliest of equals.
 
-        Where none is within them, the one least past them. One with an objective that isn't finite doesn't count; None where none does.
+        Where none is feasible, that of the smallest violation. Evaluations with an objective that isn't finite don't count; None where
+        none does.
         """
         merits = [self.merit(metrics) for metrics in evaluations]
         measured = [index for index, merit in enumerate(merits) if math.isfinite(merit[1])]
@@ -60,21 +63,21 @@ class Ranking:
 
 
 def fronts(merits: Sequence[Merit]) -> list[int]:
-    """Each one's front: 0 for those that none dominates, 1 for those that only front 0 does, and so on.
+    """The number of the front of each: 0 for those that none dominates, 1 for those that only front 0 dominates, and so on.
 
-    Less excess dominates whatever the objectives are (Deb's constrained domination); of equal excess, what is nowhere worse and somewhere
-    better. So front 0 is the Pareto front of those that keep the constraints, where there are any.
+    The smaller violation dominates, whatever the objectives are (Deb's constrained domination); at equal violation, the one that is
+    nowhere worse and somewhere better. So front 0 is the Pareto front of the feasible ones, where there are any.
     """
     found = [0] * len(merits)
     better: list[int] = []
-    for index in sorted(range(len(merits)), key=lambda index: merits[index]):  # what dominates another stands before it
+    for index in sorted(range(len(merits)), key=lambda index: merits[index]):  # one that dominates another is before it
         found[index] = max((found[other] + 1 for other in better if _dominates(merits[other], merits[index])), default=0)
         better.append(index)
     return found
 
 
 def ranked(merits: Sequence[Merit]) -> list[int]:
-    """Positions in `merits`, the best first: by front, within a front by the first objective, then the others; the earlier of equals."""
+    """Indices of `merits`, best first: by front, then by the objectives in their order, then the earlier."""
     front = fronts(merits)
     return sorted(range(len(merits)), key=lambda index: (front[index], merits[index], index))
 

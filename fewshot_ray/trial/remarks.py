@@ -1,4 +1,4 @@
-"""What somebody should know of a file's images: what isn't read, doubtful colours, and the same picture at two places."""
+"""Remarks on a file's images: files that aren't read, doubtful colours, and the same picture at two places."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from fewshot_ray.spec.places import places
 from fewshot_ray.trial.materials import Materials
 
 MOST_COMPARED = 2_000
-"""Source images that are compared with the shots: their number has no bound."""
+"""Largest number of source images that are compared with the shots."""
 
 
 def image_remarks(materials: Materials) -> Iterator[str]:
-    """A line each, beginning with the field or the picture's name. Raises UserError where a place can't be read."""
+    """Remarks of one line, each starting with the field or the picture's name. Raises UserError where a place can't be read."""
     file = materials.spec.file
     for place in places(file.model_dump()):
         if place.images and (passed := passed_over(place.value)):
@@ -36,7 +36,10 @@ def image_remarks(materials: Materials) -> Iterator[str]:
 
 
 def _leaks(field: str, images: ImageSet, name: str, others: ImageSet) -> Iterator[str]:
-    """Of what is the same by content nothing is said: a place that holds the shots besides is common, and they are left out."""
+    """Remarks on pictures of `images` that are also in `others`, re-encoded or similar.
+
+    Those of the same content are left out without a remark: a place that also has the shots is common.
+    """
     found = [one for one in likenesses(images, others) if images.hashes[one.index] != others.hashes[one.other]]
     same, alike = [one for one in found if one.same], [one for one in found if not one.same]
     if same:
@@ -54,7 +57,7 @@ def _pairs(found: Sequence[Likeness], images: ImageSet, others: ImageSet) -> str
 
 
 def _source(place: str, materials: Materials) -> Iterator[str]:
-    """Methods that tell the two domains apart (ANT's classifier) would see a picture in both."""
+    """A remark on source images that resemble shots: methods with a domain classifier (ANT) would see them in both domains."""
     found, shots = [], materials.shots
     for compared, picture in enumerate(pictures(place)):
         if compared == MOST_COMPARED:
@@ -62,7 +65,7 @@ def _source(place: str, materials: Materials) -> Iterator[str]:
             break
         try:
             image = decoded(picture).image
-        except UnreadableImageError:  # said where they are read
+        except UnreadableImageError:  # reported where they are read
             continue
         pixels = to_tensor(fit(image, materials.size), materials.channels)
         one = ImageSet(pixels[None], (picture.name,), (content_hash(image),), (perceptual_hash(image),))

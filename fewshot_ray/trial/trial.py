@@ -1,4 +1,4 @@
-"""One trial: folds trained in lockstep, measured on their held-out images, saved, and resumed where it stopped."""
+"""One trial: trains its folds, evaluates them on their held-out images, saves checkpoints and resumes from the latest."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from fewshot_ray.trial.ranking import Ranking
 logger = logging.getLogger(__name__)
 
 PART_SEC = 5.0
-"""About as long a fold trains before the next one does, and before it is seen whether a checkpoint is due."""
+"""Approximate time that a fold trains before the next one does, and between checks whether a checkpoint is due."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A trial's state after some steps."""
+    """The metrics of a trial at one step, and the state of its training."""
 
     step: int
     metrics: dict[str, float]
     """Means over the folds."""
     train_loss: float
-    """Mean over the steps since the evaluation before, and over the folds."""
+    """Mean over the steps since the last evaluation, and over the folds."""
     lr: float
     images_per_sec: float
     trained_share: float
@@ -65,7 +65,7 @@ class Trial:
         self.spec = spec
         self.folder = folder
         self.told_to_end = told_to_end
-        """Asked every `PART_SEC` or so: why the process is to end soon, or None. The workers of a group need not agree."""
+        """Called about every `PART_SEC`; returns why the process is to end soon, or None. Workers of a group may differ."""
         self.device = device
         self.group = group or Group()
         self.materials = materials_of(spec, cache, device)
@@ -83,17 +83,17 @@ class Trial:
         self._saved_step = 0
         self._part_steps = 1
         self.busy = False
-        """Whether it trains or measures, and does not wait to be asked for its next evaluation."""
+        """Whether it is training or evaluating, rather than waiting for the next evaluation to be requested."""
 
     @property
     def checkpoints(self) -> Folder:
-        """Where the checkpoints are."""
+        """The folder of the checkpoints."""
         return self.folder / "checkpoints"
 
     def evaluations(self) -> Iterator[Evaluation]:
-        """Every evaluation of the trial in order, those before an interruption first, from its latest whole checkpoint.
+        """All evaluations of the trial in order: those in its latest intact checkpoint, then those trained from there.
 
-        Raises SavedAndEndedError where it is told to end, with everything saved.
+        Raises SavedAndEndedError, after saving, where it is told to end.
         """
         self._resume()
         yield from list(self.history)
@@ -103,7 +103,7 @@ class Trial:
                 if step > (self.history[-1].step if self.history else 0):
                     self.busy = True
                     evaluation = self._advance(step)
-                    self.writer.wait()  # whoever hears of it may stop this trial, and nothing is written after that
+                    self.writer.wait()  # the caller may stop this trial, and nothing may be written after that
                     self.busy = False
                     yield evaluation
         finally:
@@ -111,13 +111,13 @@ class Trial:
             self.writer.close()
 
     def _advance(self, step: int) -> Evaluation:
-        """Train the folds in lockstep, with checkpoints underway, and measure them."""
+        """Train all folds to `step`, saving checkpoints that fall due, and evaluate them."""
         seconds, first = 0.0, self.trainings[0].step
         while self.trainings[0].step < step:
             self._end_if_told()
             seconds += self._train_part(step)
             due = time.monotonic() - self._saved_at_sec >= self.spec.file.train.checkpoint_sec
-            if due and self.trainings[0].step < step and self.writer.idle:  # a storage that is away for minutes holds nothing up
+            if due and self.trainings[0].step < step and self.writer.idle:  # training doesn't wait for unreachable storage
                 self._save()
         self._end_if_told()
         losses = [training.take_loss() for training in self.trainings]
@@ -135,14 +135,14 @@ class Trial:
         return evaluation
 
     def _end_if_told(self) -> None:
-        """Save and raise SavedAndEndedError where a worker of the group is told to end; all do so at the same step."""
+        """Save and raise SavedAndEndedError where any worker of the group is told to end; all end at the same step."""
         reason = self.group.first_of(self.told_to_end())
         if reason is None:
             return
         if self.trainings[0].step != self._saved_step:
             self._save()
         self.writer.wait()
-        self.group.wait_for_all(self.device)  # the first to end may take the others with it
+        self.group.wait_for_all(self.device)  # the end of the first process may end the others
         raise SavedAndEndedError(reason, self.trainings[0].step)
 
     def _train_part(self, step: int) -> float:
@@ -152,7 +152,7 @@ class Trial:
         for training in self.trainings:
             training.advance(until)
         seconds = time.perf_counter() - started
-        # The same on every worker: they must come to the next fold at the same step.
+        # The same on every worker: all must go to the next fold at the same step.
         self._part_steps = self.group.smallest(max(1, int(PART_SEC * (until - first) / max(seconds, 1e-6))), self.device)
         return seconds
 
@@ -168,7 +168,7 @@ class Trial:
         return {name: math.fsum(one.metrics[name] for one in measured) / len(measured) for name in names}
 
     def _picture(self, step: int) -> dict[str, float]:
-        """A refit has nothing held out: it draws its grid and measures nothing."""
+        """Write a refit's sample grid; without held-out images it has no metrics."""
         if self.config.grid_images > 0:
             with self.trainings[0].ema.applied():
                 candidate = self.materials.candidate(self.trainings[0])
@@ -199,7 +199,7 @@ class Trial:
         return None if index is None else self.history[index].step
 
     def _save(self) -> None:
-        """A checkpoint at the current step; besides it the one before and the best are kept."""
+        """Write a checkpoint at the current step; it, the one before and the best are kept."""
         step = self.trainings[0].step
         self._saved_at_sec, self._saved_step = time.monotonic(), step
         if self.group.rank != 0:
@@ -223,7 +223,7 @@ class Trial:
     def _resume(self) -> None:
         checkpoint = latest_checkpoint(self.checkpoints)
         step = checkpoint.step if checkpoint else 0
-        # Also keeps the first worker from deleting what another still reads.
+        # Also prevents the first worker from deleting a checkpoint that another still reads.
         if self.group.smallest(step, self.device) != -self.group.smallest(-step, self.device):
             raise UserError(f"storage {self.folder.url}: the trial's workers see different checkpoints there; a place they share is right")
         if checkpoint is None:
@@ -238,5 +238,5 @@ class Trial:
 
 
 def versions() -> Mapping[str, str]:
-    """Of the libraries whose numerics a result depends on."""
+    """Versions of the libraries whose numerics a result depends on."""
     return {name: version(name) for name in ("fewshot-ray", "torch", "diffusers", "peft", "numpy")}

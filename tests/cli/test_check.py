@@ -178,4 +178,4 @@ def test_weights_that_make_no_numbers_are_refused(desk: Desk, fewshot: Command) 
     save_file(weights, path, metadata={"format": "pt"})
     answer = fewshot("check", desk.write())
     assert answer.code == 2
-    assert answer.err == "error: source.model: of noise the network makes what are no finite numbers; whole weights would be right\n"
+    assert answer.err == "error: source.model: the network's output for noise isn't finite; undamaged weights would be right\n"
