@@ -47,7 +47,7 @@ class LatentPaths:
         return {name: found.std, f"{prefix}_mean": found.mean, f"{prefix}_end": found.end}
 
     def distance(self, name: str) -> Callable[[Tensor, Tensor], Tensor]:
-        """The distance `[n]` of pairs of images uint8 `[n, C, H, W]`: LPIPS (which is squared), or the squared distance of unit features."""
+        """The distance `[n]` of pairs of images uint8 `[n, C, H, W]`: LPIPS (a squared one), or the squared distance of unit features."""
         if name == "ppl_uniformity":
             perceptual = self.instruments.perceptual
             assert perceptual is not None
