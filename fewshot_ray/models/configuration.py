@@ -187,6 +187,31 @@ def check_shapes(backbone: Backbone, place: str) -> None:
         )
 
 
+@torch.no_grad()
+def check_range(backbone: Backbone, place: str) -> None:
+    """Raise UserError where the network can't be evaluated, or isn't finite, at t = 0, 1, T / 2 or T - 1.
+
+    On noise of the smallest size the network takes: two pixels at its coarsest level, or one patch.
+    """
+    network, timesteps = backbone.network, backbone.schedule.timesteps
+    channels, height, width = backbone.shape
+    config = network.config
+    least = config.patch_size if isinstance(network, DiTTransformer2DModel) else 2 ** len(config.block_out_channels)
+    size = (1, channels, min(height, least), min(width, least))
+    noise = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(1, dtype=torch.long) if isinstance(network, DiTTransformer2DModel) else None
+    right = f"one that was trained at every t from 0 to {timesteps - 1} would be right"
+    for t in sorted({0, 1, timesteps // 2, timesteps - 1} & set(range(timesteps))):
+        try:
+            output = network(noise, torch.tensor([t]), class_labels=labels).sample
+        except MISFIT as error:
+            raise UserError(
+                f"source.model: the network at {place} can't be evaluated at t = {t} ({first_line(error)[:200]}); {right}"
+            ) from error
+        if not output.isfinite().all():
+            raise UserError(f"source.model: the network's output at {place} isn't finite at t = {t}; {right}")
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text after PyTorch's heading."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -34,6 +34,7 @@ from fewshot_ray.models.backbone import Backbone
 from fewshot_ray.models.configuration import (
     MISFIT,
     check_config,
+    check_range,
     check_scale,
     check_shapes,
     check_sizes,
@@ -45,6 +46,7 @@ from fewshot_ray.models.configuration import (
 )
 from fewshot_ray.models.fastgan import FastGanDiscriminator, FastGanGenerator
 from fewshot_ray.models.misplaced import SINGLE, WEIGHTS, what_it_is
+from fewshot_ray.models.scheduler import read_scheduler
 from fewshot_ray.models.stylegan2 import StyleGan2Discriminator, StyleGan2Generator
 from fewshot_ray.patience import is_missing, patiently, place_errors, reason
 from fewshot_ray.spec.wording import show
@@ -212,7 +214,7 @@ def load_backbone(place: str, revision: str | None = None) -> Backbone:
         model = load_component(coder, place)
         check_scale(model.config, coder)
         autoencoder = Autoencoder(model)
-    scheduler = _load_scheduler(_component(folder, "scheduler"))
+    scheduler = _load_scheduler(_component(folder, "scheduler"), index)
     backbone = checked_backbone(network, scheduler, place, autoencoder)
     backbone.class_names = _class_names(network, index.get("id2label"))
     return backbone
@@ -231,16 +233,10 @@ def _class_names(network: ModelMixin, id2label: Any) -> tuple[str, ...]:
     return tuple(str(number) for number in range(int(network.config.num_embeds_ada_norm or 0)))
 
 
-def _load_scheduler(folder: Path) -> DDPMScheduler:
-    config = read_json(folder, "scheduler_config.json")
-    try:
-        check_sizes(config)
-        with quiet():
-            return DDPMScheduler.from_pretrained(str(folder))
-    except (OSError, *MISFIT) as error:
-        raise UserError(
-            f"source.model: {folder}/scheduler_config.json can't be used ({first_line(error)}); DDPMScheduler's would be right"
-        ) from error
+def _load_scheduler(folder: Path, index: dict[str, Any]) -> DDPMScheduler:
+    named = index.get("scheduler")
+    named = named[1] if isinstance(named, list) and len(named) == 2 else None
+    return read_scheduler(read_json(folder, "scheduler_config.json"), named, folder / "scheduler_config.json")
 
 
 def _component(folder: Path, name: str) -> Path:
@@ -307,6 +303,7 @@ def checked_backbone(network: ModelMixin, scheduler: Any, place: str, autoencode
     with quiet():
         check_shapes(backbone, place)
         try_samplers(backbone, place)
+        check_range(backbone, place)
     return backbone
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -103,6 +104,10 @@ def no_model(desk: Desk) -> None:
     desk.tree["source"]["model"] = str(desk.folder / "photos")
 
 
+def other_scheduler(desk: Desk) -> None:
+    FlowMatchEulerDiscreteScheduler().save_pretrained(desk.folder / "model" / "scheduler")
+
+
 def text_to_image(desk: Desk) -> None:
     path = desk.folder / "model" / "model_index.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "_class_name": "StableDiffusionPipeline"}))
@@ -191,6 +196,7 @@ CASES: dict[str, tuple[Break, str]] = {
     "a size that can't be halved": (other_model(sample_size=15), r"can't take the 3x15x15 images"),
     "unknown prediction type": (other_model(prediction_type="noise"), r"prediction_type 'noise'"),
     "no pipeline": (no_model, r"photos has no model_index\.json"),
+    "a scheduler of another theory": (other_scheduler, r"FlowMatchEulerDiscreteScheduler, which isn.t supported"),
     "unsupported pipeline": (text_to_image, r"StableDiffusionPipeline, which isn't supported; one of DDPMPipeline"),
     "missing weight": (missing_weight, r"1 missing keys, first conv_in\.bias"),
     "extra weight": (extra_weight, r"1 unexpected keys, first conv_in\.gain"),
