@@ -1,8 +1,7 @@
-"""Writing a file only where it is as it was last seen, so that of several who do at once exactly one succeeds.
+"""Conditional writes: a file is written only if it is as it was last read, so that of several writers at once exactly one succeeds.
 
-On disk this holds under an exclusive lock (flock, on NFS as well); on S3 the store compares (If-None-Match, If-Match). Some
-S3-compatible stores ignore or don't know these headers, and other stores have other ones: there a write is an ordinary one, and
-`conditions_hold` says so.
+On disk this is done under an exclusive lock (flock, also on NFS); on S3 the store compares (If-None-Match, If-Match). Some S3-compatible
+stores ignore or refuse these headers, and other stores have other ones: there a write is unconditional, and `conditions_hold` is False.
 """
 
 from __future__ import annotations
@@ -25,29 +24,29 @@ from fewshot_ray.patience import answer_of, is_transient, place_errors
 from fewshot_ray.storage import SILENCE_SEC, Folder, is_s3, open_place
 
 LOCK_SEC = 30.0
-"""A lock is held for the length of a read and a write."""
+"""Time to wait for a lock, which is held for a read and a write."""
 LOCK_POLL_SEC = 0.02
 NO_SUCH_ETAG = '"0123456789abcdef0123456789abcdef"'
 UNKNOWN_CONDITIONS = {"NotImplemented", "InvalidArgument", "InvalidRequest", "MethodNotAllowed", "NotSupported"}
-"""S3's codes for a request with a header that the store doesn't take."""
+"""S3's error codes for a request with a header that the store doesn't support."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A file as it was read or written."""
+    """A file's state as it was read or written."""
 
     content: bytes | None
-    """None: it wasn't there."""
+    """None where the file didn't exist."""
     etag: str | None = None
-    """The object store's."""
+    """The object store's ETag."""
 
 
 class OutdatedError(Exception):
-    """The file isn't as it was seen: somebody else wrote it, or took it away."""
+    """The file isn't as it was seen: another process has written or removed it."""
 
 
 def look(folder: Folder, name: str) -> Seen:
-    """The file as it is now."""
+    """The file's current state."""
     try:
         if is_s3(folder.url):
             return folder.perform(f"read {name}", lambda: _get(f"{folder.url}/{name}"), missing=True)
@@ -57,7 +56,7 @@ def look(folder: Folder, name: str) -> Seen:
 
 
 def write_where(folder: Folder, name: str, content: bytes, seen: Seen) -> Seen:
-    """Write the file, and return it as it then is. Raises OutdatedError where it isn't as seen, as far as the place can compare."""
+    """Write the file; returns its new state. Raises OutdatedError where it isn't as seen and the place can compare."""
     if folder.local is not None:
         return _write_on_disk(folder, name, content, seen)
     if is_s3(folder.url):
@@ -67,14 +66,14 @@ def write_where(folder: Folder, name: str, content: bytes, seen: Seen) -> Seen:
 
 
 def remove_where(folder: Folder, name: str, seen: Seen) -> None:
-    """Delete the file where it is as seen; on an object store, which compares at writes alone, it is looked at before."""
+    """Delete the file if it is as seen; on an object store, which compares only at writes, it is read first."""
     with _locked(folder, name):
         if look(folder, name).content == seen.content:
             folder.remove(name)
 
 
 def conditions_hold(folder: Folder, name: str, seen: Seen) -> bool:
-    """Whether two writers at once can't both succeed at this place. `seen`: the file as this process just wrote it."""
+    """Whether of two writers at once only one succeeds at this place. `seen`: the file as this process just wrote it."""
     if folder.local is not None:
         with _locked(folder, name) as locked:
             return locked
@@ -92,7 +91,7 @@ def conditions_hold(folder: Folder, name: str, seen: Seen) -> bool:
 
 
 class _UnknownConditionError(Exception):
-    """The store refuses the header."""
+    """The store doesn't support the header."""
 
 
 def _write_on_disk(folder: Folder, name: str, content: bytes, seen: Seen) -> Seen:
@@ -114,7 +113,7 @@ def _write_on_s3(folder: Folder, name: str, content: bytes, seen: Seen) -> Seen:
         return _put(folder, name, content, seen)
     except OutdatedError:
         now = look(folder, name)
-        if now.content != content:  # an earlier attempt of this very write, whose answer was lost
+        if now.content != content:  # otherwise an earlier attempt of this write succeeded and its answer was lost
             raise
         return now
     except _UnknownConditionError:
@@ -145,7 +144,7 @@ def _put(folder: Folder, name: str, content: bytes, seen: Seen) -> Seen:
 
 
 def _get(url: str) -> Seen:
-    """An object's content and ETag by one request."""
+    """An object's content and ETag, from one request."""
     filesystem, path = open_place(url)
     bucket, key, _ = filesystem.split_path(path)
 
@@ -160,9 +159,9 @@ def _get(url: str) -> Seen:
 
 @contextmanager
 def _locked(folder: Folder, name: str) -> Iterator[bool]:
-    """On disk, alone within the block; False where the file system has no locks, and elsewhere than on disk.
+    """Context that holds an exclusive lock on disk; yields False where the file system has no locks, and for places not on disk.
 
-    The lock file is hidden and stays: one that is removed could be locked twice.
+    The lock file is hidden and never removed: a removed one could be locked twice.
     """
     if folder.local is None:
         yield False
@@ -171,7 +170,7 @@ def _locked(folder: Folder, name: str) -> Iterator[bool]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "ab")  # noqa: SIM115
-    except OSError:  # what can't be written is said where the file itself is
+    except OSError:  # the error is reported where the file itself is written
         yield False
         return
     with file:
@@ -179,7 +178,7 @@ def _locked(folder: Folder, name: str) -> Iterator[bool]:
 
 
 def _lock(descriptor: int, folder: Folder, name: str) -> bool:
-    """False where the file system has no locks. Raises UserError where another process holds it all the time."""
+    """Lock the file; returns False where the file system has no locks. Raises UserError where another process keeps it locked."""
     until_sec = time.monotonic() + LOCK_SEC
     while True:
         try:
@@ -195,7 +194,7 @@ def _lock(descriptor: int, folder: Folder, name: str) -> bool:
 
 
 def _create(path: Path, content: bytes) -> None:
-    """A file that isn't there yet, whole at once. Raises FileExistsError where it is there, also without locks, and on NFS."""
+    """Create a file atomically, also without locks and on NFS. Raises FileExistsError where it exists."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Copies of remote files on this machine's disk: fetched once a node, however many workers and trials read them.
+"""Local copies of remote files, fetched once per node for all workers and trials.
 
-They lie below `$FEWSHOT_RAY_CACHE`, or a folder of the user's own in the system's temporary one.
+They are in `$FEWSHOT_RAY_CACHE`, or in a folder of the user's in the system's temporary one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ READS_AT_ONCE = 8
 
 
 def cache_folder() -> Path:
-    """Where copies lie. Raises UserError where somebody else could put files there."""
+    """The folder of the copies. Raises UserError where other users could write to it."""
     given = os.environ.get(CACHE_VARIABLE)
     folder = Path(given).expanduser() if given else Path(tempfile.gettempdir()) / f"fewshot-ray-cache-{os.getuid()}"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -37,10 +37,10 @@ def cache_folder() -> Path:
 
 
 def local_copies(url: str, filesystem: Any, listing: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> Path:
-    """A folder with copies of remote files: `names` are theirs in it, by remote path.
+    """A folder with copies of remote files; `names` are their local names by remote path.
 
-    Named by the listing (sizes, dates or ETags): what was put in the place of other files is never taken for them. Of several processes
-    one fetches and the others wait. Raises what `patiently` does, and ValueError for a name that would lead out of the folder.
+    The folder's name depends on the listing (sizes, dates or ETags), so changed files are fetched anew. Of several processes one fetches
+    and the others wait. Raises what `patiently` does, and ValueError for a name that would be outside of the folder.
     """
     state = repr([(remote, sorted(listing[remote].items(), key=str)) for remote in sorted(names)])
     folder = cache_folder() / hashlib.sha256(f"{url}\n{state}".encode()).hexdigest()[:16]
@@ -55,7 +55,7 @@ def local_copies(url: str, filesystem: Any, listing: Mapping[str, Mapping[str, A
 
 
 def local_copy(url: str, filesystem: Any, path: str) -> Path:
-    """One file's."""
+    """A copy of one remote file; raises what `local_copies` does."""
     info = patiently(lambda: filesystem.info(path), url)
     return local_copies(url, filesystem, {path: info}, {path: "file"}) / "file"
 

@@ -1,7 +1,7 @@
-"""What would put a place's refusal right: a setting, other credentials, or another place.
+"""Suggests what to do about a place's error: a setting, other credentials, or another place.
 
-S3's error codes are those of AWS's list of error responses; the others are those that Alibaba's OSS, Tencent's COS, Volcengine's TOS and
-MinIO document for requests in S3's language.
+S3's error codes are from AWS's list of error responses; the others from the documentation of Alibaba's OSS, Tencent's COS, Volcengine's TOS
+and MinIO.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _CHECKSUM = {"XAmzContentSHA256Mismatch", "MissingContentLength"}
 
 
 def checksums() -> str:
-    """When an upload is sent with a checksum header, besides the hash in its signature."""
+    """When uploads have a checksum header, besides the hash in their signature: the variable's value, or our default."""
     return os.environ.get(CHECKSUMS, "when_required")
 
 
 def other_checksums() -> str:
-    """The variable with its other value."""
+    """The assignment of the variable's other value."""
     return f"{CHECKSUMS}={'when_supported' if checksums() == 'when_required' else 'when_required'}"
 
 
 def remedy(error: Exception) -> str:
-    """For one of `place_errors`: what would be right, with its verb."""
+    """The advice for one of `place_errors`, e.g. "another place is right"."""
     answer = answer_of(error)
     code = answer.code if answer is not None else ""
     names = {code} | {type(cause).__name__ for cause in causes(error)}

@@ -1,4 +1,4 @@
-"""Whether a place takes all that a sweep does there."""
+"""Checks that a place supports every operation of a sweep."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from fewshot_ray.storage import Folder, is_s3
 
 
 def check_writable(folder: Folder) -> None:
-    """Write, replace, read, list and delete small files as a sweep does; they and the folders made for them are removed.
+    """Write, replace, read, list and delete small files as a sweep does; removes them and the folders made for them.
 
-    Raises UserError, which names what the place refuses and, where there is one, the setting that helps.
+    Raises UserError with the operation that the place refuses and, where there is one, the setting that helps.
     """
     tried = folder / f".{uuid4().hex}"
     places = (tried.local, *tried.local.parents) if tried.local is not None else ()
@@ -23,13 +23,13 @@ def check_writable(folder: Folder) -> None:
         try:
             _use(tried)
         except UserError:
-            with suppress(UserError):  # the first is said
+            with suppress(UserError):  # the first error is raised
                 tried.remove()
             raise
         tried.remove()
     finally:
         for place in missing:
-            # One that somebody has filled by now refuses to go.
+            # A folder that has got content meanwhile stays.
             with suppress(OSError):
                 place.rmdir()
 

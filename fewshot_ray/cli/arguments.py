@@ -1,4 +1,4 @@
-"""What an argument means that a shell has left as it is (`--cluster=~/x`, `"$DATA/run.yaml"`)."""
+"""Expands arguments that a shell leaves unexpanded (`--cluster=~/x`, `"$DATA/run.yaml"`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Given = TypeVar("Given", str, Path, None)
 
 
 def expanded_argument(value: Given) -> Given:
-    """With `~` and `$VAR` replaced, where nothing of that very name is there; for typer's `callback`."""
+    """The argument with `~` and `$VAR` expanded, unless a file of that very name exists; for typer's `callback`."""
     if value is None or os.path.exists(value):
         return value
     from fewshot_ray.spec.places import expanded

@@ -18,13 +18,13 @@ from fewshot_ray.errors import UserError
 from fewshot_ray.report.board import Mirror
 
 FIRST_COPY_SEC = 5.0
-"""So long is waited for a remote sweep's events; the rest shows as it comes."""
+"""Time to wait for a remote sweep's events before TensorBoard starts; the rest appear as they are copied."""
 MOST_IMAGES = 50
-"""Kept of each kind and trial. At TensorBoard's own 10, trials would be shown at different steps."""
+"""Images that TensorBoard shows per kind and trial; with its default of 10, trials would be shown at different steps."""
 
 
 def show_board(sweep: str, *, host: str = "127.0.0.1", port: int = 6006, console: Console) -> int:
-    """Serve TensorBoard until Ctrl-C, SIGTERM or SIGHUP, on the sweep's folder or on a copy of a remote one's events; the exit code.
+    """Serve TensorBoard for a sweep's folder, or a copy of a remote one's events, until Ctrl-C, SIGTERM or SIGHUP; returns the exit code.
 
     Raises UserError where there is no such sweep, or where the port is taken.
     """
@@ -52,11 +52,11 @@ def show_board(sweep: str, *, host: str = "127.0.0.1", port: int = 6006, console
 
 
 def check_port(host: str, port: int) -> None:
-    """Before anything is copied. Raises UserError."""
+    """Raise UserError where the port can't be used; called before anything is copied."""
     try:
         socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except (OSError, OverflowError) as error:
-        # Python adds the address to what the system says.
+        # Python adds the address to the system's message.
         raise _not_to_be_had(host, port, (getattr(error, "strerror", None) or str(error)).split(" (")[0]) from error
 
 
@@ -65,7 +65,7 @@ def _not_to_be_had(host: str, port: int, why: str) -> UserError:
 
 
 def _serve(trials: Path, host: str, port: int) -> str:
-    """Start TensorBoard in threads of this process, which end with it; its URL, once it answers."""
+    """Start TensorBoard in threads of this process; returns its URL once it answers."""
     from tensorboard import program
 
     board = program.TensorBoard()
@@ -73,7 +73,7 @@ def _serve(trials: Path, host: str, port: int) -> str:
         ["", "--logdir", str(trials), "--host", host, "--port", str(port), "--samples_per_plugin", f"images={MOST_IMAGES}"],
     )
     try:
-        with redirect_stderr(io.StringIO()):  # it would speak of options that this command doesn't have
+        with redirect_stderr(io.StringIO()):  # it would mention options that this command doesn't have
             return str(board.launch())
     except program.TensorBoardServerException as error:
         raise _not_to_be_had(host, port, error.msg) from error
@@ -81,9 +81,9 @@ def _serve(trials: Path, host: str, port: int) -> str:
 
 @contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """Within the block the first SIGINT, SIGTERM or SIGHUP is a KeyboardInterrupt, and the others are passed over: it is being tidied up.
+    """Context in which the first SIGINT, SIGTERM or SIGHUP raises KeyboardInterrupt and later ones are ignored during the cleanup.
 
-    Outside of the main thread, which alone may set handlers, nothing changes.
+    Has no effect outside of the main thread, which alone may set signal handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""Commands that a laptop gives a cluster: a sweep goes there as a Ray job, and this machine may be closed. Imports no training library."""
+"""Commands for a cluster: a sweep runs there as a Ray job, independent of this machine. Imports no training library."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SAID_AT_A_TIME = 5
 
 
 def is_server(address: str | None) -> bool:
-    """Whether an address is a dashboard's, where jobs go, and not a Ray's that this process would join."""
+    """Whether an address is a dashboard's, for jobs, rather than a Ray cluster's that this process would join."""
     return bool(address and address.startswith(("http://", "https://")))
 
 
@@ -63,7 +63,7 @@ def launch(
 
 
 def check_cluster(path: Path, file: FileSpec) -> ClusterFile:
-    """A cluster file that a run can be launched with, from this machine. Raises UserError, at once and without a network."""
+    """The cluster file at `path`, checked for a run of `file`. Raises UserError, at once and without a network."""
     from fewshot_ray.cluster.capacity import workers_at_once
     from fewshot_ray.cluster.cluster_file import check_file_mounts, check_ssh_key, read_cluster_file
 
@@ -75,14 +75,14 @@ def check_cluster(path: Path, file: FileSpec) -> ClusterFile:
 
 
 def resume_there(sweep: str, cluster: Path | None, address: str | None, *, trials: int | None, workers: int | None) -> int:
-    """`resume` on a cluster; its exit code."""
+    """Run `resume` on a cluster; returns the exit code."""
     with tempfile.TemporaryDirectory(prefix="fewshot-ray-launch-") as scratch:
         request = {"command": "resume", "trials": trials, "workers": workers}
         return _submit(request, sweep, cluster, address, detach=False, package=Path(scratch))
 
 
 def check_there(document: Document, file: FileSpec, cluster: Path) -> int:
-    """`check` on a cluster's head: what it says of bucket, hub and images; its exit code."""
+    """Run `check` on a cluster's head, for what it reaches of storage, hub and images; returns the exit code."""
     from fewshot_ray.cluster.package import pack
     from fewshot_ray.cluster.submission import CHECK, job_server
 
@@ -191,13 +191,13 @@ def fetch(
 
 
 def leaderboard_there(sweep: str, cluster: Path) -> int:
-    """`leaderboard` on the cluster's head, which has the storage's credentials; its exit code."""
+    """Run `leaderboard` on the cluster's head, which has the storage's credentials; returns the exit code."""
     head, url = _on_head(sweep, cluster, "leaderboard")
     return int(head.run("fewshot-ray", "leaderboard", url, terminal=sys.stdin.isatty() and sys.stdout.isatty()).returncode)
 
 
 def board_there(sweep: str, cluster: Path, port: int) -> int:
-    """`board` on the cluster's head, seen through a tunnel."""
+    """Run `board` on the cluster's head, through a tunnel; returns the exit code."""
     from fewshot_ray.cli.board import check_port
 
     check_port("127.0.0.1", port)
@@ -206,7 +206,7 @@ def board_there(sweep: str, cluster: Path, port: int) -> int:
 
 
 def _on_head(sweep: str, cluster: Path | None, command: str) -> tuple[Any, str]:
-    """The head, and a sweep's URL there; a bare name is looked up among what was launched."""
+    """The head and the sweep's URL; a bare name is looked up among the launched sweeps."""
     from fewshot_ray.cluster.cluster_file import read_cluster_file
     from fewshot_ray.cluster.head import DASHBOARD_PORT, Head
     from fewshot_ray.cluster.submission import JobServer
@@ -230,7 +230,7 @@ def _submit(
     package: Path,
     document: Document | None = None,
 ) -> int:
-    """Start what a request asks for, and follow it unless told to `detach`; the exit code."""
+    """Submit a request as a job, and follow it unless `detach`; returns the exit code."""
     from fewshot_ray.cluster.submission import job_server
 
     with job_server(cluster, address) as server:
@@ -247,7 +247,7 @@ def _submit(
         request["nodes"] = json.loads(nodes) if nodes else None
         _write(package, request, _there(cluster, address), document)
         job = server.submit(package, sweep=sweep, command=request["command"], nodes=nodes)
-        shutil.rmtree(package, ignore_errors=True)  # also where the terminal is closed while this follows
+        shutil.rmtree(package, ignore_errors=True)  # printed now, since the terminal may be closed while this follows
         typer.echo(f"submitted as {job.id}", err=True)
         if detach:
             typer.echo(f"follow it with: fewshot-ray logs -f {job.name}{_there(cluster, address)}", err=True)
@@ -256,7 +256,7 @@ def _submit(
 
 
 def _growth(cluster: Path) -> str:
-    """What a cluster may grow to, as JSON; "" where its file doesn't say."""
+    """Limits that a cluster may grow to (`capacity.Growth`), as JSON; "" where its file doesn't say what its nodes have."""
     from fewshot_ray.cluster.capacity import most_nodes
     from fewshot_ray.cluster.cluster_file import read_cluster_file
 
@@ -265,7 +265,7 @@ def _growth(cluster: Path) -> str:
 
 
 def _write(package: Path, request: dict[str, Any], there: str, document: Document | None) -> None:
-    """The request, with what the cluster should have, and the file as the cluster is to read it."""
+    """Write the request with the versions that the cluster should have, and the run's file for the cluster."""
     from fewshot_ray.cluster.submission import write_request
     from fewshot_ray.cluster.versions import code, versions
     from fewshot_ray.report.sweep_folder import SPEC
@@ -278,7 +278,7 @@ def _write(package: Path, request: dict[str, Any], there: str, document: Documen
 
 
 def _follow(server: Any, job: Any, cluster: Path | None = None, address: str | None = None) -> int:
-    """Print what a job prints until it ends; its exit code. Ctrl-C leaves it running."""
+    """Print a job's output until it ends; returns its exit code. Ctrl-C leaves the job running."""
     from fewshot_ray.cluster.submission import CHECK
 
     there = _there(cluster, address)
@@ -300,13 +300,13 @@ def _follow(server: Any, job: Any, cluster: Path | None = None, address: str | N
         raise UserError(f"{error}; it may well go on there: `fewshot-ray status {job.name}{there}` says") from error
     if job.state == "SUCCEEDED":
         return 0
-    if job.exit_code is None:  # Ray's own word: it never ran, or was stopped
+    if job.exit_code is None:  # the job never ran, or was stopped
         raise UserError(f"{job.name}: {job.state.lower()} ({' '.join(job.message.split())[:300] or 'no reason given'})")
     return int(job.exit_code)
 
 
 def _there(cluster: Path | None, address: str | None) -> str:
-    """The option that names the cluster, as it was given."""
+    """The option that names the cluster, as it was given, for commands in messages."""
     options = [*(("--cluster", str(cluster)) if cluster else ()), *(("--address", address) if address else ())]
     return "".join(f" {shlex.quote(word)}" for word in options)
 
@@ -318,7 +318,7 @@ def _duration(seconds: float) -> str:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands that have no counterpart on one machine."""
+    """Add the commands that exist only for clusters."""
     for command in (launch, status, logs, stop, fetch):
         app.command()(command)
 

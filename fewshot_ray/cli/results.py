@@ -1,4 +1,4 @@
-"""What is done with a finished sweep: choosing, measuring and sampling its models."""
+"""Selecting, evaluating and sampling the models of a finished sweep."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from fewshot_ray.trial.materials import pick_device
 
 GRID = "grid.png"
 MARK = ("Software", "fewshot-ray sample")
-"""In the PNG files, so that earlier samples are told from others' pictures."""
+"""Text in the PNG files that marks them as this command's."""
 
 
 def chosen_trial(folder: SweepFolder, file: FileSpec, trial_id: str | None) -> TrialRecord:
-    """The trial asked for, else the sweep's result. Raises UserError."""
+    """The trial of that id, else the sweep's result. Raises UserError."""
     if trial_id is None:
         return exported_trial(folder, file)
     record = next((trial for trial in folder.trials() if trial.id == trial_id), None)
@@ -49,20 +49,20 @@ def chosen_trial(folder: SweepFolder, file: FileSpec, trial_id: str | None) -> T
 
 
 def inputs_for_evaluate(place: str) -> list[str]:
-    """Warnings. Raises UserError where what is measured with, and on, isn't what the sweep began with."""
+    """Warnings of inputs that couldn't be compared. Raises UserError where an input of the evaluation has changed since the sweep began."""
     folder = read_sweep(place)[0].folder
     return check_inputs(folder, read_spec(folder).tree, lambda one: one.field != SOURCE_IMAGES)
 
 
 def inputs_for_export(folder: SweepFolder) -> list[str]:
-    """Warnings. Raises UserError where the model that training started from isn't what the sweep began with: it is part of the result."""
+    """Warnings of changed or unknown images. Raises UserError where the source model, which the export contains, has changed."""
     tree = read_spec(folder.folder).tree
     warnings = check_inputs(folder.folder, tree, lambda one: one.is_source)
     return warnings or changed_inputs(folder.folder, tree, lambda one: one.field in ("target.images", "target.holdout"))
 
 
 def evaluate_sweep(place: str, trial_id: str | None, console: Console) -> dict[str, dict[str, float]]:
-    """Print and write (`test.json`) the metrics on the test images, model by model."""
+    """Print the metrics of each model on the test images, and write them to `test.json`."""
     folder, file = read_sweep(place)
     record = chosen_trial(folder, file, trial_id)
     gpus = file.resources.gpus_per_worker
@@ -83,9 +83,9 @@ def evaluate_sweep(place: str, trial_id: str | None, console: Console) -> dict[s
 
 
 def compared_trials(folder: SweepFolder, file: FileSpec, record: TrialRecord) -> list[TrialRecord]:
-    """The trial itself and the search's best plain fine-tuning, trained on as many images.
+    """The trial and the search's best plain fine-tuning; beside a refit also the trial that it repeats.
 
-    A refit is trained on all shots and plain fine-tuning's folds aren't: beside a refit stands the trial it repeats, to compare these two.
+    A refit is trained on all shots, plain fine-tuning only on those of its folds; the repeated trial has as many as that.
     """
     origin = folder.record(record.origin) if record.kind == "refit" else None
     chosen = [record] if origin is None else [record, origin]
@@ -100,7 +100,7 @@ def _title(trial: TrialRecord, file: FileSpec) -> str:
 
 
 def _measure(split: TestSplit, folder: SweepFolder, trial: TrialRecord, device: torch.device) -> dict[str, float]:
-    """Means over the trial's models, one a fold."""
+    """Means of the metrics over the trial's models, one per fold."""
     assert trial.best_step is not None
     models = load_folds(trial_spec(folder, trial), folder.trial(trial.id), trial.best_step, cache=folder.folder / "cache", device=device)
     measured = [split.measure(model.candidate) for model in models]
@@ -110,7 +110,7 @@ def _measure(split: TestSplit, folder: SweepFolder, trial: TrialRecord, device: 
 def sample_images(
     model: str, out: Path, *, number: int, seed: int, sampler: str, steps: int, guidance_scale: float, overwrite: bool = False
 ) -> None:
-    """Write `number` PNG files and a grid. Raises UserError, also where `out` holds something and `overwrite` isn't given."""
+    """Write `number` PNG files and a grid. Raises UserError, also where `out` has content and `overwrite` isn't given."""
     if sampler not in ("ddim", "dpm++"):
         raise UserError(f"--sampler {sampler}: not known; ddim or dpm++ would be right")
     names = [f"{index:05d}.png" for index in range(number)]
@@ -139,7 +139,7 @@ def sample_images(
 
 
 def _check_samples_place(out: Path, *, overwrite: bool) -> None:
-    """Raise UserError where something is in the way."""
+    """Raise UserError where `out` is a file, or has content that may not be overwritten."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; a folder would be right")
     try:
@@ -154,11 +154,11 @@ def _check_samples_place(out: Path, *, overwrite: bool) -> None:
 
 
 def _is_sample(path: Path) -> bool:
-    """Whether this command wrote it."""
+    """Whether this command wrote the file."""
     try:
         with Image.open(path) as image:
             return image.info.get(MARK[0]) == MARK[1]
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # no picture that it would have written
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # not a picture of this command
         return False
 
 

@@ -1,4 +1,4 @@
-"""Ray's cluster file (what `ray up` reads, or KubeRay), checked on this machine and without a network."""
+"""Reads and checks a cluster file (for `ray up`, or a KubeRay manifest) on this machine, without a network."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ __all__ = ["ClusterFile", "NodeType", "check_file_mounts", "check_ssh_key", "rea
 
 @dataclass(frozen=True)
 class NodeType:
-    """One kind of machine; a local provider's are `head` and `worker`, on Kubernetes it is a group of pods."""
+    """One node type; a local provider has `head` and `worker`, on Kubernetes it is a group of pods."""
 
     name: str
     resources: Mapping[str, float]
-    """Of one node, e.g. {"CPU": 8, "GPU": 1}; empty where the file doesn't say and nothing is known."""
+    """Resources of one node, e.g. {"CPU": 8, "GPU": 1}; empty where neither the file nor the instance type tells them."""
     least: int
-    """Nodes that are always there, beside the head node itself."""
+    """Minimum number of nodes, not counting the head node itself."""
     most: int
-    """Nodes there may be, beside the head node itself; bounded by the cluster's `max_workers`."""
+    """Maximum number of nodes, not counting the head node itself; bounded by the cluster's `max_workers`."""
     instance: str | None
     """AWS instance type."""
     spot: bool
@@ -40,27 +40,27 @@ class NodeType:
 
 @dataclass(frozen=True)
 class ClusterFile:
-    """A cluster file that Ray's own schema accepts, or a manifest of KubeRay's."""
+    """A valid cluster file, or KubeRay manifest."""
 
     path: Path
     tree: dict[str, Any]
-    """As written, Ray's defaults not filled in."""
+    """The file's tree without Ray's defaults."""
     name: str
-    """Of the cluster."""
+    """The cluster's name."""
     provider: str
     """`aws`, `local`, `kuberay` and so on."""
     node_types: tuple[NodeType, ...]
     most_workers: int
-    """Nodes beside the head, of all types together."""
+    """Maximum number of nodes besides the head, over all types."""
 
     @property
     def has_ssh(self) -> bool:
-        """Whether its head is reached by SSH; on Kubernetes it isn't."""
+        """Whether the head is reached by SSH; not on Kubernetes."""
         return self.provider != KUBERAY
 
 
 def read_cluster_file(path: Path) -> ClusterFile:
-    """The file at `path`. Raises UserError for what `ray up` would stumble over, as far as it can be told without a network."""
+    """The file at `path`. Raises UserError for errors that `ray up` would run into, where they can be found without a network."""
     source = Source.read(path)
     if source.is_manifest:
         config = raycluster_config(source)
@@ -77,7 +77,7 @@ def read_cluster_file(path: Path) -> ClusterFile:
 
 
 def check_ssh_key(cluster: ClusterFile) -> None:
-    """Raise UserError where the file names a private key that isn't on this machine."""
+    """Raise UserError where the file's private key doesn't exist on this machine."""
     key = cluster.tree["auth"].get("ssh_private_key") if cluster.has_ssh else None
     if key is not None and not _is_there(key):
         raise UserError(
@@ -86,7 +86,7 @@ def check_ssh_key(cluster: ClusterFile) -> None:
 
 
 def check_file_mounts(cluster: ClusterFile) -> None:
-    """Raise UserError where `ray up` would not find what it is to copy to the nodes, paths that begin in its working folder aside."""
+    """Raise UserError where a file that `ray up` copies to the nodes is missing; paths relative to its working folder aren't checked."""
     for remote, local in cluster.tree.get("file_mounts", {}).items():
         if local.startswith(("~", "/")) and not _is_there(local):
             remedy = (
@@ -98,12 +98,12 @@ def check_file_mounts(cluster: ClusterFile) -> None:
 def _is_there(path: str) -> bool:
     try:
         return Path(path).expanduser().exists()
-    except (OSError, RuntimeError, ValueError):  # a name that can't be one, a user who isn't there
+    except (OSError, RuntimeError, ValueError):  # an invalid path, an unknown user
         return False
 
 
 def _check_begin(source: Source) -> None:
-    """What decides which of Ray's rules hold."""
+    """Check the cluster's name and provider, which the other checks depend on."""
     tree = source.tree
     if not isinstance(tree.get("cluster_name"), str) or not tree["cluster_name"]:
         raise source.error(("cluster_name",), f"is {show(tree.get('cluster_name'))}; a name would be right")
@@ -120,13 +120,13 @@ def _check_begin(source: Source) -> None:
 
 
 def _providers() -> list[str]:
-    """Of clusters that `ray up` makes; of some, Ray's wheel has no more than the name."""
+    """The providers that `ray up` supports; Ray's wheel has only the names of some others."""
     inner = ("readonly", "spark", "fake_multinode", "fake_multinode_docker")
     return [name for name, defaults in providers().items() if name not in inner and defaults.is_file()]
 
 
 def _check_schema(source: Source) -> None:
-    """Ray's schema on the file as it is written: Ray checks it with its defaults filled in, where places are lost."""
+    """Check the file itself by Ray's schema: Ray checks it with defaults filled in, where lines are lost."""
     schema = json.loads(cluster_file_schema().read_text())
     tree = {key: value for key, value in source.tree.items() if not (key == "min_workers" and source.tree["provider"]["type"] == "local")}
     # Ray finds out itself what an AWS machine has.
@@ -136,7 +136,7 @@ def _check_schema(source: Source) -> None:
 
 
 def _check_texts(source: Source) -> None:
-    """What Ray's schema leaves open, and Ray then ends with a traceback on."""
+    """Check values that Ray's schema allows but that end Ray with a traceback."""
     tree = source.tree
     if not tree.get("auth", {}).get("ssh_user"):
         raise source.error(("auth", "ssh_user"), "is missing; the name to log in with on the nodes, ubuntu say, would be right")
@@ -178,7 +178,7 @@ def _check_provider(source: Source) -> None:
 
 
 def _check_machines(source: Source) -> None:
-    """Of a local provider."""
+    """Check the addresses of a local provider."""
     tree, provider = source.tree, source.tree["provider"]
     for key in ("available_node_types", "head_node_type"):
         if key in tree:
@@ -197,7 +197,7 @@ def _check_machines(source: Source) -> None:
 
 
 def _check_counts(source: Source) -> None:
-    """How many nodes of each type, and of all."""
+    """Check minimum and maximum numbers of nodes, by type and in all."""
     tree = source.tree
     if tree["provider"]["type"] == "local":
         least, most = tree.get("min_workers", 0), tree.get("max_workers")
@@ -225,7 +225,7 @@ def _check_counts(source: Source) -> None:
 
 
 def _with_defaults(source: Source) -> dict[str, Any]:
-    """The file as Ray completes and checks it."""
+    """The file's tree with Ray's defaults, checked by Ray."""
     import copy
 
     import click
@@ -233,7 +233,7 @@ def _with_defaults(source: Source) -> dict[str, Any]:
 
     from fewshot_ray.cluster.ray_private import prepare_config, validate_config
 
-    # What Ray says of it is for `ray up`.
+    # Ray's log lines are meant for `ray up`.
     logging.getLogger(AUTOSCALER_LOGGER).setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -249,7 +249,7 @@ def _with_defaults(source: Source) -> dict[str, Any]:
 
 
 def _node_types(config: dict[str, Any]) -> Iterator[NodeType]:
-    """Of a file with Ray's defaults; a local provider's are two."""
+    """The node types of a tree with Ray's defaults; a local provider has two."""
     most = int(config["max_workers"])
     if config["provider"]["type"] == "local":
         data = next(iter(config["available_node_types"].values()))
@@ -272,7 +272,7 @@ def _node_types(config: dict[str, Any]) -> Iterator[NodeType]:
 
 
 def _resources(instance: str | None, written: Mapping[str, float]) -> dict[str, float]:
-    """What Ray takes a node to have: the machine's, and over it what the file says."""
+    """A node's resources as Ray counts them: those of the instance type, overridden by the file's."""
     known = INSTANCES.get(instance or "")
     if known is None:
         return {kind: float(amount) for kind, amount in written.items()}

@@ -1,4 +1,4 @@
-"""A cluster file as text: the tree that Ray would read, and where in the file each value stands."""
+"""Parses a cluster file's text: the tree that Ray would read, and the line of each value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]  # as Ray itself: what `no` or `010` is, this file shares with `ray up`
+import yaml  # type: ignore[import-untyped]  # as Ray itself, so that `no` or `010` is read as by `ray up`
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.spec.wording import nearest, show
@@ -19,7 +19,7 @@ _MAX_BYTES = 256 * 1024
 _MAX_VALUES = 5_000
 _MAX_DEPTH = 40
 _PLACEHOLDER = re.compile(r"<[a-z][a-z -]*[a-z]>(?!\w)|\bYOUR_[A-Z_]+\b")
-"""`<bucket>` as in this project's cluster files, `YOUR_HEAD_NODE_HOSTNAME` as in Ray's own."""
+"""Placeholders: `<bucket>` in this project's cluster files, `YOUR_HEAD_NODE_HOSTNAME` in Ray's."""
 
 
 _TYPES = {
@@ -37,7 +37,7 @@ Place = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Source:
-    """A file's tree, and the line (from 1) of each place in it."""
+    """A cluster file's tree, and the line (from 1) of each value."""
 
     name: str
     tree: dict[str, Any]
@@ -45,25 +45,25 @@ class Source:
 
     @classmethod
     def read(cls, path: Path) -> Source:
-        """Raises UserError for what is no YAML mapping, and for values that no cluster file may have."""
+        """Read the file at `path`. Raises UserError where it isn't a YAML mapping, or has values that no cluster file may have."""
         text = _text(path)
         root = _parsed(path, text)
         if not isinstance(root, yaml.MappingNode):
             raise UserError(
                 f"{path}: holds no mapping of names to values; a cluster file of Ray's (cluster_name, provider, ...) would be right"
             )
-        lines = dict(_lines(path, root))  # first: constructing the tree puts merged keys (<<) in their place
+        lines = dict(_lines(path, root))  # first, since constructing the tree replaces merge keys (<<)
         source = cls(str(path), _constructed(path, root), lines)
         source.check_values(source.tree)
         return source
 
     @property
     def is_manifest(self) -> bool:
-        """Whether it is for Kubernetes, and not for `ray up`."""
+        """Whether the file is a Kubernetes manifest, not for `ray up`."""
         return "apiVersion" in self.tree
 
     def error(self, place: Place, message: str) -> UserError:
-        """The line is that of the nearest path above where `place` isn't in the file."""
+        """A UserError with file and line; the line is that of the nearest path above where `place` isn't in the file."""
         above = place
         while above and above not in self.lines:
             above = above[:-1]
@@ -71,7 +71,7 @@ class Source:
         return UserError(f"{where}: {_dotted(place)}: {message}" if place else f"{where}: {message}")
 
     def check_schema(self, schema: Mapping[str, Any], tree: Mapping[str, Any] | None = None) -> None:
-        """Raise UserError for what JSON Schema finds first in the tree, or in `tree` in its place."""
+        """Raise UserError for the first violation of a JSON schema by the file's tree, or by `tree` where given."""
         import jsonschema  # type: ignore[import-untyped]
 
         found = jsonschema.Draft7Validator(schema).iter_errors(self.tree if tree is None else tree)
@@ -80,7 +80,7 @@ class Source:
             raise self.schema_error(errors[0])
 
     def schema_error(self, error: Any) -> UserError:
-        """A finding of jsonschema's in the words of this project."""
+        """A violation of a JSON schema as a UserError."""
         place = tuple(error.absolute_path)
         if error.validator == "additionalProperties":
             known = list(error.schema.get("properties", {}))
@@ -100,7 +100,7 @@ class Source:
         return self.error(place, " ".join(str(error.message).split()))
 
     def check_values(self, value: Any, place: Place = ()) -> None:
-        """Only what JSON holds (Ray hands the file to the head as JSON), and nothing the user was to fill in."""
+        """Raise UserError for values that JSON doesn't have (Ray sends the file to the head as JSON), and for placeholders."""
         if isinstance(value, dict):
             for key, item in value.items():
                 if not isinstance(key, str):
@@ -120,7 +120,7 @@ class Source:
 
 
 def _lines(path: Path, root: yaml.Node) -> Iterator[tuple[Place, int]]:
-    """Every place with its line. Raises UserError for a key that is given twice."""
+    """The line of every path. Raises UserError for a key that is given twice."""
     count = itertools.count(1)
 
     def below(node: yaml.Node, place: Place) -> Iterator[tuple[Place, int]]:
@@ -169,7 +169,7 @@ def _text(path: Path) -> str:
 
 
 def _parsed(path: Path, text: str) -> yaml.Node | None:
-    """The text's nodes, which know their lines; of a manifest those of its RayCluster, which other objects may stand beside."""
+    """The root of the YAML node graph; for a Kubernetes manifest that of its only RayCluster, among other objects."""
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if getattr(event, "tag", None) is not None:
@@ -199,7 +199,7 @@ def _parsed(path: Path, text: str) -> yaml.Node | None:
 
 
 def _scalars(document: yaml.Node | None) -> dict[str, str]:
-    """The plain values at a document's top."""
+    """The scalar values at the top level of a document."""
     pairs = document.value if isinstance(document, yaml.MappingNode) else ()
     return {str(key.value): str(value.value) for key, value in pairs if isinstance(value, yaml.ScalarNode)}
 

@@ -1,4 +1,4 @@
-"""A range as Optuna's distribution, its values as Optuna stores them, and values by chance."""
+"""Converts ranges and their values to Optuna's, and draws values at random."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ CHOICE_INDEX = "index"
 
 
 def distribution(range_: Range) -> BaseDistribution:
-    """Optuna's counterpart of a range.
+    """Optuna's distribution for a range.
 
-    A choice between values that Optuna can't store, or can't tell from each other (1 and true), is one between their positions.
+    Where Optuna can't store a choice's values, or can't distinguish them (1 and true), its choices are their indices.
     """
     if isinstance(range_, Choice):
         plain = all(value is None or isinstance(value, bool | int | float | str) for value in range_.values)
@@ -28,7 +28,7 @@ def distribution(range_: Range) -> BaseDistribution:
 
 
 def to_optuna(range_: Range, value: Any) -> Any:
-    """A value of the range as its distribution stores it."""
+    """A value of the range as Optuna stores it."""
     choices = getattr(distribution(range_), "choices", None)
     if isinstance(range_, Choice) and choices != range_.values:
         return f"{CHOICE_INDEX} {range_.index(value)}"
@@ -44,7 +44,7 @@ def from_optuna(range_: Range, stored: Any) -> Any:
 
 
 def drawn_from(range_: Range, draw: random.Random) -> Any:
-    """A value of the range, uniformly; of a log range in its logarithm."""
+    """A uniformly drawn value of the range; for a log range uniform in the logarithm."""
     if isinstance(range_, Choice):
         return draw.choice(range_.values)
     if isinstance(range_, IntRange):

@@ -1,6 +1,6 @@
-"""How the workers of a sweep hear that they are to end: from the driver, or by the signal a machine sends before it goes.
+"""Tells the workers of a sweep that they are to end: on the driver's word, or when their machine sends SIGTERM before it goes away.
 
-Imports neither torch nor the trial: the driver's messenger is a process of its own.
+Imports neither torch nor the trial: the driver's messenger is an actor in a process of its own.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 EVERYBODY = ""
-"""Whom a message is for that ends the sweep; others are for the workers of one trial, by its id."""
+"""The addressee of a message that ends the sweep; other messages go to the workers of one trial, by its id."""
 STOPPED = "stopped by the search"
 
 
 class Messenger:
-    """Tells the workers that wait for it when they are to end, and nothing before that."""
+    """An actor that workers wait on; it answers once they are to end."""
 
     def __init__(self) -> None:
         self._said: dict[str, str] = {}
         self._news = asyncio.Condition()
 
     async def say(self, trial_id: str, reason: str) -> None:
-        """A trial's workers, or EVERYBODY, are to end."""
+        """Tell the workers of a trial, or EVERYBODY, to end."""
         async with self._news:
             self._said.setdefault(trial_id, reason)
             self._news.notify_all()
 
     async def wait(self, trial_id: str) -> str:
-        """Why the workers of a trial are to end, once they are."""
+        """Block until the workers of the trial are to end; returns why."""
         async with self._news:
             await self._news.wait_for(lambda: {trial_id, EVERYBODY} & self._said.keys())
             return self._said.get(EVERYBODY) or self._said[trial_id]
 
 
 def start_messenger() -> Any:
-    """A messenger on the driver's own machine, which ends with the driver."""
+    """Start a messenger on the driver's node; it ends with the driver."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(num_cpus=0, scheduling_strategy=here)(Messenger).remote()
 
 
 class Notice:
-    """Why this process is to end soon: calling it gives the reason, or None as long as nobody has told it to."""
+    """Whether this process has been told to end: a call returns the reason, or None."""
 
     def __init__(self) -> None:
         self._reason: str | None = None
@@ -58,11 +58,11 @@ class Notice:
         return self._reason
 
     def give(self, reason: str) -> None:
-        """The process is to end; the first reason counts."""
+        """Record that the process is to end; the first reason is kept."""
         self._reason = self._reason or reason
 
     def listen(self, messenger: Any, trial_id: str = EVERYBODY) -> None:
-        """Hear of the sweep's end, or of a trial's, in a thread of its own."""
+        """Wait for the messenger in a background thread, for the sweep's end or a trial's."""
         threading.Thread(target=self._listen, args=(messenger, trial_id), name="ending", daemon=True).start()
 
     def _listen(self, messenger: Any, trial_id: str) -> None:
@@ -71,14 +71,14 @@ class Notice:
 
 
 NOTICE = Notice()
-"""Of this process."""
+"""The notice of this process."""
 
 
 @contextmanager
 def sigterm_gives_notice(busy: Callable[[], bool]) -> Iterator[None]:
-    """Within the block a SIGTERM gives notice while `busy()`, and ends the process at once where nobody would look at it.
+    """Context in which SIGTERM gives notice while `busy()`, and otherwise ends the process at once, since nobody would read the notice.
 
-    Outside of the main thread, which alone may set handlers, nothing changes.
+    Has no effect outside of the main thread, which alone may set signal handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

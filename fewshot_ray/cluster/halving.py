@@ -11,11 +11,11 @@ from fewshot_ray.trial.ranking import Bounds, Merit, Ranking
 
 
 class SuccessiveHalving:
-    """At rungs `grace_steps * reduction_factor^k` a trial goes on if it is among the best `1 / reduction_factor` that got there.
+    """At rungs `grace_steps * reduction_factor^k` a trial continues if it is among the best `1 / reduction_factor` that reached the rung.
 
-    Trials are compared by their best evaluation so far, since that is a trial's value: one that has overfitted since then may still win.
-    One that keeps the constraints is before any that doesn't; then `config.metric` counts.
-    The decisions are a function of the results in their order, so feeding the recorded ones anew rebuilds the rungs.
+    Trials are compared by their best evaluation so far, since that is what a trial is ranked by: one that overfits later may still win.
+    Feasible trials rank before those that violate constraints; then `config.metric` counts. Decisions depend only on the results in their
+    order, so replaying the recorded ones rebuilds the rungs.
     """
 
     def __init__(self, config: AshaSpec, *, direction: Literal["min", "max"], steps: int, bounds: Bounds | None = None) -> None:
@@ -31,7 +31,7 @@ class SuccessiveHalving:
             level *= self.config.reduction_factor
 
     def report(self, trial_id: str, step: int, metrics: Mapping[str, float]) -> bool:
-        """Record an evaluation; whether the trial should stop. A value that isn't finite ranks last."""
+        """Record an evaluation; returns whether the trial should stop. A value that isn't finite ranks last."""
         merit = self.ranking.merit(metrics)
         self.best[trial_id] = min(merit, self.best.get(trial_id, merit))
         stop = False

@@ -1,4 +1,4 @@
-"""A cluster's head as a laptop reaches it: by SSH, with the user and key that `ray up` uses."""
+"""Reaches a cluster's head from a laptop by SSH, with the user and key of `ray up`."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from fewshot_ray.errors import UserError
 Answer = TypeVar("Answer")
 
 ANSWER_SEC = 9.0
-"""For a provider or a host to answer; then it is taken to be away."""
+"""Time for a provider or a host to answer; after it they count as unreachable."""
 DASHBOARD_PORT = 8265
 FORWARD = f"`kubectl port-forward POD {DASHBOARD_PORT}` to the head's pod"
 TUNNEL = "fewshot-ray: the tunnel is there"
 PACKAGES = {"ssh": "openssh-client", "rsync": "rsync"}
-"""Debian's and Ubuntu's packages of the programs that are called here."""
+"""Debian's and Ubuntu's packages of the programs that are used here."""
 
 
 class Head:
-    """Commands, files and ports of the node that runs a cluster's head. Whatever fails is a UserError of one line."""
+    """Runs commands, copies files and forwards ports on the head node. Every failure is a UserError of one line."""
 
     def __init__(self, cluster: ClusterFile) -> None:
         if not cluster.has_ssh:
@@ -43,7 +43,7 @@ class Head:
 
     @cached_property
     def address(self) -> str:
-        """What the provider says is the head's."""
+        """The head's address, asked of the provider. Raises UserError."""
         from ray.autoscaler.sdk import get_head_node_ip
 
         hint = f"`ray up {self.cluster.path}` starts it"
@@ -57,14 +57,14 @@ class Head:
                 f"{self.cluster.path}: provider {self.cluster.provider} needs {needs} on this machine; "
                 "pip install 'fewshot-ray[aws]' would be right for AWS, what `ray up` asks for elsewhere"
             ) from error
-        except RuntimeError as error:  # Ray's only word for "there is none"
+        except RuntimeError as error:  # what Ray raises where there is no head
             raise UserError(f"{self.cluster.path}: cluster {self.cluster.name} has no head that runs; {hint}") from error
-        except Exception as error:  # the provider's own clients have no common class: no credentials, no such region
+        except Exception as error:  # providers' clients have no common error class (no credentials, unknown region)
             text = " ".join(str(error).split())
             raise UserError(f"{self.cluster.path}: {self.cluster.provider} doesn't say where the head is ({text[:200]})") from error
 
     def ssh(self, *options: str) -> list[str]:
-        """The command up to the host; a shell's command may follow. Raises UserError where this machine has no ssh."""
+        """The ssh command up to the host; a shell command may follow. Raises UserError where ssh isn't installed."""
         _check_program("ssh", "the cluster's head is reached with it")
         return ["ssh", *self._options, *options, f"{self.auth['ssh_user']}@{self.address}"]
 
@@ -76,7 +76,7 @@ class Head:
             "ConnectTimeout": "8",
             "ServerAliveInterval": "15",
             "ServerAliveCountMax": "4",
-            # Its key is new to us when the cluster is, and must be the same from then on.
+            # A new cluster's key is accepted, and must be the same from then on.
             "StrictHostKeyChecking": "accept-new",
             "UserKnownHostsFile": str(known),
             "LogLevel": "ERROR",
@@ -89,11 +89,12 @@ class Head:
         return arguments
 
     def run(self, *command: str, terminal: bool = False, capture: bool = False) -> subprocess.CompletedProcess[str]:
-        """Run a command in a login shell there, as `ray exec` does; with `capture` its output is kept, else it is ours.
+        """Run a command in a login shell on the head, as `ray exec` does; with `capture` its output is returned, else printed.
 
-        Without a terminal, which does so by itself, its process ends when this one does: with its standard input, never written to.
+        The remote process ends with this one: with `terminal` because the terminal closes, else because its standard input, never written
+        to, does.
         """
-        # Its standard input is kept as 3: a shell gives what it runs in the background an empty one.
+        # Standard input is duplicated to 3, since a shell's background processes get an empty one.
         watched = f"exec 3<&0; {shlex.join(command)} </dev/null 3<&- & child=$!; {{ cat <&3; kill $child; }} >/dev/null 2>&1 & wait $child"
         line = _in_login_shell(f"exec {shlex.join(command)}" if terminal else watched)
         theirs, ours = os.pipe()
@@ -114,18 +115,18 @@ class Head:
 
     @contextmanager
     def tunnel(self, port: int) -> Iterator[int]:
-        """Within the block a port of this machine's loopback leads to one of the head's; yields ours."""
+        """Context in which a port of this machine's loopback forwards to one of the head's; yields the local port."""
         local = _free_port()
         forward = f"127.0.0.1:{local}:127.0.0.1:{port}"
-        # It ends with its standard input, so with this process however that ends; and it speaks only once the port is its own, so that
-        # nobody else who took it meanwhile is sent a token.
+        # The remote command ends with its standard input, so with this process however that ends. Its output shows that ssh owns the
+        # port, so that no other process that took it meanwhile is sent a token.
         process = subprocess.Popen(
             [*self.ssh("-L", forward, "-o", "ExitOnForwardFailure=yes"), f"echo {shlex.quote(TUNNEL)}; exec cat"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # Ctrl-C is for the command, which then ends the tunnel
+            start_new_session=True,  # Ctrl-C goes to this process, which then ends the tunnel
         )
         try:
             assert process.stdout is not None
@@ -146,22 +147,22 @@ class Head:
                         pipe.close()
 
     def board(self, sweep: str, port: int) -> int:
-        """`fewshot-ray board` there, shown at the same port of this machine's loopback; ends with Ctrl-C. Returns its exit code."""
+        """Run `fewshot-ray board` on the head until Ctrl-C, forwarded to the same port of this machine's loopback; returns the exit code."""
         line = shlex.join(["fewshot-ray", "board", sweep, "--port", str(port)])
         forward = ["-L", f"127.0.0.1:{port}:127.0.0.1:{port}", "-o", "ExitOnForwardFailure=yes"]
-        # A terminal there, so that it ends when this side does.
+        # A remote terminal, so that it ends when this side does.
         done = subprocess.run([*self.ssh("-tt", *forward), _in_login_shell(f"exec {line}")], check=False)
         if done.returncode == 255:
             raise self._unreachable("")
         return done.returncode
 
     def check_can_copy(self) -> None:
-        """Raise UserError where `copy_from` would, for want of a program."""
+        """Raise UserError where a program that `copy_from` needs isn't installed."""
         for program in ("ssh", "rsync"):
             _check_program(program, "files come from the cluster's head with it")
 
     def copy_from(self, folder: str, local: Path) -> None:
-        """Copy a folder of the head's into `local`, which is empty."""
+        """Copy a folder of the head into `local`, an empty folder."""
         self.check_can_copy()
         shell = shlex.join(["ssh", *self._options])
         source = f"{self.auth['ssh_user']}@{self.address}:{folder.rstrip('/')}/"
@@ -181,18 +182,18 @@ class Head:
 
 
 def _check_program(program: str, why: str) -> None:
-    """Raise UserError where PATH has no such program."""
+    """Raise UserError where the program isn't on PATH."""
     if shutil.which(program) is None:
         raise UserError(f"{program} isn't installed on this machine, and {why}; the package {PACKAGES[program]} would be right")
 
 
 def _in_login_shell(line: str) -> str:
-    """The command that runs `line` as a terminal there would, with what ~/.bashrc sets."""
+    """The command that runs `line` with the environment of a terminal on the head, including ~/.bashrc."""
     return f"bash --login -c {shlex.quote(f'. ~/.bashrc; {line}')}"
 
 
 def _within(seconds: float, work: Callable[[], Answer]) -> Answer:
-    """What `work` returns or raises. Raises TimeoutError where that takes longer; a provider's own clients try for minutes."""
+    """The result of `work`, or its exception. Raises TimeoutError after `seconds`: providers' clients retry for minutes."""
     answer: list[Answer] = []
     raised: list[BaseException] = []
 

@@ -1,4 +1,4 @@
-"""What AWS's machines hold: enough to judge a cluster file without asking AWS."""
+"""CPUs and GPUs of AWS's instance types, to check a cluster file without asking AWS."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Instance(NamedTuple):
-    """One machine."""
+    """One instance type."""
 
     cpus: int
     gpus: int = 0

@@ -1,4 +1,4 @@
-"""What a worker is handed: the search's trials, and after them the confirmation, its controls and the refit."""
+"""The jobs of a sweep: the search's trials, then reruns (confirmation) with their controls, and the refit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Job:
     origin: str
     label: str
     tree: dict[str, Any]
-    """The concrete spec."""
+    """The trial's spec, without ranges."""
     seed: int
     last_step: int
     folds: int
@@ -35,7 +35,7 @@ class Job:
     params: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """For a Ray actor: as one value, since Tune flattens a configuration into its own tables."""
+        """The job as text: a single value, since Tune would flatten a mapping into its tables."""
         return json.dumps(asdict(self))
 
     @classmethod
@@ -45,7 +45,7 @@ class Job:
 
 
 def trial_id(number: int) -> str:
-    """Of a trial of the search."""
+    """The id of the search's trial of this number, e.g. `t0007`."""
     return f"t{number:04d}"
 
 
@@ -89,7 +89,7 @@ def after_search(folder: SweepFolder, file: FileSpec) -> list[Job]:
 
 
 def _confirmation(folder: SweepFolder, file: FileSpec, winner: TrialRecord) -> Iterator[Job]:
-    """Reruns on fresh seeds, and plain fine-tuning with everything under `train` as the winner has it."""
+    """Reruns of a winner with new seeds, and for each a control: plain fine-tuning with the winner's `train` section."""
     assert file.search.confirm is not None
     tree = trial_tree(folder, winner.id)
     steps = tree.get("train", {}).get("steps", file.train.steps)

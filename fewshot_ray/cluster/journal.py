@@ -1,4 +1,4 @@
-"""The study's journal: on this machine's disk while the driver runs, kept whole in the sweep's folder."""
+"""The study's journal: a local file while the driver runs, uploaded whole where the sweep's folder is remote."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ JOURNAL = "study.journal"
 
 
 class Journal:
-    """`path` is the file Optuna appends to. In a remote folder a copy is kept: an object store can't append."""
+    """`path` is the local file that Optuna appends to: the folder's own, or a copy of a remote one, since object stores can't append."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
@@ -24,11 +24,11 @@ class Journal:
             self.path.write_bytes(folder.read_bytes(JOURNAL))
 
     def close(self) -> None:
-        """Remove this machine's copy of a remote folder's journal."""
+        """Remove the local copy of a remote folder's journal."""
         if self.folder.local is None:
             shutil.rmtree(self.path.parent, ignore_errors=True)
 
     def sync(self) -> None:
-        """Upload the journal whole, where the folder is remote."""
+        """Upload the journal, where the folder is remote."""
         if self.folder.local is None:
             self.folder.write_bytes(JOURNAL, self.path.read_bytes())

@@ -1,4 +1,4 @@
-"""Whose checkpoints a sweep keeps: a thousand trials must not fill the disk."""
+"""Decides which checkpoints a sweep keeps, and removes the others: a thousand trials must not fill the disk."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ CHECKPOINTS = "checkpoints"
 
 
 class KeptCheckpoints:
-    """The best `search.keep_checkpoints` trials keep their best checkpoint, as do preset, plain fine-tuning, reruns and the refit.
+    """Keeps the best checkpoint of the best `search.keep_checkpoints` trials, and of preset, plain fine-tuning, reruns and refit.
 
-    With several objectives, so does all of the Pareto front, of trials that are equal in it the first. All others' are removed as soon as
-    they have ended.
+    With several objectives also those of the Pareto front (of trials with equal metrics the first). All other trials' checkpoints are
+    removed as soon as they have ended.
     """
 
     def __init__(self, folder: SweepFolder, search: SearchSpec) -> None:
@@ -28,7 +28,7 @@ class KeptCheckpoints:
         self.dropped: set[str] = set()
 
     def ended(self, record: TrialRecord) -> None:
-        """A trial has ended, or had before a resume."""
+        """Keep or remove the checkpoints of a trial that has ended, now or before a resume."""
         if record.state != "COMPLETE":
             self._drop(record.id)
             return
@@ -43,7 +43,7 @@ class KeptCheckpoints:
             self._drop(trials[index].id)
 
     def tidy(self) -> None:
-        """Once more at the end: a worker that was stopped may have written after its trial was settled."""
+        """Remove dropped trials' checkpoints again at the sweep's end: a stopped worker may have written one since."""
         for trial_id in self.dropped:
             self._remove(trial_id)
 
@@ -55,7 +55,7 @@ class KeptCheckpoints:
         (self.folder.trial(trial_id) / CHECKPOINTS).remove()
 
     def _keep_best_step(self, record: TrialRecord) -> None:
-        """A trial that has ended never goes on: only what is exported of it is needed."""
+        """Remove all checkpoints except the best step's: an ended trial isn't resumed, only exported."""
         checkpoints = self.folder.trial(record.id) / CHECKPOINTS
         saved = saved_steps(checkpoints)
         for step in saved if record.best_step in saved else ():
@@ -64,6 +64,6 @@ class KeptCheckpoints:
 
 
 def _front(merits: Sequence[Merit]) -> list[int]:
-    """The first of every merit that none dominates."""
+    """Indices of the Pareto front of `merits`; of equal ones the first."""
     first = {merit: index for index, merit in reversed(list(enumerate(merits)))}
     return [index for index, front in enumerate(fronts(merits)) if front == 0 and first[merits[index]] == index]

@@ -1,4 +1,4 @@
-"""A manifest of KubeRay's in a cluster file's place: the groups of pods it may grow to, as Ray's own autoscaler reads them."""
+"""Reads a KubeRay manifest as a cluster file: groups of pods and their limits, as Ray's autoscaler reads them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from fewshot_ray.spec.wording import show
 __all__ = ["KUBERAY", "raycluster_config"]
 
 KUBERAY = "kuberay"
-"""The provider, in Ray's words."""
+"""Ray's name of the provider."""
 _HEADS = "headgroup"
-"""What Ray calls the head's group."""
+"""Ray's name of the head's group."""
 _AMOUNTS = {"type": "object", "additionalProperties": {"type": ["string", "number"]}}
 _CONTAINER = {"type": "object", "properties": {"resources": {"type": "object", "properties": {"limits": _AMOUNTS, "requests": _AMOUNTS}}}}
 _TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
@@ -55,11 +55,11 @@ _SCHEMA: dict[str, Any] = {
         },
     },
 }
-"""What of a RayCluster is read here; the rest is between KubeRay and Kubernetes."""
+"""Schema of the parts of a RayCluster that are read here; KubeRay and Kubernetes check the rest."""
 
 
 def raycluster_config(source: Source) -> dict[str, Any]:
-    """A RayCluster as the tree of the cluster file that Ray's autoscaler makes of it. Raises UserError for what it would stumble over."""
+    """A RayCluster as the cluster file's tree that Ray's autoscaler makes of it. Raises UserError for what it can't read."""
     source.check_schema(_SCHEMA)
     cluster = copy.deepcopy(source.tree)
     cluster["metadata"].setdefault("namespace", "default")
@@ -77,7 +77,7 @@ def raycluster_config(source: Source) -> dict[str, Any]:
 
 
 def _bound(source: Source, place: tuple[str | int, ...], group: dict[str, Any], *, grows: bool) -> None:
-    """A group's least and most pods: without the autoscaler as many as it begins with, between its bounds; none of a suspended one."""
+    """A group's minimum and maximum of pods: without the autoscaler its `replicas` within the bounds; 0 for a suspended group."""
     least = group.setdefault("minReplicas", 0)
     if grows and "maxReplicas" not in group:
         raise source.error((*place, "maxReplicas"), "is missing; the most pods of this group would be right, or it grows without an end")

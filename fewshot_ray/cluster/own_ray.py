@@ -1,4 +1,4 @@
-"""A Ray of the sweep's own, on this machine: whether it can be started, and what it would have."""
+"""Prepares the environment of a local Ray that a sweep starts for itself."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fewshot_ray.errors import UserError
 __all__ = ["bring_token", "check_folder"]
 
 TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-"""Where one of them is set, the token is the user's matter."""
+"""Variables with which a user sets Ray's authentication; where one is set, no token is made here."""
 MOST_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 
 
 def check_folder() -> None:
-    """Raise UserError where Ray's files can't lie in the folder that the environment names."""
+    """Raise UserError where Ray can't use its temporary folder: not writable, or too long a path for its sockets."""
     folder = temporary_folder()
     right = "RAY_TMPDIR naming a folder that is there, can be written and has a short path (/tmp, say) would be right"
     over = len(os.fsencode(longest_socket(folder))) - MOST_SOCKET_BYTES
@@ -30,7 +30,7 @@ def check_folder() -> None:
 
 
 def bring_token() -> None:
-    """Where Ray could neither read its token nor write a new one, for want of a home directory, one for this process and its own."""
+    """Set a token for a local Ray where Ray could neither read nor write one, for want of a home directory."""
     if any(name in os.environ for name in TOKEN_VARIABLES):
         return
     place = Path(os.path.expanduser("~")) / ".ray"

@@ -1,4 +1,4 @@
-"""What a laptop sends to a cluster with a run, and what the cluster makes of it: the file, and the images that lie beside it."""
+"""Packs a run's file with its local images on a laptop, and unpacks them on a cluster."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.storage import Folder, is_remote
 
 MOST_BYTES = 64 * 2**20
-"""Of images; more belongs on storage, once, not into every launch."""
+"""Largest size of the packed images; larger sets should be copied to storage once."""
 PACKED = "packed://"
-"""How a packed place begins in the file that is sent."""
+"""Prefix of a packed place in the file that is sent."""
 SUFFIX = r"\.[a-z0-9]+"
 NAME = rf"[0-9a-f]{{16}}({SUFFIX})?"
 
 
 def check_storage(document: Document, file: FileSpec) -> None:
-    """Raise UserError where the file's storage can't be that of a cluster."""
+    """Raise UserError where the file's storage isn't usable on a cluster: a relative local path."""
     if not is_remote(file.storage) and not Path(file.storage).is_absolute():
         raise document.error(
             "storage",
@@ -39,10 +39,10 @@ def check_storage(document: Document, file: FileSpec) -> None:
 
 
 def pack(document: Document, folder: Path, say: Callable[[str], object] = lambda line: None) -> Document:
-    """Copy the images that lie on this machine into `folder`, and return the file as the cluster is to read it.
+    """Copy local images into `folder`; returns the file with their places replaced by packed ones.
 
-    `say` is given a line for each place of which something is passed over and so stays here, where a run there couldn't name it.
-    Raises UserError for what is too large to send with every launch, and for models and weights, which belong on storage.
+    `say` gets a line for each place with files that are passed over and so aren't sent, since a run there couldn't name them. Raises
+    UserError for images too large to send, and for local models and weights.
     """
     tree: dict[str, Any] = copy.deepcopy(document.tree)
     total = 0
@@ -50,7 +50,7 @@ def pack(document: Document, folder: Path, say: Callable[[str], object] = lambda
         if place.value.startswith(PACKED):
             raise document.error(place.path, f"{place.value} is what a launch makes of a folder; the folder itself is right")
         if (here := place.here) is None:
-            if place.is_missing and not os.path.isabs(document.given.get(place.path, "/")):  # an absolute one may be the cluster's
+            if place.is_missing and not os.path.isabs(document.given.get(place.path, "/")):  # an absolute path may exist on the cluster
                 raise document.missing(place)
             continue
         if not place.images:
@@ -66,7 +66,7 @@ def pack(document: Document, folder: Path, say: Callable[[str], object] = lambda
 
 
 def _pack(document: Document, place: Place, here: Path, folder: Path, left_bytes: int, say: Callable[[str], object]) -> int:
-    """Copy the pictures of one place; how many bytes they are."""
+    """Copy the pictures of one place; returns their size in bytes."""
     names, passed_over = _pictures(here)
     files = {name: here / name if name else here for name in names}
     size = sum(path.stat().st_size for path in files.values() if path.is_file())
@@ -96,7 +96,7 @@ def _pack(document: Document, place: Place, here: Path, folder: Path, left_bytes
 
 
 def _pictures(here: Path) -> tuple[Sequence[str], str]:
-    """What a run would read of a place, by path within it ("": the place itself), and what it passes over, which stays here."""
+    """The files of a place that a run would read, by path within it ("": the place itself), and a summary of those it passes over."""
     if here.is_dir():
         selection = local_selection(str(here))
         return selection.names, selection.summary()
@@ -111,9 +111,10 @@ def _hash(files: Mapping[str, Path]) -> str:
 
 
 def unpack(document: Document, file: FileSpec, packed: Path, *, stays: bool = False) -> tuple[Document, list[Path]]:
-    """The file with the places that its images are to have, and where they are now.
+    """Replace packed places; returns the file, and the paths of the images as they arrived.
 
-    The sweep's own folder, once `store` has put them there: all nodes and a later resume read them. With `stays` where they have arrived.
+    The new places are in the sweep's folder, where `store` puts the images and all nodes and a later resume can read them; with `stays`,
+    the paths where they arrived.
     """
     inputs = Folder(file.storage) / file.name / INPUTS
     tree: dict[str, Any] = copy.deepcopy(document.tree)
@@ -131,7 +132,7 @@ def unpack(document: Document, file: FileSpec, packed: Path, *, stays: bool = Fa
 
 
 def store(sources: list[Path], file: FileSpec) -> None:
-    """Copy what has arrived into the sweep's folder, where it isn't there yet."""
+    """Copy the images that arrived into the sweep's folder, except those that are there already."""
     inputs = Folder(file.storage) / file.name / INPUTS
     for source in sources:
         for path in [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file()):

@@ -1,6 +1,6 @@
-"""Sweeps as Ray jobs: submitted to a cluster's job server, followed, listed and stopped from anywhere that reaches it.
+"""Submits sweeps as Ray jobs to a cluster's job server, and follows, lists and stops them.
 
-Ray's own client does the talking; it needs no training library.
+Uses Ray's job client alone; no training library is needed.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from fewshot_ray.cluster.ray_private import JOB_LOGGERS, server_version
 from fewshot_ray.errors import UserError
 
 REQUEST = "request.json"
-"""In the package: what the cluster is to do with it, and the versions it was made with."""
+"""File in the package: the command for the cluster, and the laptop's versions."""
 METADATA = "fewshot_ray."
 CONNECT_SEC = 5.0
 STOP_SEC = 120
-"""For the trials to save after `stop`; then Ray kills the driver, and what they have since their last checkpoint is lost."""
+"""Time for the trials to save after `stop`; then Ray kills the driver, and steps since the last checkpoint are lost."""
 RUNNING = ("PENDING", "RUNNING")
 CHECK = "check"
-"""The command of a job that only looks: it stands for no sweep."""
+"""The command of a job that only checks and runs no sweep."""
 
 
 @dataclass(frozen=True)
 class SweepJob:
-    """A Ray job that runs a sweep, or ran it."""
+    """A Ray job that runs or ran a sweep."""
 
     id: str
     sweep: str
@@ -51,16 +51,16 @@ class SweepJob:
     ended_sec: float | None
     exit_code: int | None
     nodes: str = ""
-    """What the cluster may grow to, as JSON; "" where nothing was said of it."""
+    """Limits that the cluster may grow to (`capacity.Growth`), as JSON; "" where they weren't given."""
 
     @property
     def name(self) -> str:
-        """The sweep's."""
+        """The sweep's name, the last part of its URL."""
         return self.sweep.rstrip("/").rsplit("/", 1)[-1]
 
     @property
     def ended(self) -> bool:
-        """Whether nothing of it runs any more."""
+        """Whether the job is neither pending nor running."""
         return self.state not in RUNNING
 
 
@@ -68,7 +68,7 @@ class JobServer:
     """The job server of a Ray cluster, at the dashboard's address. Raises UserError where it can't be used."""
 
     def __init__(self, address: str, remedy: str) -> None:
-        """`remedy`: what the user may do where nothing answers."""
+        """`remedy`: the end of the message where nothing answers, with what the user can do."""
         self.address = address.rstrip("/")
         parts = urlsplit(self.address)
         try:
@@ -76,7 +76,7 @@ class JobServer:
         except ValueError:
             port = 0
         if parts.scheme not in ("http", "https") or not parts.hostname or not port or "@" in parts.netloc:
-            shown = address.rpartition("@")[2]  # what stands before it is a password
+            shown = address.rpartition("@")[2]  # before the @ is a password
             raise UserError(f"--address {shown}: the dashboard's address, http://127.0.0.1:{DASHBOARD_PORT} say, would be right")
         try:
             socket.create_connection((parts.hostname, port), CONNECT_SEC).close()
@@ -90,8 +90,8 @@ class JobServer:
             for logger in JOB_LOGGERS:
                 logging.getLogger(logger).setLevel(logging.ERROR)
             maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-            os.environ.pop("RAY_API_SERVER_ADDRESS", None)  # Ray would ask there instead
-            if is_loopback(parts.hostname):  # and a proxy, where one is set, would be sent the token
+            os.environ.pop("RAY_API_SERVER_ADDRESS", None)  # it would override the given address
+            if is_loopback(parts.hostname):  # otherwise a proxy would be sent the token
                 for name in ("no_proxy", "NO_PROXY"):
                     os.environ[name] = ",".join(filter(None, [os.environ.get(name), parts.hostname]))
             self._client = JobSubmissionClient(self.address)
@@ -105,7 +105,7 @@ class JobServer:
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
-        """What Ray's client raises, in one line."""
+        """Turns the errors of Ray's client into a UserError of one line."""
         from aiohttp import ClientError
         from ray.exceptions import AuthenticationError
         from requests import RequestException
@@ -122,7 +122,7 @@ class JobServer:
             raise UserError(f"{self.address}: the job server says: {text[:300]}") from error
 
     def submit(self, package: Path, *, sweep: str, command: str, nodes: str = "") -> SweepJob:
-        """Start what `package` (a folder with `request.json`) asks for."""
+        """Submit the job that `package` (a folder with `request.json`) describes."""
         name = re.sub(r"[^A-Za-z0-9_-]", "-", sweep.rstrip("/").rsplit("/", 1)[-1])
         submission_id = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
         with self._asking():
@@ -138,22 +138,22 @@ class JobServer:
         return SweepJob(submission_id, sweep.rstrip("/"), command, "PENDING", "", time.time(), None, None, nodes)
 
     def job(self, submission_id: str) -> SweepJob:
-        """As it is now."""
+        """The job's current state."""
         with self._asking():
             return _sweep_job(self._client.get_job_info(submission_id))
 
     def jobs(self) -> list[SweepJob]:
-        """All that this program has submitted, the newest first."""
+        """All jobs that fewshot-ray has submitted, newest first."""
         with self._asking():
             found = [_sweep_job(job) for job in self._client.list_jobs()]
         return sorted((job for job in found if job.sweep and job.command != CHECK), key=lambda job: job.started_sec, reverse=True)
 
     def of_sweep(self, sweep: str) -> list[SweepJob]:
-        """Those of a sweep, by its name or URL, the newest first."""
+        """The jobs of a sweep, by its name or URL, newest first."""
         return [job for job in self.jobs() if sweep.rstrip("/") in (job.sweep, job.name)]
 
     def latest(self, sweep: str) -> SweepJob:
-        """The job of a sweep that runs, or the newest. Raises UserError where there is none."""
+        """The running job of a sweep, else its newest. Raises UserError where there is none."""
         found = self.of_sweep(sweep)
         if not found:
             names = list(dict.fromkeys(job.name for job in self.jobs()))
@@ -164,12 +164,12 @@ class JobServer:
         return next((job for job in found if not job.ended), found[0])
 
     def output(self, job: SweepJob) -> str:
-        """All that it has printed."""
+        """The job's whole output so far."""
         with self._asking():
             return str(self._client.get_job_logs(job.id))
 
     def follow(self, job: SweepJob) -> Iterator[str]:
-        """What it prints, from its beginning, as it comes, until it ends."""
+        """Stream the job's output from its beginning until it ends."""
         loop = asyncio.new_event_loop()
         pieces = self._client.tail_job_logs(job.id)
 
@@ -183,7 +183,7 @@ class JobServer:
                     if (piece := loop.run_until_complete(task)) is None:
                         break
                 yield piece
-        finally:  # Ctrl-C comes in the middle of waiting for a piece
+        finally:  # Ctrl-C may interrupt the wait for a piece
             if not task.done():
                 task.cancel()
                 with suppress(asyncio.CancelledError):
@@ -199,16 +199,16 @@ class JobServer:
         return job
 
     def stop(self, job: SweepJob) -> None:
-        """Tell it to save and end, as SIGTERM does."""
+        """Tell the job to save and end, as SIGTERM does."""
         with self._asking():
             self._client.stop_job(job.id)
 
 
 @contextmanager
 def job_server(cluster: Path | None, address: str | None) -> Iterator[JobServer]:
-    """The job server at a dashboard's `address`, or on the head of a cluster file's cluster through a tunnel, for the block.
+    """Context with the job server at a dashboard's `address`, or through a tunnel on the head of a cluster file's cluster.
 
-    Both are right where the file is KubeRay's: it says what the cluster may grow to, and the address leads there.
+    With a KubeRay manifest both are given: the file has the limits of growth, the address leads to the cluster.
     """
     file = read_cluster_file(cluster) if cluster is not None else None
     if (file is None) == (address is None) and not (file and not file.has_ssh):
@@ -223,7 +223,7 @@ def job_server(cluster: Path | None, address: str | None) -> Iterator[JobServer]
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine itself."""
+    """Whether a host name or address is this machine's loopback."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
@@ -231,7 +231,7 @@ def is_loopback(host: str) -> bool:
 
 
 def write_request(package: Path, request: Mapping[str, Any]) -> None:
-    """Into a package's folder."""
+    """Write the request into a package's folder."""
     (package / REQUEST).write_text(json.dumps(request))
 
 

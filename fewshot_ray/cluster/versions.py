@@ -1,4 +1,4 @@
-"""What a laptop and a cluster must have the same of: a sweep checked here should be the sweep that runs there."""
+"""Compares the versions of a laptop and a cluster, so that a sweep checked here is the sweep that runs there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FOLDER = Path(fewshot_ray.__file__).parent
 
 @cache
 def versions() -> Mapping[str, str]:
-    """Of this machine: Python, and the libraries that results depend on (without a build's suffix)."""
+    """Versions of Python and of the libraries that results depend on, without build suffixes."""
     found = {"python": ".".join(platform.python_version_tuple()[:2]), "fewshot-ray": fewshot_ray.__version__}
     for name in LIBRARIES:
         try:
@@ -28,14 +28,15 @@ def versions() -> Mapping[str, str]:
 
 
 def code() -> dict[str, str]:
-    """The modules of this machine's fewshot-ray, below its folder, and a hash of each."""
+    """Hashes of this machine's modules of fewshot-ray, by their path in the package."""
     return {path.relative_to(FOLDER).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in FOLDER.rglob("*.py")}
 
 
 def different(laptops: Mapping[str, str], modules: Mapping[str, str]) -> list[str]:
-    """What differs between the laptop's and this machine's, the cluster's, in words.
+    """Differences between the laptop's versions and modules and this machine's (the cluster's), one text each.
 
-    A module that only the cluster has, one that was removed since, is left out: the laptop's don't import it, but where it hides theirs.
+    Modules that only the cluster has (removed since) don't count, since none of the laptop's imports them, except where a folder hides a
+    module of that name.
     """
     own, own_code = versions(), code()
     found = [

@@ -1,6 +1,7 @@
-"""A trial of several workers, through Ray Train.
+"""Runs a trial with several workers through Ray Train.
 
-Three processes of Ray's own read this module besides each worker, every time a trial starts: what trains is imported by those that do.
+Besides the workers, three processes of Ray import this module at the start of every trial; so training libraries are imported inside the
+functions that use them.
 """
 
 from __future__ import annotations
@@ -27,23 +28,23 @@ LAST_REPORTS_SEC = 120.0
 
 
 class PreparedWorker(WorkerCallback):
-    """What a worker's process needs before its process group is made and its training begins, on a thread that isn't the main one."""
+    """Sets signal handlers and network interface in a worker before its process group is made; training itself runs in another thread."""
 
     def after_init_train_context(self) -> None:
-        """Called on the worker's main thread, the only one that may set handlers."""
+        """Called by Ray Train in the worker's main thread, which alone may set signal handlers."""
         signal.signal(signal.SIGTERM, lambda number, frame: NOTICE.give("SIGTERM"))
         reduce_over(ray.util.get_node_ip_address())
 
 
 def reduce_over(node_ip: str) -> None:
-    """NCCL and Gloo use the interface with this address, the one by which Ray's nodes know each other.
+    """Let NCCL and Gloo use the network interface with this address, which Ray's nodes reach each other by.
 
-    Without it Gloo takes where the machine's name leads (on Debian 127.0.1.1, which no other node reaches), NCCL the first interface it
-    likes. Names that are set already stay: `NCCL_SOCKET_IFNAME`, `GLOO_SOCKET_IFNAME`.
+    Otherwise Gloo uses the address of the host's name (on Debian 127.0.1.1, which no other node reaches) and NCCL the first interface it
+    finds. Variables that are set already stay: `NCCL_SOCKET_IFNAME`, `GLOO_SOCKET_IFNAME`.
     """
     for name, addresses in psutil.net_if_addrs().items():
         if any(address.address.partition("%")[0] == node_ip for address in addresses):
-            os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # with "=" this one alone, and not every name that begins so
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # "=": exactly this name, not every name with this prefix
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
             return
 
@@ -56,7 +57,7 @@ def _worker(config: dict[str, Any]) -> None:
     take_own_gpu(config["resources"]["gpus_per_worker"])
     try:
         for result in trial_results(config, group=Group()):
-            # Without `done`: Tune would take the driver function away before Train has ended.
+            # Without `done`: Tune would end the driver function before Train has ended.
             ray.train.report({key: value for key, value in result.items() if key != "done"})
     except SavedAndEndedError as ended:
         if ended.reason != STOPPED:
@@ -64,7 +65,7 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 def take_own_gpu(gpus_per_worker: float) -> None:
-    """Ray Train shows a node's workers all their GPUs: this process's own becomes its current one, or all would crowd onto the first."""
+    """Make this worker's own GPU the current device: Ray Train shows all GPUs of a node to its workers, and all would use the first."""
     if gpus_per_worker > 0:
         import torch
         from ray.train.torch import get_device
@@ -73,16 +74,16 @@ def take_own_gpu(gpus_per_worker: float) -> None:
 
 
 def backend(gpus_per_worker: float) -> str:
-    """What the workers reduce with: NCCL refuses two of them on one GPU, which a fraction of one leads to."""
+    """The backend of collective operations: NCCL, or Gloo for workers that share a GPU, which NCCL doesn't support."""
     return "nccl" if gpus_per_worker >= 1 else "gloo"
 
 
 def run_with_workers(config: dict[str, Any]) -> None:
-    """A trial of several workers: Tune's driver function, which starts Ray Train's workers and waits for them.
+    """Tune's function for a trial of several workers: starts Ray Train's workers and waits for them.
 
-    There are `resources.workers` of them, or as many as the cluster's nodes hold just now and `resources.min_workers` at least: a trial
-    that lost a node goes on with the others, and Ray Train starts its workers anew when more would fit. Whatever else fails is raised:
-    the sweep counts it, and Tune calls this again.
+    Their number is `resources.workers`, or what the nodes have room for, `resources.min_workers` at least: a trial that lost a node
+    continues with the others, and Ray Train restarts the workers when more fit. Any other failure is raised; the sweep counts it, and Tune
+    calls this again.
     """
     resources = ResourcesSpec(**config["resources"])
     per_worker = {"CPU": resources.cpus_per_worker}
@@ -97,7 +98,7 @@ def run_with_workers(config: dict[str, Any]) -> None:
             num_workers=elastic if elastic[0] < elastic[1] else resources.workers,
             use_gpu=resources.gpus_per_worker > 0,
             resources_per_worker=per_worker,
-            placement_strategy="PACK",  # on one node where they fit: gradients then stay off the network
+            placement_strategy="PACK",  # on one node where they fit, so that gradients don't use the network
         ),
         torch_config=TorchConfig(backend=backend(resources.gpus_per_worker)),
         run_config=RunConfig(
@@ -109,8 +110,8 @@ def run_with_workers(config: dict[str, Any]) -> None:
     )
     with nodes_watched():
         trainer.fit()
-    # What has been reported is on its way to Tune, which looks for it only as long as this function runs. What Tune doesn't come for is
-    # lost with this attempt, and told again by the next one.
+    # Reports wait in a queue that Tune reads only while this function runs. Those not read in time are lost, and repeated by the next
+    # attempt.
     given_up_sec = time.monotonic() + LAST_REPORTS_SEC
     while not reports._training_actor_item_queue.empty() and time.monotonic() < given_up_sec:
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""A remote sweep's TensorBoard events on this machine's disk, kept fresh while somebody looks at them."""
+"""Copies a remote sweep's TensorBoard events to the local disk, and refreshes the copies."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from fewshot_ray.report.tensorboard import EVENTS
 from fewshot_ray.storage import Folder, open_place
 
 REFRESH_SEC = 5.0
-"""Between two looks at the storage."""
+"""Time between two listings of the storage."""
 PART_BYTES = 2**22
-"""Of one request."""
+"""Bytes per request."""
 PARTS = 8
-"""Asked for at a time."""
+"""Requests at the same time."""
 JOIN_SEC = 3.0
 
 
 class Mirror:
-    """Copies of a sweep's event files below `trials/<id>/`, in a temporary folder; within the block a thread keeps them fresh.
+    """Context with copies of a sweep's event files, `trials/<id>/<file>` in a temporary folder, which a thread refreshes.
 
-    What grew is appended to: TensorBoard keeps its files open. `say` is told, in a line, when the storage fails and when it is back.
+    Files that grew are appended to, since TensorBoard keeps them open. `say` gets a line when the storage fails, and when it works again.
     """
 
     def __init__(self, sweep: Folder, say: Callable[[str], None] = lambda line: None) -> None:
@@ -52,11 +52,11 @@ class Mirror:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def wait(self, seconds: float) -> bool:
-        """Whether everything was copied once, waited for so long."""
+        """Wait up to `seconds` for the first complete copy; returns whether there is one."""
         return self._looked.wait(seconds)
 
     def refresh(self) -> None:
-        """Copy what is new, and remove what is gone. Raises one of `place_errors`; what was copied until then stays."""
+        """Copy new bytes and remove deleted files. Raises one of `place_errors`; what was copied before stays."""
         # Some stores answer a request for a part with the whole object's checksum.
         filesystem, root = open_place(f"{self.sweep.url}/trials")
         there = _event_files(filesystem, root)
@@ -72,14 +72,14 @@ class Mirror:
             for part, content in zip(parts, contents, strict=True):
                 if not isinstance(content, Exception):
                     self._append(part, content)
-            # One file that can't be read should not keep the others back; a storage that is away would, once a batch.
+            # One unreadable file doesn't stop the others; where a whole batch fails, the storage is unreachable.
             if self._stop.is_set() or len(failed) == len(parts):
                 break
         if problems:
             raise problems[0]
 
     def _missing(self, there: dict[str, tuple[str, int]]) -> Iterator[_Part]:
-        """Of a trial the earlier file first: TensorBoard goes from one to the next."""
+        """The parts that the local copies lack; a trial's files in their order, since TensorBoard reads them one after the other."""
         for name in sorted(there):
             path, size = there[name]
             local = self.trials / name
@@ -91,7 +91,7 @@ class Mirror:
         if self._stop.is_set():
             return
         part.local.parent.mkdir(exist_ok=True)
-        # From its beginning where there is none yet, or where it was replaced by a shorter one.
+        # Written anew where there is no local file, or the remote one was replaced by a shorter one.
         with open(part.local, "ab" if part.start else "wb") as file:
             if file.tell() == part.start:
                 file.write(content)
@@ -114,7 +114,7 @@ class Mirror:
 
 
 class _Part(NamedTuple):
-    """Bytes `start` to `end` of the file at `path`, that `local` lacks."""
+    """Bytes `start` to `end` of the remote file at `path`, which the file `local` lacks."""
 
     local: Path
     path: str
@@ -123,7 +123,7 @@ class _Part(NamedTuple):
 
 
 def _event_files(filesystem: Any, root: str) -> dict[str, tuple[str, int]]:
-    """`<id>/<event file>` -> its path and size, from one listing of all that is below `root`."""
+    """`<id>/<event file>` -> remote path and size, from one listing below `root`."""
     try:
         found = filesystem.find(root, detail=True)
     except FileNotFoundError as error:
@@ -133,13 +133,13 @@ def _event_files(filesystem: Any, root: str) -> dict[str, tuple[str, int]]:
     files = {}
     for path, info in found.items():
         trial_id, _, name = path.strip("/").removeprefix(f"{root.strip('/')}/").partition("/")
-        # An object's key may be anything, `../x` too.
+        # An object's key may be anything, even `../x`.
         if name.startswith(EVENTS) and "/" not in name and trial_id not in ("", ".", ".."):
             files[f"{trial_id}/{name}"] = (path, int(info["size"]))
     return files
 
 
 def _batches(parts: Iterator[_Part]) -> Iterator[list[_Part]]:
-    """PARTS at a time."""
+    """The parts in batches of PARTS."""
     for _, batch in groupby(enumerate(parts), key=lambda item: item[0] // PARTS):
         yield [part for _, part in batch]

@@ -1,4 +1,4 @@
-"""A sweep's result as a diffusers pipeline with a model card."""
+"""Exports a sweep's result as a diffusers pipeline with a model card."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ from fewshot_ray.trial.evaluation import Evaluator, Instruments
 from fewshot_ray.trial.families import materials_of
 from fewshot_ray.trial.finished import load_finished
 
-"""Stands in every export's card."""
 CPU = torch.device("cpu")
 
 
 def trial_spec(folder: SweepFolder, record: TrialRecord) -> TrialSpec:
-    """The concrete spec that a trial ran with."""
+    """The spec of a trial, as it ran."""
     tree = trial_tree(folder, record.id)
     refit_steps = record.best_step if record.kind == "refit" else None
     return compose(Document(tree, f"{folder.trial(record.id).url}/spec.yaml"), seed=record.seed, refit_steps=refit_steps)
@@ -39,10 +38,9 @@ def trial_spec(folder: SweepFolder, record: TrialRecord) -> TrialSpec:
 def export_trial(folder: SweepFolder, file: FileSpec, record: TrialRecord, out: Path, *, overwrite: bool = False) -> None:
     """Write the trial's best averaged weights to `out` as a pipeline that `DiffusionPipeline.from_pretrained` loads.
 
-    What can be merged is; a network that diffusers doesn't have (adaptors) is shipped with the code that loads it
-    (`trust_remote_code=True`).
-    Of a cross-fitted trial it is the first fold's model. `out` appears whole or not at all.
-    Raises UserError, also where `out` holds something, unless that is an earlier export and `overwrite` is given.
+    Adaptors are merged into the weights where possible; a network that diffusers doesn't have is written with the code that loads it
+    (`trust_remote_code=True`). For a cross-fitted trial it is the first fold's model. `out` is written atomically. Raises UserError, also
+    where `out` has content, unless that is an earlier export and `overwrite` is given.
     """
     with placed(out, overwrite=overwrite) as staged:
         spec = trial_spec(folder, record)

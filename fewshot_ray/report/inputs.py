@@ -1,4 +1,4 @@
-"""`inputs.json`: the files that a sweep's results come from, as they were when it began, and what has changed since."""
+"""Records the files that a sweep's results depend on (`inputs.json`) and finds changes since it began."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from fewshot_ray.trial.inputs import Input, inputs_of
 
 INPUTS_RECORD = "inputs.json"
 NAMED = 3
-"""Files of a kind that a message names; the others are counted."""
+"""Number of files that a message names per kind of change; the others are counted."""
 
 Files = dict[str, tuple[FileState, str | None]]
-"""State and sha256 by the name within a place; None where the file couldn't be read."""
+"""State and sha256 (None where the file couldn't be read) by the file's path within its place."""
 
 
 @dataclass
 class Compared:
-    """A sweep's inputs today, beside those on record."""
+    """The comparison of a sweep's inputs with those on record."""
 
     differences: list[str] = field(default_factory=list)
-    """One text a place."""
+    """Differences, one text per place."""
     unknown: list[str] = field(default_factory=list)
-    """What could not be compared, and why, one text a place."""
+    """What couldn't be compared, and why, one text per place."""
     today: dict[str, tuple[str, Files]] = field(default_factory=dict)
-    """Place and files by field, what is on record where it is missing today."""
+    """Current place and files by field; those on record where the place can't be read now."""
 
 
 def put_inputs_on_record(folder: Folder, tree: dict[str, Any]) -> None:
-    """For a sweep's one driver, before it trains: `inputs.json` of today where no trial has begun, or where there is none.
+    """Write `inputs.json` where no trial has begun or there is none; else raise UserError where a file has changed.
 
-    Otherwise raises UserError where a file isn't what it was; one that has only been copied or touched is put down with its new time.
+    Called by the sweep's driver before it trains. A file that was only copied or touched is recorded with its new time.
     """
     on_record = _read(folder) if _has_begun(folder) else None
     compared = _compare(on_record or {}, tree, lambda _: True)
@@ -47,10 +47,7 @@ def put_inputs_on_record(folder: Folder, tree: dict[str, Any]) -> None:
 
 
 def check_inputs(folder: Folder, tree: dict[str, Any], reads: Callable[[Input], bool] = lambda _: True) -> list[str]:
-    """Raise UserError where a file of the fields that `reads` says isn't what it was; else a warning of what couldn't be compared, or none.
-
-    Nothing is compared before the first trial.
-    """
+    """Raise UserError where a file of the inputs that `reads` selects has changed; returns warnings of what couldn't be compared."""
     if not _has_begun(folder):
         return []
     on_record = _read(folder)
@@ -65,7 +62,7 @@ def check_inputs(folder: Folder, tree: dict[str, Any], reads: Callable[[Input], 
 
 
 def changed_inputs(folder: Folder, tree: dict[str, Any], reads: Callable[[Input], bool]) -> list[str]:
-    """`check_inputs` for what isn't read: a difference is said, and no error."""
+    """As `check_inputs`, for inputs that aren't read: a difference is a warning, not an error."""
     try:
         return check_inputs(folder, tree, reads)
     except UserError as error:
@@ -109,7 +106,7 @@ def _compare(on_record: Mapping[str, tuple[str, Files]], tree: dict[str, Any], r
 
 
 def _today(listed: Listed, before: Files) -> Files:
-    """States as listed, and hashes: those on record where the listing says that the file is the same, else read anew."""
+    """The current states and hashes; a hash on record is kept where the listing proves the file unchanged, else the file is hashed."""
     known = {
         name: digest
         for name, (state, digest) in before.items()
@@ -121,7 +118,7 @@ def _today(listed: Listed, before: Files) -> Files:
 
 
 def _same(before: tuple[FileState, str | None], now: tuple[FileState, str | None]) -> bool | None:
-    """None where that can't be said."""
+    """Whether two states are of the same content; None where that isn't known."""
     if before[0].bytes != now[0].bytes:
         return False
     if before[1] is not None and now[1] is not None:
@@ -146,7 +143,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _within(message: str, one: Input) -> str:
-    """An error's text without what the warning says itself."""
+    """The text of an error without the place, which the warning gives itself, and without its advice."""
     for beginning in (f"images {one.place}: ", f"{one.field}: "):
         message = message.removeprefix(beginning)
     return message.partition(";")[0]
@@ -164,7 +161,7 @@ def _entry(name: str, state: FileState, digest: str | None) -> dict[str, Any]:
 
 
 def _read(folder: Folder) -> dict[str, tuple[str, Files]] | None:
-    """None where there is none. Raises UserError at one that is damaged."""
+    """The inputs on record; None where there are none. Raises UserError where the record is damaged."""
     try:
         text = folder.read_bytes(INPUTS_RECORD)
     except (FileNotFoundError, NotADirectoryError):

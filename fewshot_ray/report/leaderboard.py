@@ -1,4 +1,4 @@
-"""The trials in order of merit: for the terminal, as CSV, and the winner against its control."""
+"""Ranks a sweep's trials, as a table for the terminal and as CSV, and compares winners with their controls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fewshot_ray.storage import Folder
 from fewshot_ray.trial.ranking import Bounds, Objectives, Ranking, fronts, ranked
 
 SECONDARY = "occupancy"
-"""What says how far to trust another metric (as `..._stderr` does): in the CSV, not in the terminal's table."""
+"""Prefix of metrics that qualify others, as those that end in `_stderr` do: in the CSV, not in the terminal's table."""
 
 COLUMN_GAP = 2
 
@@ -36,15 +36,15 @@ HEADINGS = {
 
 @dataclass(frozen=True)
 class LeaderboardRow:
-    """A trial with the value it counts by: its best evaluation."""
+    """A trial with its best evaluation."""
 
     trial: TrialRecord
     rank: int | None
-    """1 is the winner; only complete trials of the search compete, the others have None."""
+    """Rank from 1 (the winner) among the complete trials of the search; None for other trials."""
     front: bool
-    """Whether it is on the Pareto front of the trials that keep the constraints (or, where none does, exceed them least)."""
+    """Whether it is on the Pareto front of the feasible trials (where there are none, of those with the smallest violation)."""
     feasible: bool
-    """Whether it keeps the sweep's constraints."""
+    """Whether it keeps all constraints."""
     step: int | None
     """The step of the best evaluation; None before the first."""
     values: Mapping[str, float]
@@ -52,7 +52,7 @@ class LeaderboardRow:
 
 
 def leaderboard(sweep: SweepFolder, objectives: Objectives, constraints: Bounds | None = None) -> list[LeaderboardRow]:
-    """All trials: the search's, confirm, control, refit; within each kind the complete in order of merit, then running, pruned, failed."""
+    """All trials by kind (search, confirm, control, refit); within a kind the complete ones by rank, then running, pruned, failed."""
     ranking = Ranking(objectives, constraints or {})
     rows = [_row(sweep, trial, ranking) for trial in sweep.trials()]
     contenders = [row for row in rows if row.trial.kind == "search" and row.trial.state == "COMPLETE" and _is_measured(row, ranking)]
@@ -76,7 +76,7 @@ def metric_names(rows: Iterable[LeaderboardRow], objectives: Objectives) -> list
 
 def _row(sweep: SweepFolder, trial: TrialRecord, ranking: Ranking) -> LeaderboardRow:
     step, values = trial.best_step, trial.values
-    if values is None:  # running, or ended before its best evaluation was put on record
+    if values is None:  # running, or ended before its best evaluation was recorded
         rows = sweep.rows(trial.id)
         best = ranking.best_index([row.metrics for row in rows])
         step, values = (None, {}) if best is None else (rows[best].step, rows[best].metrics)
@@ -94,7 +94,7 @@ def _order(row: LeaderboardRow, ranking: Ranking) -> tuple[int, int, float, tupl
 
 
 def to_csv(rows: Sequence[LeaderboardRow], objectives: Objectives) -> str:
-    """The leaderboard as CSV: one line a trial, one column a metric and a parameter; numbers with all their digits."""
+    """The leaderboard as CSV: a row per trial, a column per metric and parameter; numbers in full precision."""
     metrics = metric_names(rows, objectives)
     params = sorted({name for row in rows for name in row.trial.params})
     text = io.StringIO()
@@ -118,26 +118,26 @@ def write_csv(folder: Folder, rows: Sequence[LeaderboardRow], objectives: Object
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """A confirmed trial against plain fine-tuning at its learning rate, paired by seed: confirm minus control."""
+    """A confirmed trial compared with plain fine-tuning at its learning rate, paired by seed: confirm minus control."""
 
     trial_id: str
     """The search trial that was confirmed."""
     metric: str
     direction: Literal["min", "max"]
     seeds: tuple[int, ...]
-    """The seeds that both have."""
+    """The seeds that both have completed."""
     confirm_mean: float
     control_mean: float
     interval: Interval
-    """Of the mean difference."""
+    """Confidence interval of the mean difference."""
 
     @property
     def verdict(self) -> Verdict:
-        """What the interval says of the confirmed trial, in the metric's direction."""
+        """The conclusion from the interval for the confirmed trial, by the metric's direction."""
         return self.interval.verdict(self.direction)
 
     def describe(self) -> str:
-        """One line for people."""
+        """The comparison in one line."""
         count, (difference, low, high, _) = len(self.seeds), self.interval
         interval = f", 95 % interval {low:+.4g} .. {high:+.4g}" if count > 1 else ""
         seeds = f"{count} seed{'s' if count > 1 else ''}"
@@ -146,7 +146,7 @@ class PairedComparison:
 
 
 def compare_with_control(rows: Sequence[LeaderboardRow], objectives: Objectives) -> list[PairedComparison]:
-    """Every confirmed trial against its own control on the seeds both completed, for each objective; empty where no seed is common."""
+    """Comparisons of every confirmed trial with its control, for each objective, on the seeds that both completed; empty without any."""
     confirmed = _by_source(rows, "confirm")
     controls = _by_source(rows, "control")
     comparisons = []
@@ -164,7 +164,7 @@ def compare_with_control(rows: Sequence[LeaderboardRow], objectives: Objectives)
 
 
 def _by_source(rows: Sequence[LeaderboardRow], kind: str) -> dict[str, dict[int, Mapping[str, float]]]:
-    """The search trial's id, which reruns have as their origin -> seed -> values, of the complete trials of that kind."""
+    """Id of the search trial -> seed -> values, of the complete reruns of that kind."""
     found: dict[str, dict[int, Mapping[str, float]]] = {}
     for row in rows:
         if row.trial.kind == kind and row.trial.state == "COMPLETE":
@@ -179,10 +179,10 @@ def _paired(source: str, metric: str, direction: Literal["min", "max"], pairs: M
 
 
 def leaderboard_table(rows: Sequence[LeaderboardRow], objectives: Objectives, *, limit: int | None = None, width: int = 120) -> Table:
-    """A rich table; `limit` keeps so many of the search's trials and says how many are left out.
+    """The leaderboard as a rich table; with `limit`, the first so many of the search's trials and the number of the others.
 
-    Shown are the objectives and as many other metrics as `width` characters hold; leaderboard.csv has all.
-    With several objectives * marks the Pareto front.
+    It has the objectives and as many other metrics as fit into `width` characters; leaderboard.csv has all. With several objectives * marks
+    the Pareto front.
     """
     fixed = sum((2, max((len(row.trial.id) for row in rows), default=5), 7, 11, 7)) + 5 * COLUMN_GAP
     metrics = _fitting(metric_names(rows, objectives), width - fixed, least=len(objectives))
@@ -207,7 +207,7 @@ def leaderboard_table(rows: Sequence[LeaderboardRow], objectives: Objectives, *,
 def leaderboard_view(
     rows: Sequence[LeaderboardRow], objectives: Objectives, *, limit: int | None = None, width: int = 120
 ) -> RenderableType:
-    """The table, the winner's values and its comparison with the control, to be printed on a rich console `width` characters wide."""
+    """The table, the winner's values and the comparisons with controls, for a rich console `width` characters wide."""
     parts: list[RenderableType] = [leaderboard_table(rows, objectives, limit=limit, width=width)]
     best = winner(rows)
     if best is not None and best.trial.params:
@@ -223,7 +223,7 @@ def leaderboard_view(
 
 
 def _fitting(names: Sequence[str], width: int, *, least: int) -> list[str]:
-    """The first names whose columns fit `width` characters, and `least` of them in any case."""
+    """The first names whose columns fit into `width` characters, at least `least` of them."""
     shown: list[str] = []
     for name in names:
         if name.startswith(SECONDARY) or name.endswith("_stderr"):
@@ -250,12 +250,12 @@ def _style(row: LeaderboardRow) -> str:
 
 
 def format_value(value: object) -> str:
-    """A value for people: four significant digits of a float, an empty text for None."""
+    """A value as text: floats with four significant digits, None as ""."""
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def format_metric(value: float | None) -> str:
-    """A measured value for people: four significant digits with their zeros, so that a column lines up."""
+    """A metric's value as text: four significant digits with trailing zeros, so that columns align."""
     return "" if value is None else f"{value:#.4g}".rstrip(".")

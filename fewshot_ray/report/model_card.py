@@ -1,4 +1,4 @@
-"""README.md of an exported pipeline: what it is, every value that made it, and how to load it."""
+"""The model card (README.md) of an exported pipeline: what it is, all values that made it, and how to load it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ruamel.yaml import YAML
 from fewshot_ray.report.leaderboard import PairedComparison, format_value
 
 LISTED_SHOTS = 100
-"""Of more images than these, one hash stands for all."""
+"""Largest number of images whose hashes are listed; for more there is one hash over all."""
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a model card tells."""
+    """The contents of a model card."""
 
     name: str
     """The model's name: the heading."""
@@ -28,7 +28,7 @@ class ModelCard:
     methods: Sequence[str]
     """The methods' names; empty for plain fine-tuning."""
     spec_yaml: str
-    """The trial's concrete spec: every value that made the model."""
+    """The trial's spec with all values."""
     seed: int
     steps: int
     """The step whose EMA weights are exported."""
@@ -38,29 +38,29 @@ class ModelCard:
     directions: Mapping[str, str] = field(default_factory=dict)
     """Metric -> `min` or `max`."""
     protocol: Mapping[str, Any] = field(default_factory=dict)
-    """What the values were measured with: extractor, weight hash, N_real, N_gen, sampler, steps, seed."""
+    """The settings that the metrics depend on: extractor, weight hash, N_real, N_gen, sampler, steps, seed."""
     metrics_from: str = "the evaluation that the step was chosen by"
-    """In words, which model and images the metrics are of: for a refit they are the folds', not its own."""
+    """Which model and images the metrics are of, in words: a refit's are those of the folds."""
     source_is_on_hub: bool = False
     """Whether `source_model` is a hub id: it is then linked and named as the base model."""
     source_revision: str | None = None
     own_code: str | None = None
-    """The file that loads a network diffusers doesn't have, within the pipeline."""
+    """Name of the code file in the pipeline that loads a network diffusers doesn't have."""
     call_arguments: str = "batch_size=16"
-    """Of the pipeline's call."""
+    """Arguments of the pipeline's call in the example."""
     call_remark: str = ""
-    """What the pipeline then draws by, and what the metrics were measured with."""
+    """Remark on the sampler of that call and on that of the metrics."""
     class_names: Sequence[str] = ()
-    """Of a class-conditional model, by number."""
+    """Class names of a class-conditional model, by number."""
     comparisons: Sequence[PairedComparison] = ()
     version: str | None = None
     """fewshot-ray's version."""
     picture: str | None = None
-    """A file beside the card to show, `samples.png`."""
+    """Name of an image beside the card, e.g. `samples.png`."""
 
 
 def model_card(card: ModelCard) -> str:
-    """The README.md: YAML front matter as the hub reads it, then Markdown. The licence is not known here and left out."""
+    """The README.md: YAML front matter for the hub, then Markdown. It names no licence, since that isn't known here."""
     sections = [_front_matter(card), _summary(card), _loading(card), _metrics(card), _making(card), _data(card)]
     return "\n\n".join(sections) + "\n"
 

@@ -1,4 +1,4 @@
-"""report.html: one page that holds all it shows and opens without a network."""
+"""The report page (report.html): a single file that needs no network."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def _line(tag: str, cells: Sequence[str], numeric: Sequence[bool], style: str) -
 
 
 def _breakable(heading: str) -> str:
-    """A dotted path may break after its dots, so that a column is no wider than its values need."""
+    """A heading in which a dotted path may wrap after its dots, so that columns are as narrow as their values allow."""
     return escape(heading).replace(".", ".<wbr>")
 
 

@@ -1,4 +1,4 @@
-"""Differences paired by seed: their mean, its 95 % t-interval, and what may be said of them. Imports nothing heavy."""
+"""Differences paired by seed: mean, 95 % t-interval and conclusion. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Literal, NamedTuple, TypeAlias
 Verdict: TypeAlias = Literal["better", "worse", "no difference shown", "one seed only", "no verdict: the same difference on every seed"]
 
 ROUNDING = 1e-9
-"""Relative to the mean; differences of floats that are equal on paper (9 - 8 and .9 - .8) differ by less."""
+"""Width, relative to the mean, below which an interval counts as zero: floats equal on paper (9 - 8 and .9 - .8) differ by less."""
 
 
 class Interval(NamedTuple):
-    """Of the mean `difference` over `seeds` seeds; infinite for a single one."""
+    """Confidence interval of the mean `difference` over `seeds` seeds; infinite for a single one."""
 
     difference: float
     low: float
@@ -22,9 +22,10 @@ class Interval(NamedTuple):
     seeds: int
 
     def verdict(self, direction: Literal["min", "max"]) -> Verdict:
-        """What the interval says, where `direction` is better.
+        """The conclusion from the interval, where `direction` is better.
 
-        One without a width says nothing: a few seeds that agree (counts, shares of a few images) are no estimate of how much others vary.
+        An interval of zero width has none: a few seeds that agree (counts, shares of a few images) don't estimate the variation between
+        seeds.
         """
         if self.seeds < 2:
             return "one seed only"
@@ -37,7 +38,7 @@ class Interval(NamedTuple):
 
 def paired_interval(differences: Sequence[float]) -> Interval:
     """d -+ t_{.975, n-1} s / sqrt(n), with d the mean and s the differences' standard deviation (ddof 1)."""
-    from scipy.special import stdtrit  # here, for it takes longer to import than the rest of the leaderboard
+    from scipy.special import stdtrit  # imported here, since it takes longer than the rest of the leaderboard
 
     n, d = len(differences), statistics.fmean(differences)
     half = float(stdtrit(n - 1, 0.975)) * statistics.stdev(differences) / math.sqrt(n) if n > 1 else math.inf

@@ -1,4 +1,4 @@
-"""Where an exported model goes: whole or not at all, and never in the place of something else."""
+"""Writes an export's folder atomically, and never over anything but an earlier export."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ CARD_MARK = "fewshot-ray"
 
 @contextmanager
 def placed(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A new folder to write into, which takes its place at `out` when the block ends well.
-
-    Raises UserError where `out` holds something, unless that is an earlier export and `overwrite` is given, and where it can't be written.
-    """
+    """Context with a new folder to write into, which is renamed to `out` if the block succeeds."""
     _check(out, overwrite=overwrite)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -40,9 +37,9 @@ def placed(out: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def _give_modes(folder: Path, scratch: Path) -> None:
-    """What files and folders below `folder` would have if this process had made them in the plain way.
+    """Give the files and folders below `folder` the modes of newly made ones.
 
-    safetensors writes for the owner alone, and files that were fetched have the other machine's modes.
+    safetensors writes files that only the owner can read, and downloaded ones have another machine's modes.
     """
     (scratch / "file").touch()
     (scratch / "folder").mkdir()
@@ -52,7 +49,7 @@ def _give_modes(folder: Path, scratch: Path) -> None:
 
 
 def _check(out: Path, *, overwrite: bool) -> None:
-    """Raise UserError where something would be taken away."""
+    """Raise UserError where `out` has content that may not be replaced."""
     if not out.exists():
         return
     if not out.is_dir():

@@ -18,7 +18,7 @@ SCATTERS_ABREAST = 3
 
 
 def learning_curves(sweep: SweepFolder, rows: Sequence[LeaderboardRow], objectives: Objectives) -> str:
-    """A curve a trial of one metric at a time, chosen from a menu; "" before the first evaluation."""
+    """Learning curves of all trials, one metric at a time chosen from a menu; "" before the first evaluation."""
     import plotly.graph_objects as go
 
     curves = {row.trial.id: sweep.rows(row.trial.id) for row in rows}
@@ -26,7 +26,7 @@ def learning_curves(sweep: SweepFolder, rows: Sequence[LeaderboardRow], objectiv
         return ""
     names = list(dict.fromkeys([*metric_names(rows, objectives), "train_loss"]))
     drawn = [row for row in reversed(rows) if curves[row.trial.id]]  # the winner last, on top
-    speaks_for = {_group(row): row.trial.id for row in drawn}  # the best of each group is the legend's line
+    speaks_for = {_group(row): row.trial.id for row in drawn}  # the best of each group is shown in the legend
     figure = go.Figure()
     for metric in names:
         for row in drawn:
@@ -39,9 +39,9 @@ def learning_curves(sweep: SweepFolder, rows: Sequence[LeaderboardRow], objectiv
 
 
 def parameter_scatter(rows: Sequence[LeaderboardRow], objectives: Objectives) -> str:
-    """A small plot a searched parameter: its value against the first objective; "" where nothing was searched.
+    """One small plot per searched parameter, its value against the first objective; "" where nothing was searched.
 
-    Small plots rather than parallel coordinates: trials of different methods have different parameters.
+    No parallel coordinates, since trials of different methods have different parameters.
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
@@ -95,7 +95,7 @@ def _curve(row: LeaderboardRow, curve: Sequence[EvaluationRow], metric: str, *, 
 
 
 def _menu(names: Sequence[str], trials: int) -> dict[str, Any]:
-    """The traces stand metric by metric, `trials` of each."""
+    """The menu of metrics; traces are ordered by metric, `trials` of each."""
     buttons = [
         {
             "label": escape(name),
@@ -108,7 +108,7 @@ def _menu(names: Sequence[str], trials: int) -> dict[str, Any]:
 
 
 def _parameter_axis(values: Sequence[Any]) -> dict[str, Any]:
-    """A log axis where positive numbers span more than a factor 20, categories where not all are numbers."""
+    """The axis: log for positive numbers over more than a factor 20, categories where not all are numbers, else linear."""
     if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
         return {"type": "category"}
     if min(values) > 0 and max(values) / min(values) > 20:

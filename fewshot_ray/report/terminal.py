@@ -1,4 +1,4 @@
-"""The console that everything is printed on."""
+"""The console for all output."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ __all__ = ["plain_console"]
 
 
 def plain_console(file: IO[str] | None = None, *, width: int | None = None) -> Console:
-    """Prints text as it is: `[wip]` in a path is no style, `:cat:` no picture, and numbers have no colour of their own."""
+    """A console that prints text unchanged: no markup (`[wip]` in a path), no emoji codes (`:cat:`), no highlighted numbers."""
     return Console(file=file, width=width, markup=False, emoji=False, highlight=False)
