@@ -147,7 +147,7 @@ class Head:
                         pipe.close()
 
     def board(self, sweep: str, port: int) -> int:
-        """Run `fewshot-ray board` on the head until Ctrl-C, forwarded to the same port of this machine's loopback; returns the exit code."""
+        """Run `fewshot-ray board` on the head until Ctrl-C, forwarded to the same port of this machine; returns the exit code."""
         line = shlex.join(["fewshot-ray", "board", sweep, "--port", str(port)])
         forward = ["-L", f"127.0.0.1:{port}:127.0.0.1:{port}", "-o", "ExitOnForwardFailure=yes"]
         # A remote terminal, so that it ends when this side does.
