@@ -1,4 +1,4 @@
-"""Diffusion models: what is trained of one, and how that is checked, measured and read back."""
+"""Diffusion models in a trial: built, checked, trained, evaluated and restored from checkpoints."""
 
 from __future__ import annotations
 
@@ -58,17 +58,17 @@ def _converted(config: AdmConfig) -> tuple[Backbone, str]:
 
 
 def source_hash(backbone: Backbone) -> str:
-    """Of the network's weights and, where there is one, the autoencoder's."""
+    """Hash of the network's weights and, for a latent model, the autoencoder's."""
     network = weights_hash(backbone.network)
     return network if backbone.autoencoder is None else f"{network}-{weights_hash(backbone.autoencoder.model)}"
 
 
 class DiffusionMaterials(Materials):
-    """`source_backbone` is shared and must not be trained."""
+    """The materials of a diffusion model. `source_backbone` is shared and must not be trained."""
 
     @cached_property
     def source_backbone(self) -> Backbone:
-        """The source network and schedule, on the CPU; one with classes has a table of the target's, each still the null class."""
+        """The source network and schedule, on the CPU; with classes, it has the target's, each starting as a copy of the null class."""
         loaded = self._source[0]
         if not loaded.class_names:
             return loaded
@@ -77,7 +77,7 @@ class DiffusionMaterials(Materials):
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        """The target's classes, in their order; none for a model without. Raises UserError."""
+        """The target's classes in the order of their labels; empty for a model without classes. Raises UserError."""
         labels, conditional = self.spec.file.target.labels, bool(self._source[0].class_names)
         if conditional and labels is None:
             raise UserError(
@@ -91,7 +91,7 @@ class DiffusionMaterials(Materials):
         return ("target",) if labels == "one" else ()
 
     def labels(self, images: ImageSet) -> Tensor | None:
-        """The class of each, `[N]`; None for a model without classes. Raises UserError for one that no shot has."""
+        """Class labels of the images, `[N]`; None for a model without classes. Raises UserError for a class that no shot has."""
         if not self.class_names:
             return None
         if self.spec.file.target.labels == "one":
@@ -105,7 +105,7 @@ class DiffusionMaterials(Materials):
 
     @property
     def source_hash(self) -> str:
-        """Of the source's weights."""
+        """Hash of the source's weights."""
         return self._source[1]
 
     @cached_property
@@ -124,18 +124,18 @@ class DiffusionMaterials(Materials):
 
     @cached_property
     def _autoencoder(self) -> Autoencoder | None:
-        """One on the device for all students."""
+        """The autoencoder that all students on the device share."""
         source = self._source[0].autoencoder
         return source if source is None or self.device.type == "cpu" else Autoencoder(copy.deepcopy(source.model))
 
     @property
     def size(self) -> tuple[int, int]:
-        """See `Materials`."""
+        """Height and width of the images, as the source pipeline has them; a latent model's are those of the decoded images."""
         return self._source[0].size
 
     @property
     def channels(self) -> int:
-        """See `Materials`."""
+        """Channels of the images, not of the latents."""
         return self._source[0].channels
 
     @cached_property
@@ -149,7 +149,7 @@ class DiffusionMaterials(Materials):
         return read(stage, self.cache)["images"], stage.key
 
     def source_samples_stage(self) -> Stage:
-        """Samples of the source model, for methods that need source images where the user has none."""
+        """The stage that samples images from the source model, for methods that need source images where the file names none."""
         count, seed = self.spec.file.source.generated_images, self.spec.file.seed
         steps = min(SOURCE_SAMPLER_STEPS, self.source_backbone.schedule.timesteps)
         depends_on = {
@@ -173,17 +173,17 @@ class DiffusionMaterials(Materials):
         return Stage("source-samples", depends_on, compute)
 
     def stages(self, fold: Fold) -> Sequence[Stage]:
-        """See `Materials`."""
+        """The stages of all methods for this fold."""
         ingredients = FoldIngredients(self, fold, self.student_backbone())
         return [stage for name, config in self.spec.methods.items() for stage in METHODS[name].stages(config, ingredients)]
 
     def tuned(self, backbone: Backbone, fold: Fold) -> TunedNetwork:
-        """What is trained of a student, at the start of a fold's training."""
+        """The student's network with its trained parameters, as a fold's training starts."""
         spec = self.spec
         return tune(backbone.network, spec.params, spec.params_config, seed=derived_seed(spec.seed, "params", fold.name))
 
     def training(self, fold: Fold, group: Group) -> Training:
-        """See `Materials`."""
+        """A training with a new student, its optimiser and batches; all seeds depend on the trial's seed and the fold's name."""
         spec, train = self.spec, self.spec.file.train
         backbone = self.student_backbone()
         ingredients = FoldIngredients(self, fold, backbone)
@@ -206,18 +206,18 @@ class DiffusionMaterials(Materials):
         return Training(method, batches, train, seed=seed, device=self.device, group=group)
 
     def candidate(self, training: Training) -> DiffusionCandidate:
-        """See `Materials`."""
+        """The network in training, by its current weights."""
         method = training.method
         assert isinstance(method, DiffusionMethod)
         return DiffusionCandidate(method.backbone, method.tuned.network, method.tuned)
 
     def source_candidate(self) -> DiffusionCandidate:
-        """See `Materials`."""
+        """A copy of the source network."""
         backbone = self.student_backbone()
         return DiffusionCandidate(backbone, backbone.network)
 
     def saved_candidate(self, fold: Fold, checkpoint: Checkpoint, prefix: str) -> DiffusionCandidate:
-        """See `Materials`."""
+        """A student with the averages of a checkpoint, in eval mode."""
         backbone = self.student_backbone()
         tuned = self.tuned(backbone, fold)
         load_parameters(tuned.trained, trained_weights(checkpoint, prefix))
@@ -230,7 +230,7 @@ class DiffusionMaterials(Materials):
         return HoldoutLoss(config, fold, seed=self.spec.file.seed, device=self.device, group=group, labels=labels)
 
     def check(self, document: Document) -> None:
-        """See `Materials`."""
+        """Check forward pass, source images, guidance, sampler steps, `train.params`, labels and the methods' own demands."""
         spec, config = self.spec, self.spec.file.evaluate
         backbone = self.source_backbone
         _check_forward(backbone)
@@ -252,7 +252,7 @@ class DiffusionMaterials(Materials):
             method.check(backbone)
 
     def describe(self) -> str:
-        """See `Materials`."""
+        """Network class, image and latent shape, parameters, prediction type and number of timesteps, in one line."""
         backbone = self.source_backbone
         latents = f" as {' x '.join(map(str, backbone.shape))} latents" if backbone.autoencoder else ""
         parameters = sum(parameter.numel() for parameter in backbone.network.parameters())
@@ -263,7 +263,7 @@ class DiffusionMaterials(Materials):
         )
 
     def warnings(self) -> list[str]:
-        """See `Materials`."""
+        """Warnings on settings of ANT and SADM, on sources from scratch, and on ANT with holdout_loss as objective."""
         found = []
         ant = self.spec.methods.get("ant")
         if getattr(ant, "noise_norm", None) == "sample" and getattr(ant, "noise_steps", 0) > 0 and min(self.size) < 32:
@@ -288,14 +288,14 @@ class DiffusionMaterials(Materials):
 
 
 def make_optimizer(parameters: list[torch.nn.Parameter], config: TrainSpec) -> torch.optim.Optimizer:
-    """AdamW, fused."""
+    """Fused AdamW with the settings of `train`."""
     beta_1, beta_2 = config.betas
     return torch.optim.AdamW(parameters, lr=config.lr, betas=(beta_1, beta_2), weight_decay=config.weight_decay, fused=True)
 
 
 @dataclass
 class FoldIngredients:
-    """A fold's view of the materials; see `methods.registry.Ingredients`."""
+    """What methods are made from, for one fold (implements `methods.registry.Ingredients`)."""
 
     materials: DiffusionMaterials
     fold: Fold
@@ -303,11 +303,11 @@ class FoldIngredients:
 
     @property
     def seed(self) -> int:
-        """For stages; the same in all trials of a sweep."""
+        """The seed of stages, the same in all trials of a sweep."""
         return self.materials.spec.file.seed
 
     def source_network(self) -> nn.Module:
-        """A frozen copy of the source network on the student's device; the same for every method."""
+        """A frozen copy of the source network on the student's device, shared by the methods."""
         return self._source_network
 
     @cached_property
@@ -315,11 +315,11 @@ class FoldIngredients:
         return frozen(copy.deepcopy(self.materials.source_backbone.network).to(self.backbone.device))
 
     def source_images(self) -> tuple[Tensor, str]:
-        """See `DiffusionMaterials.source_images`."""
+        """Images uint8 `[N, C, H, W]` of the source domain, and their hash."""
         return self.materials.source_images
 
     def training_images(self) -> tuple[Tensor, str]:
-        """This fold's, and their hash: nothing trained on a fold's held-out image is reused for it."""
+        """This fold's training images and their hash; stages depend on it, so none trained on a held-out image is reused."""
         return self.fold.train.images, self.materials.images_hash(self.fold.train)
 
     def read(self, stage: Stage) -> dict[str, Tensor]:
@@ -328,7 +328,7 @@ class FoldIngredients:
 
 
 def class_of(name: str) -> str:
-    """The sub-folder of a picture's name within its place. Raises UserError where it stands in none."""
+    """The class of a picture by its name: the sub-folder within its place. Raises UserError where it is in none."""
     parent = PurePosixPath(name).parent.as_posix()
     if parent == ".":
         raise UserError(f"target.labels: {name} stands in no sub-folder, so it has no class; a sub-folder for each class would be right")
@@ -337,7 +337,7 @@ def class_of(name: str) -> str:
 
 @torch.no_grad()
 def _check_forward(backbone: Backbone) -> None:
-    """The network takes a picture of the size and channels its configuration names, and gives one of the same shape."""
+    """Raise UserError where the network doesn't map an image of its configuration's size and channels to one of the same shape."""
     shape = (1, *backbone.shape)
     wanted = "x".join(str(side) for side in shape[1:])
     labels = None if backbone.null_label is None else torch.zeros(1, dtype=torch.long)
@@ -355,7 +355,7 @@ def _check_forward(backbone: Backbone) -> None:
 
 
 def _check_source_images(materials: DiffusionMaterials) -> None:
-    """The first picture only: the source's may be many, and not every method reads them."""
+    """Raise UserError where source images are needed and missing, or the first isn't readable; the others may be many, or unused."""
     source = materials.spec.file.source
     place = source.images
     if place is None or place == "generated":
@@ -375,7 +375,7 @@ def _check_source_images(materials: DiffusionMaterials) -> None:
 
 
 def _check_params(document: Document, materials: DiffusionMaterials) -> None:
-    """Every way of `train.params` at the ends of its ranges fits the model."""
+    """Raise UserError where `train.params`, at any end of its ranges, doesn't fit the model."""
     tried: list[tuple[str, Any]] = []
     for tree in endpoint_trees(document.tree):
         spec = compose(replace(document, tree=tree))

@@ -1,4 +1,4 @@
-"""Every field that a run's file may have, those of methods too, without importing torch: so errors are said at once."""
+"""Checks all fields of a run's file, also those of methods, without importing torch, so that errors are reported at once."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from fewshot_ray.spec.validate import endpoint_trees, problems_of, section_probl
 from fewshot_ray.spec.wording import nearest, show
 
 Config = type[BaseModel] | None
-"""A configuration's class; None where only importing its module tells."""
+"""A configuration's class; None where it can only be had by importing its module."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the file may name, and the settings of each."""
+    """The names that a file may use, with the class of their settings."""
 
     methods: Mapping[str, Config]
     params: Mapping[str, Config]
@@ -38,7 +38,7 @@ class Vocabulary:
 
 @cache
 def vocabulary() -> Vocabulary:
-    """As the modules declare it."""
+    """The vocabulary that the modules declare."""
     return Vocabulary(
         methods=dict(_methods()),
         params=_table("fewshot_ray.models.parameters", "PARAMS"),
@@ -50,16 +50,16 @@ def vocabulary() -> Vocabulary:
 
 
 def read_run_file(path: str | os.PathLike[str]) -> Document:
-    """A run's file, its places made what they mean and its fields checked; checks between fields need the imports.
+    """A run's file with its places resolved and its fields checked; checks between fields, which need torch, are left to `compose`.
 
-    Raises UserError of a line for each error.
+    Raises UserError with a line per error.
     """
     document, problems = parse_with_problems(read_text(path), os.fspath(path))
     return _checked(located(document, path), problems)
 
 
 def checked_document(text: str, name: str) -> Document:
-    """`text` as a run's file; `name` stands for the file in messages. Raises UserError of a line for each error."""
+    """`text` as a run's file; `name` is the file's name in messages. Raises UserError with a line per error."""
     return _checked(*parse_with_problems(text, name))
 
 
@@ -70,7 +70,7 @@ def _checked(document: Document, problems: list[Problem]) -> Document:
 
 
 def field_problems(document: Document) -> list[Problem]:
-    """What is wrong with the fields, each by itself, of all sections and of everything they name."""
+    """Errors of single fields, in all sections and in the settings of methods, parameters, GANs and ADM."""
     document = replace(document, tree=_without_search(document.tree))
     found = section_problems(document, _is_whole)
     said = {problem.path for problem in found}
@@ -80,7 +80,7 @@ def field_problems(document: Document) -> list[Problem]:
 
 
 def _named_problems(tree: Mapping[str, Any], document: Document) -> Iterator[Problem]:
-    """Of methods, ways to choose parameters, GANs, ADM's flags and metrics. What isn't even a mapping has been said."""
+    """Errors in the settings of what the file names; values that aren't mappings have been reported already."""
     words = vocabulary()
     for name, settings in _mapping(tree, "method").items():
         if name not in words.methods:
@@ -124,7 +124,7 @@ def _settings_problems(config: Config, settings: Mapping[str, Any], path: str, d
 
 
 def _as_method(problem: Problem, document: Document) -> Problem:
-    """A method's name that stands as a key of the file, or below `train`, belongs below `method`."""
+    """The problem, reworded where the unknown key is a method's name, which belongs below `method`."""
     section, _, name = problem.path.rpartition(".")
     if section not in ("", "train") or name not in vocabulary().methods:
         return problem
@@ -133,7 +133,7 @@ def _as_method(problem: Problem, document: Document) -> Problem:
 
 
 def _without_search(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """`train.params: {lora: search}` stands for ranges that are valid."""
+    """The tree without `search` in `train.params`, since the declared ranges are valid."""
     params = _mapping(_mapping(tree, "train"), "params")
     if "search" not in [item for item in params.values() if isinstance(item, str)]:
         return dict(tree)
@@ -142,7 +142,7 @@ def _without_search(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_whole(path: str) -> bool | None:
-    """Whether a field takes whole numbers alone, also one below `method` or `train.params`."""
+    """Whether a field takes only whole numbers, also below `method` or `train.params`; None where that isn't known."""
     keys, words = path.split("."), vocabulary()
     tables = {("method",): words.methods, ("train", "params"): words.params}
     for start, configs in tables.items():
@@ -180,7 +180,7 @@ def _registered(module: str) -> Iterator[tuple[str, Config]]:
 
 
 def _table(module: str, name: str) -> dict[str, Config]:
-    """A table's configurations by name: each value is one, or a tuple that begins with it."""
+    """The configurations of a dict in a module by name: each value is one, or a tuple that starts with one."""
     found: dict[str, Config] = {}
     for key, value in table(module, name).items():
         first = value.elts[0] if isinstance(value, ast.Tuple) else value

@@ -1,4 +1,4 @@
-"""GANs: what is trained of one, and how that is checked, measured and read back."""
+"""GANs in a trial: built, checked, trained, evaluated and restored from checkpoints."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ from fewshot_ray.trial.materials import Materials, load_parameters
 
 @lru_cache(maxsize=2)
 def _loaded(place: str) -> tuple[Gan, str]:
-    """Read once a process."""
+    """The GAN at a place and its hash; read once per process."""
     gan = load_gan(place)
     return gan, gan_hash(gan)
 
 
 def gan_hash(gan: Gan) -> str:
-    """Of both networks' weights."""
+    """Hash of both networks' weights."""
     return f"{weights_hash(gan.generator)}-{weights_hash(gan.discriminator)}"
 
 
 class GanMaterials(Materials):
-    """`source_gan` is shared and must not be trained."""
+    """The materials of a GAN. `source_gan` is shared and must not be trained."""
 
     @property
     def source_gan(self) -> Gan:
@@ -58,7 +58,7 @@ class GanMaterials(Materials):
 
     @property
     def source_hash(self) -> str:
-        """See `Materials`."""
+        """Hash of generator and discriminator."""
         return self._source[1]
 
     @cached_property
@@ -72,12 +72,12 @@ class GanMaterials(Materials):
 
     @property
     def size(self) -> tuple[int, int]:
-        """See `Materials`."""
+        """Height and width of the generated images."""
         return self.source_gan.size
 
     @property
     def channels(self) -> int:
-        """See `Materials`."""
+        """Channels of the generated images."""
         return self.source_gan.channels
 
     def student(self) -> Gan:
@@ -85,12 +85,12 @@ class GanMaterials(Materials):
         return self.source_gan.copy().to(self.device)
 
     def stages(self, fold: Fold) -> Sequence[Stage]:
-        """See `Materials`."""
+        """The stages of all methods; they don't depend on the fold."""
         ingredients = FoldIngredients(self, self.source_gan)
         return [stage for name, config in self.spec.methods.items() for stage in METHODS[name].stages(config, ingredients)]
 
     def training(self, fold: Fold, group: Group) -> Training:
-        """See `Materials`."""
+        """A training with a new GAN and batches; all seeds depend on the trial's seed and the fold's name."""
         train = self.spec.file.train
         seed = derived_seed(self.spec.seed, "train", fold.name)
         with torch.random.fork_rng(devices=[]):
@@ -101,7 +101,7 @@ class GanMaterials(Materials):
         return Training(method, batches, train, seed=seed, device=self.device, group=group)
 
     def method(self) -> GanMethod:
-        """The recipe's, with what the methods add."""
+        """The training recipe with the parts of the methods, on a new copy of the source."""
         gan, recipe, methods = self.student(), self.spec.recipe, self.spec.methods
         ingredients = FoldIngredients(self, gan)
         parts: list[GanPart] = [METHODS[name].make(config, ingredients) for name, config in methods.items() if name != PLAIN]
@@ -120,7 +120,10 @@ class GanMaterials(Materials):
         return method
 
     def _optimizers(self, method: GanMethod) -> Mapping[str, Optimizer]:
-        """Adam, fused, a player's own; lazily regularised players' rates and betas as if the regularisation were in every step."""
+        """Fused Adam for generator and discriminator.
+
+        With lazy regularisation, learning rate and betas are those of regularisation in every step (StyleGAN2, appendix B).
+        """
         train, recipe = self.spec.file.train, self.spec.recipe
         made = {}
         for name, parameters in (("D", method.discriminator_parameters()), ("G", list(method.gan.generator.parameters()))):
@@ -131,23 +134,23 @@ class GanMaterials(Materials):
         return made
 
     def image_distance(self, recipe: FastGanRecipe) -> ImageDistance:
-        """What FastGAN's discriminator is asked to redraw images by."""
+        """The distance between images and the discriminator's reconstructions of them, for FastGAN."""
         if recipe.reconstruction == "pixels" or recipe.reconstruction_weight == 0:
             return pixel_distance
         perceptual = load_perceptual(device=self.device, weights=self.spec.file.evaluate.lpips_weights)
         return perceptual.differentiable
 
     def candidate(self, training: Training) -> GanCandidate:
-        """See `Materials`."""
+        """The GAN in training, by its current weights."""
         assert isinstance(training.method, GanMethod)
         return GanCandidate(training.method.gan)
 
     def source_candidate(self) -> GanCandidate:
-        """See `Materials`."""
+        """A copy of the source GAN."""
         return GanCandidate(self.student())
 
     def saved_candidate(self, fold: Fold, checkpoint: Checkpoint, prefix: str) -> GanCandidate:
-        """See `Materials`: the generator's averages, and the discriminator as it was."""
+        """A GAN with the averaged generator and the last discriminator of a checkpoint, in eval mode."""
         gan = self.student()
         averages, buffers = trained_weights(checkpoint, prefix), saved_buffers(checkpoint, prefix)
         names = dict(gan.generator.named_parameters())
@@ -163,11 +166,11 @@ class GanMaterials(Materials):
         return GanCandidate(gan)
 
     def own_metrics(self, config: EvaluateSpec, fold: Fold, instruments: Instruments, group: Group) -> LatentPaths:
-        """How evenly images change along lines through the latent space."""
+        """Metrics of how evenly images change along lines through the latent space."""
         return LatentPaths(config, instruments, seed=self.spec.file.seed, device=self.device)
 
     def check(self, document: Document) -> None:
-        """See `Materials`."""
+        """Check that generated images are finite, MixDL's layers and latents, and that FastGAN's image distance can be loaded."""
         GanCandidate(self.source_gan).check_finite()
         mixdl = self.spec.methods.get("mixdl")
         if isinstance(mixdl, MixDlConfig):
@@ -188,7 +191,7 @@ class GanMaterials(Materials):
             )
 
     def describe(self) -> str:
-        """See `Materials`."""
+        """Generator class, image shape and parameters of both networks, in one line."""
         gan = self.source_gan
         counts = [sum(parameter.numel() for parameter in network.parameters()) / 1e6 for network in (gan.generator, gan.discriminator)]
         return (
@@ -197,7 +200,7 @@ class GanMaterials(Materials):
         )
 
     def warnings(self) -> list[str]:
-        """See `Materials`."""
+        """A warning on FastGAN with several workers, whose batch normalisation is per worker."""
         workers = self.spec.file.resources.workers
         if not isinstance(self.source_gan, FastGan) or workers == 1:
             return []
@@ -206,23 +209,23 @@ class GanMaterials(Materials):
 
 @dataclass
 class FoldIngredients:
-    """A fold's view of the materials; see `methods.registry.GanIngredients`."""
+    """What methods are made from, for one fold (implements `methods.registry.GanIngredients`)."""
 
     materials: GanMaterials
     gan: Gan
 
     @property
     def seed(self) -> int:
-        """For stages; the same in all trials of a sweep."""
+        """The seed of stages, the same in all trials of a sweep."""
         return self.materials.spec.file.seed
 
     @property
     def source_hash(self) -> str:
-        """Of the source's weights."""
+        """Hash of the source's weights."""
         return self.materials.source_hash
 
     def source_gan(self) -> Gan:
-        """A frozen copy of the source, in eval mode; the same for every method."""
+        """A frozen copy of the source, in eval mode, shared by the methods."""
         return self._source_gan
 
     @cached_property

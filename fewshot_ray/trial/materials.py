@@ -1,4 +1,4 @@
-"""What a trial is made of: images, the model it starts from, and what the two become; everything is loaded when first asked for."""
+"""A trial's images and model, and what is made of them; everything is loaded when first used."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from fewshot_ray.trial.evaluation import Instruments
 
 @lru_cache(maxsize=8)
 def _images(place: str, size: tuple[int, int], channels: int) -> ImageSet:
-    """Read once a process: a reused worker runs many trials on the same images."""
+    """The images at a place; read once per process, since a reused worker runs many trials on the same images."""
     return read_images(place, size=size, channels=channels)
 
 
 def images_hash(images: ImageSet, size: tuple[int, int], channels: int) -> str:
-    """Of the contents in their order and the size they were brought to."""
+    """Hash of the images' contents in their order, and of the size and channels they were converted to."""
     text = ",".join(images.hashes) + f"@{size}x{channels}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Materials(ABC):
-    """What a trial needs before training, for one device; a family of models each says what it trains and how that is measured."""
+    """What a trial needs before training, on one device; a subclass per family of models builds, trains and evaluates its kind."""
 
     def __init__(self, spec: TrialSpec, cache: Folder, device: torch.device) -> None:
         self.spec = spec
@@ -53,20 +53,20 @@ class Materials(ABC):
     @property
     @abstractmethod
     def channels(self) -> int:
-        """Of the model's images."""
+        """Channels of the model's images."""
 
     @property
     @abstractmethod
     def source_hash(self) -> str:
-        """Of the weights that training starts from."""
+        """Hash of the weights that training starts from."""
 
     @abstractmethod
     def training(self, fold: Fold, group: Group) -> Training:
-        """A training of the fold, at step 0."""
+        """A new training of the fold, at step 0."""
 
     @abstractmethod
     def candidate(self, training: Training) -> Candidate:
-        """What a training has made so far, with the weights it computes with now."""
+        """The model of a training, by its current weights."""
 
     @abstractmethod
     def source_candidate(self) -> Candidate:
@@ -74,15 +74,15 @@ class Materials(ABC):
 
     @abstractmethod
     def saved_candidate(self, fold: Fold, checkpoint: Checkpoint, prefix: str) -> Candidate:
-        """What a checkpoint holds of a fold's training, its averages. Raises KeyError or ValueError where it is of another model."""
+        """The averaged model of a fold in a checkpoint. Raises KeyError or ValueError where the checkpoint is of another model."""
 
     @abstractmethod
     def own_metrics(self, config: EvaluateSpec, fold: Fold, instruments: Instruments, group: Group) -> OwnMetrics:
-        """What this family is measured by besides the metrics of samples."""
+        """The family's metrics besides those of samples."""
 
     @abstractmethod
     def stages(self, fold: Fold) -> Sequence[Stage]:
-        """What the methods prepare for a fold, before trials start."""
+        """The stages (cached computations) of the methods for a fold."""
 
     @abstractmethod
     def check(self, document: Document) -> None:
@@ -90,33 +90,33 @@ class Materials(ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """The model in a line."""
+        """The model in one line."""
 
     def warnings(self) -> list[str]:
-        """What will run but is likely not what the user wants, a line each."""
+        """Warnings of one line each on settings that are valid but likely not intended."""
         return []
 
     def labels(self, images: ImageSet) -> Tensor | None:
-        """The class of each, `[N]`; None for a model without classes. Raises UserError for one that no shot has."""
+        """Class labels of the images, `[N]`; None for a model without classes. Raises UserError for a class that no shot has."""
         return None
 
     def read(self, place: str) -> ImageSet:
-        """Images at the model's size and channels. Raises UserError."""
+        """The images at a place, in the model's size and channels. Raises UserError."""
         return _images(place, self.size, self.channels)
 
     def images_hash(self, images: ImageSet) -> str:
-        """Of the contents at the model's size."""
+        """Hash of the images' contents and the model's size."""
         return images_hash(images, self.size, self.channels)
 
     @cached_property
     def shots(self) -> ImageSet:
-        """The images there are to train on. Raises UserError."""
+        """All training images. Raises UserError."""
         target = self.spec.file.target
         return choose_shots(self.read(target.images), target.shots, target.split_seed)
 
     @cached_property
     def folds(self) -> list[Fold]:
-        """The trainings of this trial; a refit is one on all shots."""
+        """The folds of this trial; a refit has a single one, with all shots."""
         target = self.spec.file.target
         if self.spec.refit_steps is not None:
             return [self.refit_fold]
@@ -125,11 +125,11 @@ class Materials(ABC):
 
     @property
     def refit_fold(self) -> Fold:
-        """All shots, nothing held out."""
+        """The fold of a refit: all shots, nothing held out."""
         return Fold("all", train=self.shots, holdout=self.shots.select([]))
 
     def build_stages(self) -> None:
-        """Compute every stage this trial will read, so that the trials of a sweep only read."""
+        """Compute every stage that the sweep's trials read from the cache."""
         refit = [self.refit_fold] if isinstance(self.spec.file.target.holdout, CrossFit) else []
         for fold in [*self.folds, *refit]:
             for stage in self.stages(fold):
@@ -137,7 +137,7 @@ class Materials(ABC):
 
 
 def load_parameters(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> None:
-    """Copy all weights in, by name. Raises ValueError, with the first name that doesn't fit, where they are another model's."""
+    """Copy weights into parameters by name. Raises ValueError, with the first name that differs, where names or shapes do."""
     misfit = [n for n, p in parameters.items() if n not in weights or weights[n].shape != p.shape] or sorted(
         weights.keys() - parameters.keys()
     )
@@ -148,7 +148,7 @@ def load_parameters(parameters: Mapping[str, nn.Parameter], weights: Mapping[str
 
 
 def pick_device(gpus_per_worker: float) -> torch.device:
-    """The worker's GPU where it asked for one. Raises UserError where there is none."""
+    """The worker's GPU if it asks for one, else the CPU. Raises UserError where there is no GPU."""
     if gpus_per_worker == 0:
         return torch.device("cpu")
     if not torch.cuda.is_available():
