@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,12 +13,9 @@ from fewshot_ray.spec.document import ranges, read_document
 from fewshot_ray.storage import Folder
 from fewshot_ray.trial.compose import check_document, compose, plain, preset_values, with_values
 from fewshot_ray.trial.trial import Trial
-from tests.cli.conftest import write_pictures
-from tests.tiny_pipelines import WRITERS, write_adm, write_dinov2
+from tests.small_sweeps import FILES, HUB, small
 
 CPU = torch.device("cpu")
-
-FILES = sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -40,17 +36,6 @@ def test_readme_shows_the_file() -> None:
     assert block == "".join(line for line in shipped if not line.startswith("# "))
 
 
-HUB = {
-    "ant-ddpm": "pixel",
-    "ant-ldm": "ldm-vq",
-    "sdft-metfaces": "adm",
-    "sdft-aahq": "adm",
-    "sadm-dit": "dit",
-    "compose": "pixel",
-    "ten-images": "pixel",
-}
-
-
 def test_every_file_for_a_real_model_is_tried_below() -> None:
     """Oracle: the files whose source isn't embedded or built."""
     real = {
@@ -62,40 +47,11 @@ def test_every_file_for_a_real_model_is_tried_below() -> None:
     assert real == set(HUB)
 
 
-def small(tree: dict[str, Any], kind: str, folder: Path) -> dict[str, Any]:
-    """The file's methods and parameters on a tiny model of the same architecture and a few pictures, for two steps."""
-    if kind == "adm":
-        source = {"adm": {**tree["source"]["adm"], **write_adm(folder / "p2.pt")}}
-    else:
-        WRITERS[kind](folder / "model")
-        source = {**tree["source"], "model": str(folder / "model")}
-    write_dinov2(folder / "dinov2")
-    for place in ("cats", "dogs"):
-        write_pictures(folder / "pictures" / place, 4, first=0 if place == "cats" else 10)
-    if "generated_images" in source:
-        source["generated_images"] = 4
-    method = {name: dict(settings) for name, settings in tree["method"].items()}
-    if "ant" in method:
-        method["ant"] |= {"classifier_steps": 1, "classifier_batch": 2}
-    if "sadm" in method:
-        method["sadm"] |= {"encoder": "dinov2", "encoder_weights": str(folder / "dinov2"), "warmup_steps": 1}
-    return {
-        **tree,
-        "source": source,
-        "target": {**tree["target"], "images": str(folder / "pictures"), "shots": 6, "holdout": 2},
-        "method": method,
-        "train": {**tree["train"], "steps": 2, "batch_size": 4},
-        "evaluate": {"every": 2, "samples": 0, "grid_images": 2, "sampler_steps": 2, "metrics": ["holdout_loss"], "loss_draws": 4},
-        "search": {"trials": 1},
-        "resources": {},
-    }
-
-
-@pytest.mark.parametrize(("name", "kind"), HUB.items(), ids=HUB)
-def test_two_steps_on_a_tiny_model_of_the_same_architecture(name: str, kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", HUB)
+def test_two_steps_on_a_tiny_model_of_the_same_architecture(name: str, tmp_path: Path) -> None:
     """Oracle: finite losses of the preset and of every way to choose what is trained; Psi trains in the second step where it may."""
     document = read_document(Path(__file__).parents[1] / "sweeps" / f"{name}.yaml")
-    document = replace(document, tree=small(dict(document.tree), kind, tmp_path))
+    document = replace(document, tree=small(document.tree, tmp_path, steps=2))
     document, _ = check_document(document)
     preset = preset_values(document)
     params = ranges(document.tree).get("train.params")
