@@ -20,7 +20,7 @@ class DistanceGanConfig(MethodConfig):
     least_batch = 3
 
     weight: Annotated[float, Field(ge=0), FloatRange(0.1, 100.0, log=True)] = 1.0
-    """Of the loss."""
+    """Weight of the loss."""
     latents: int = Field(default=4, ge=3)
     """N, the latents per group: each batch is split into groups, and images are compared within a group."""
 

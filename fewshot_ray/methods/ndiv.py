@@ -20,7 +20,7 @@ class NDivConfig(MethodConfig):
     least_batch = 3
 
     weight: Annotated[float, Field(ge=0), FloatRange(0.1, 100.0, log=True)] = 1.0
-    """Of the loss."""
+    """Weight of the loss."""
     a: float = Field(default=0.8, gt=0, le=1)
     """a: the images' normalised distance should be at least a times that of the latents."""
     latents: int = Field(default=4, ge=3)

@@ -21,7 +21,7 @@ MOST_FLAGS = {"image_size": 16_384, "num_channels": 65_536, "num_res_blocks": 64
 MOST_LEVELS, MOST_MULTIPLE, MOST_WIDTH = 16, 1024, 2**20
 """Larger values are taken for mistyped: building the network would take all memory, or days."""
 GROUPS = 32
-"""Of every norm."""
+"""Groups of every group norm."""
 IMAGE_CHANNELS = 3
 CLASS_CONDITIONAL = "class-conditional ADM models aren't supported"
 

@@ -114,7 +114,7 @@ class Excitation(nn.Module):
 
 
 class First(nn.Module):
-    """From the latent to the first 4x4 map."""
+    """The layer from the latent to the first 4x4 map."""
 
     def __init__(self, latent_dim: int, channels: int) -> None:
         super().__init__()
