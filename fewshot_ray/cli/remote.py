@@ -44,7 +44,7 @@ def launch(
     address: ServerOption = None,
     detach: Annotated[bool, typer.Option("--detach", help="Don't follow what it prints.")] = False,
 ) -> None:
-    """Run a file on a cluster, as a Ray job that goes on when this machine is closed; follows its progress. The same file again goes on."""
+    """Run a file on a cluster as a Ray job, which continues when this machine is closed, and follow it. The same file again resumes it."""
     from fewshot_ray.cluster.package import check_storage, pack
     from fewshot_ray.spec.validate import file_spec
     from fewshot_ray.storage import Folder
@@ -100,7 +100,7 @@ def status(
     cluster: ClusterOption = None,
     address: ServerOption = None,
 ) -> None:
-    """What was launched on a cluster, and how far it is."""
+    """List the sweeps launched on a cluster, with their state; for one sweep also its latest output."""
     from rich.table import Table
 
     from fewshot_ray.cluster.submission import job_server
@@ -129,7 +129,7 @@ def logs(
     cluster: ClusterOption = None,
     address: ServerOption = None,
 ) -> None:
-    """What a launched sweep has printed. Exit code with -f: the sweep's own."""
+    """Print a launched sweep's output; with -f until it ends, with its exit code."""
     from fewshot_ray.cluster.submission import job_server
 
     with job_server(cluster, address) as server:
@@ -141,7 +141,7 @@ def logs(
 
 
 def stop(sweep: SweepName, cluster: ClusterOption = None, address: ServerOption = None) -> None:
-    """End a launched sweep: its trials save where they are, and `resume` goes on from there."""
+    """End a launched sweep: its trials save their state, and `resume` continues from there."""
     from fewshot_ray.cluster.submission import STOP_SEC, job_server
 
     with job_server(cluster, address) as server:
@@ -166,7 +166,7 @@ def fetch(
     trial: Annotated[str | None, typer.Option(help="A trial's id; the sweep's result otherwise.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what OUT holds.")] = False,
 ) -> None:
-    """Export a sweep's result on the cluster's head and bring it home: a diffusers pipeline with a model card."""
+    """Export a sweep's result on the cluster's head and copy it here: a diffusers pipeline with a model card."""
     from fewshot_ray.report.placing import placed
 
     out = out.resolve()
