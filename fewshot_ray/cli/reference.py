@@ -79,7 +79,7 @@ NOTES = {
     "target": """\
 `holdout` takes one of three forms. What is held out is never trained on.
 
-- a place: its images, freed of the shots (by content, and where they were saved again as another file);
+- a place: its images, without the shots (the same content, also re-encoded as another file);
 - a number: so many of the shots are kept back;
 - `{crossfit: K}`: every shot is held out once. A trial trains K models side by side, its metrics are their means, and after the
   search the winner is trained on all shots for its best number of steps. That model is the sweep's result.""",

@@ -52,7 +52,7 @@ def check_inputs(folder: Folder, tree: dict[str, Any], reads: Callable[[Input], 
         return []
     on_record = _read(folder)
     if on_record is None:
-        return [f"{folder.url}: has no {INPUTS_RECORD}; whether images and models are those that its trials had can't be said"]
+        return [f"{folder.url}: has no {INPUTS_RECORD}, so its images and models can't be compared with those of its trials"]
     compared = _compare(on_record, tree, reads)
     if compared.differences:
         raise _refusal(folder, compared.differences)

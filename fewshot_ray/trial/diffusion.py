@@ -331,7 +331,7 @@ def class_of(name: str) -> str:
     """The class of a picture by its name: the sub-folder within its place. Raises UserError where it is in none."""
     parent = PurePosixPath(name).parent.as_posix()
     if parent == ".":
-        raise UserError(f"target.labels: {name} stands in no sub-folder, so it has no class; a sub-folder for each class would be right")
+        raise UserError(f"target.labels: {name} is in no sub-folder, so it has no class; a sub-folder for each class would be right")
     return parent
 
 
@@ -350,7 +350,7 @@ def _check_forward(backbone: Backbone) -> None:
         ) from error
     if output.shape != shape:
         raise UserError(
-            f"source.model: of {wanted} images the network makes {'x'.join(map(str, output.shape[1:]))}; the same would be right"
+            f"source.model: for {wanted} images the network's output is {'x'.join(map(str, output.shape[1:]))}; the same would be right"
         )
 
 

@@ -93,7 +93,7 @@ class TestSplit:
         for fold in self.materials.folds:
             test = test.without(fold.train).without(fold.holdout)
         if len(test) == 0:
-            raise UserError(f"target.test: every image of {place} was trained on or judged by; others would be right")
+            raise UserError(f"target.test: every image of {place} is also a shot or a held-out image; others would be right")
         config = spec.file.evaluate.model_copy(update={"paths": spec.file.evaluate.final_paths})
         _check_test(config, shots=len(self.materials.shots), images=len(test))
         instruments = Instruments(config, channels=self.materials.channels, size=self.materials.size, device=device)
@@ -121,7 +121,8 @@ def _check_test(config: EvaluateSpec, *, shots: int, images: int) -> None:
         metric = METRICS[name]
         if images < metric.real_images:
             raise UserError(
-                f"target.test: {images} images are left, freed of the others; {name} needs {metric.real_images}, so more would be right"
+                f"target.test: {images} images are left without shots and held-out images; {name} needs {metric.real_images}, "
+                "so more would be right"
             )
         least = 0 if metric.needs == "loss" else shots + 1 if name.startswith("intra_") else 2
         if config.final_samples < least:

@@ -46,8 +46,8 @@ def _leaks(field: str, images: ImageSet, name: str, others: ImageSet) -> Iterato
         yield f"{field}: {len(same)} of {len(images)} are {name} saved again ({_pairs(same, images, others)}); they are left out"
     if alike:
         yield (
-            f"{field}: {len(alike)} of {len(images)} look much like {name} ({_pairs(alike, images, others)}); "
-            "where they show the same, remove them: what is judged by would be known"
+            f"{field}: {len(alike)} of {len(images)} look like {name} ({_pairs(alike, images, others)}); "
+            "remove those that show the same, or the evaluation is on known images"
         )
 
 

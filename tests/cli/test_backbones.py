@@ -196,7 +196,7 @@ def pointless_step_size(desk: Desk) -> None:
 CASES = {
     "unlabelled": ("dit", no_labels, r"target\.labels: source\.model is class-conditional.*'one'.*'folders'"),
     "needless labels": ("ldm-kl", labels_for_nothing, r"target\.labels: 'one' given, but source\.model has no classes; leave it out"),
-    "no sub-folders": ("dit", flat_folders, r"target\.labels: .* stands in no sub-folder"),
+    "no sub-folders": ("dit", flat_folders, r"target\.labels: .* is in no sub-folder"),
     "adaptor on a transformer": ("dit", adaptor, r"train\.params\.adaptor: .*DiTTransformer2DModel"),
     "a batch of one": ("pixel", one_image, r"train\.batch_size: 1 given, but sadm compares the images of a batch; 2 or more"),
     "Psi without weights": ("pixel", no_inception, r"method\.sadm\.encoder.*nowhere\.pth\); a file or folder that exists is right"),
