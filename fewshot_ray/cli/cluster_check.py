@@ -9,13 +9,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fewshot_ray.cli.check import Say, check_plan, check_sources
+from fewshot_ray.cli.check import Say, check_plan
 from fewshot_ray.cli.cost import duration
 from fewshot_ray.cli.remote import check_there
 from fewshot_ray.cluster.capacity import hourly, nodes_for, workers_at_once
 from fewshot_ray.cluster.cluster_file import ClusterFile, NodeType
 from fewshot_ray.cluster.head import Head
 from fewshot_ray.cluster.instances import INSTANCES
+from fewshot_ray.cluster.needs import check_sources
 from fewshot_ray.cluster.package import check_storage, pack
 from fewshot_ray.errors import UserError
 from fewshot_ray.spec.document import Document
@@ -44,7 +45,7 @@ def check_on_cluster(document: Document, cluster: ClusterFile, prices: Iterable[
         materials = check_sources(document, file, say)
         measured = check_plan(document, materials, say)
         for topic, text in cluster_lines(file, cluster, price, work_sec=measured.worker_sec, step=measured.speed):
-            say(topic, text, "yellow" if topic == "warning" else "bold")
+            say(topic, text)
     except UserError as error:
         problem = error
         say("here", str(error), "red")

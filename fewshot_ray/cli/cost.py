@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from fewshot_ray.cluster.needs import CHECKPOINT_COPIES, checkpoints, reruns
 from fewshot_ray.errors import UserError
 from fewshot_ray.metrics.suite import needed
 from fewshot_ray.spec.document import Document, ranges
@@ -18,17 +18,13 @@ from fewshot_ray.spec.sections import CrossFit, FileSpec
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.loop import NonFiniteLossError
 from fewshot_ray.trial.compiling import compiling
-from fewshot_ray.trial.compose import PLAIN, TrialSpec, search_trials
+from fewshot_ray.trial.compose import TrialSpec, search_trials
 from fewshot_ray.trial.materials import Materials, pick_device
 from fewshot_ray.trial.trial import Trial
 
 BRISK_SEC = 2.0
 """No measurement takes much longer; what would is measured on one image and scaled."""
 SAMPLED_TOGETHER = 32
-CHECKPOINT_COPIES = 4
-"""A trained float32 is saved with its average and Adam's two moments."""
-CHECKPOINTS_OF_A_RUNNING_TRIAL = 4
-"""The last two, the best, and the one that is being written."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +61,13 @@ class Work:
 def work(materials: Materials) -> Work:
     """From a few steps that are trained for it."""
     spec, file = materials.spec, materials.spec.file
-    confirm, folds = file.search.confirm, len(materials.folds)
-    reruns = _arms(file) * len(confirm.seeds) * confirm.top if confirm else 0
+    folds, confirming = len(materials.folds), reruns(file)
     refit = isinstance(file.target.holdout, CrossFit)
     cost, steps = measure(spec), file.train.steps
     evaluation_sec = _forward_images(spec, materials) * cost.forward_sec
     trial_sec = folds * (steps * cost.step_sec + _evaluations(file) * evaluation_sec)
-    worker_sec = (file.search.trials + reruns) * trial_sec + (steps * cost.step_sec if refit else 0)
-    return Work(file, cost, evaluation_sec, worker_sec, folds, reruns, refit)
+    worker_sec = (file.search.trials + confirming) * trial_sec + (steps * cost.step_sec if refit else 0)
+    return Work(file, cost, evaluation_sec, worker_sec, folds, confirming, refit)
 
 
 def plan_lines(document: Document, materials: Materials, work: Work) -> Iterator[tuple[str, str]]:
@@ -90,29 +85,25 @@ def plan_lines(document: Document, materials: Materials, work: Work) -> Iterator
     yield "trained", f"{spec.params}: {100 * work.cost.trained_share:.3g} % of the network's parameters, at the preset"
 
 
-def here_lines(work: Work) -> Iterator[tuple[str, str]]:
-    """Topic and text of what it takes on a Ray of this machine's own."""
-    file, at_once = work.file, _workers_at_once(work.file)
+def here_lines(work: Work, fits: int) -> Iterator[tuple[str, str]]:
+    """Topic and text of what it takes where so many trials fit at a time."""
+    search = work.file.search
+    trials = min(fits, search.trials, search.concurrent or search.trials)
+    at_once = trials * work.file.resources.workers
     yield (
         "time",
         f"at most about {duration(work.worker_sec / at_once)} with {_count(at_once, 'worker')} at a time like {work.speed}, at the preset; "
         "early stopping makes it less",
     )
-    yield "disk", disk_line(work, at_once // file.resources.workers)
+    yield "disk", disk_line(work, trials)
 
 
 def disk_line(work: Work, trials_at_once: int) -> str:
     """What a sweep's checkpoints take."""
     search = work.file.search
-    kept = min(search.trials, search.keep_checkpoints + _arms(work.file)) + work.reruns + bool(work.refit)
-    disk = (trials_at_once * CHECKPOINTS_OF_A_RUNNING_TRIAL + kept) * work.folds * work.cost.checkpoint_bytes
+    disk = checkpoints(work.file, trials_at_once) * work.folds * work.cost.checkpoint_bytes
     front = ", and those of the rest of the Pareto front" if len(search.objectives) > 1 else ""
     return f"at most {disk / 1e6:.0f} MB of checkpoints (search.keep_checkpoints: {search.keep_checkpoints}){front}"
-
-
-def _arms(file: FileSpec) -> int:
-    """A winner is confirmed beside plain fine-tuning, unless it is that."""
-    return 1 if PLAIN in file.method else 2
 
 
 def _evaluations(file: FileSpec) -> int:
@@ -132,16 +123,6 @@ def _forward_images(spec: TrialSpec, materials: Materials) -> int:
     if "holdout_loss" in config.metrics:
         passes += held_out * math.ceil(config.loss_draws / held_out)
     return passes
-
-
-def _workers_at_once(file: FileSpec) -> int:
-    """How many a Ray of this machine's own would run."""
-    resources, search = file.resources, file.search
-    fit = int((os.cpu_count() or 1) / resources.cpus_per_worker + 1e-9)
-    if resources.gpus_per_worker > 0 and torch.cuda.is_available():
-        fit = min(fit, int(torch.cuda.device_count() / resources.gpus_per_worker + 1e-9))
-    trials = min(max(1, fit // resources.workers), search.trials, search.concurrent or search.trials)
-    return trials * resources.workers
 
 
 def measure(spec: TrialSpec) -> Cost:

@@ -39,7 +39,8 @@ def received(request: Mapping[str, Any], package: Path, *, stays: bool = False) 
 
 def check_here(document: Document, console: Console) -> None:
     """What a node sees of the model, the images and the storage. Raises UserError. The plan is the laptop's."""
-    from fewshot_ray.cli.check import Say, check_sources
+    from fewshot_ray.cli.check import Say
+    from fewshot_ray.cluster.needs import check_sources
     from fewshot_ray.cluster.opened import planned_sweep
     from fewshot_ray.writable import check_writable
 

@@ -109,25 +109,17 @@ def _trials(extend: str | None) -> int | None:
     return int(number)
 
 
-def _preflight(opened: object) -> None:
-    """Before Ray starts, and before the sweep's folder is made."""
+def _preflight(opened: object, address: str | None) -> None:
+    """Before Ray starts, and before the sweep's folder is made: what `check` refuses, else its remarks and warnings."""
+    from fewshot_ray.cluster.needs import check_needs
     from fewshot_ray.cluster.opened import Opened
-    from fewshot_ray.data.inspection import inspect_images
-    from fewshot_ray.report.inputs import check_inputs
-    from fewshot_ray.trial.preflight import check_materials, preset_materials
-    from fewshot_ray.trial.remarks import image_remarks
 
     assert isinstance(opened, Opened)
-    for line in check_inputs(opened.folder.folder, opened.document.tree):
-        typer.echo(f"warning: {line}", err=True)
-    materials = preset_materials(opened.document, opened.file)
-    check_materials(opened.document, materials)
-    for finding in inspect_images(opened.file.target.images, materials.size):
-        typer.echo(f"image: {finding.message}", err=True)
-    for line in image_remarks(materials):
-        typer.echo(f"image: {line}", err=True)
-    for line in materials.warnings():
-        typer.echo(f"warning: {line}", err=True)
+    said: list[tuple[str, str]] = []
+    check_needs(opened, lambda topic, text: said.append((topic, text)), own_ray=address is None)
+    for topic, text in said:
+        if topic in ("image", "warning"):
+            typer.echo(f"{topic}: {text}", err=True)
 
 
 def _run(opened: object, address: str | None, *, nodes: Any = None, there: str = "") -> None:
@@ -138,7 +130,7 @@ def _run(opened: object, address: str | None, *, nodes: Any = None, there: str =
     from fewshot_ray.report.terminal import plain_console
 
     assert isinstance(opened, Opened)
-    _preflight(opened)
+    _preflight(opened, address)
     console = plain_console()
     console.print(f"sweep {opened.folder.folder.url}", soft_wrap=True)
     try:
@@ -157,6 +149,7 @@ def check(
     file: FileArgument,
     cluster: ClusterOption = None,
     price: Annotated[list[str] | None, typer.Option(metavar="TYPE=USD", help="An hour of a node type of the cluster file.")] = None,
+    address: AddressOption = None,
 ) -> None:
     """Validate a file, its images, model and storage without training, and print the plan; with --cluster what it takes there."""
     from fewshot_ray.report.terminal import plain_console
@@ -174,7 +167,7 @@ def check(
         raise typer.Exit(check_on_cluster(document, found, price or [], plain_console()))
     from fewshot_ray.cli.check import check_file
 
-    check_file(document, plain_console())
+    check_file(document, _joined(address), plain_console())
 
 
 @app.command()

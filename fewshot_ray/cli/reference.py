@@ -35,7 +35,7 @@ This page is made from the code that reads the file: `python -m fewshot_ray.cli.
 
 ## Ranges
 
-Any value below `method` and `train` may be a range. With ranges the run is a search of `search.trials` trials.
+Any value below `method` and `train` may be a range. With ranges the run is a search of `search.trials` trials, which must then be given.
 
 | written as | values |
 |---|---|

@@ -10,7 +10,7 @@ from fewshot_ray.cluster.cluster_file import ClusterFile, NodeType
 from fewshot_ray.errors import UserError
 from fewshot_ray.spec.sections import ResourcesSpec
 
-__all__ = ["Growth", "Hourly", "Used", "hourly", "most_nodes", "nodes_for", "nodes_of", "workers_at_once", "workers_on"]
+__all__ = ["Growth", "Hourly", "Used", "hourly", "most_nodes", "nodes_for", "nodes_of", "trials_on", "workers_at_once", "workers_on"]
 
 
 class Growth(TypedDict):
@@ -62,6 +62,32 @@ def nodes_of(growth: Growth, resources: ResourcesSpec) -> list[tuple[Mapping[str
 def workers_on(node: Mapping[str, float], resources: ResourcesSpec) -> int:
     """How many fit on a node of these resources."""
     return min(int(node.get(kind, 0) / amount + 1e-9) for kind, amount in _asked(resources).items())
+
+
+def trials_on(
+    nodes: Sequence[tuple[Mapping[str, float], int]], resources: ResourcesSpec, *, begun: bool = False, where: str = "the cluster"
+) -> int:
+    """How many trials fit at a time on nodes of these resources, each with how many there are. Raises UserError where not even one does.
+
+    A sweep that has `begun` goes on where a trial fits with `min_workers`: it may have lost a node.
+    """
+    have = {kind: sum(node.get(kind, 0) * number for node, number in nodes) for kind in ("CPU", "GPU")}
+    least = resources.min_workers if begun else resources.workers
+    for kind, amount in _asked(resources).items():
+        if amount * least > have[kind]:
+            raise UserError(
+                f"resources: a trial asks for {amount * least:g} {kind}s ({least} workers), {where} has {have[kind]:g}; "
+                "at most that would be right"
+            )
+    # A worker is on one node: two nodes of 2 CPUs hold no worker of 3.
+    hold = sum(number * workers_on(node, resources) for node, number in nodes)
+    if hold < least:
+        each = " and ".join(f"{amount:g} {kind}s" for kind, amount in _asked(resources).items())
+        raise UserError(
+            f"resources: a trial asks for {least} workers of {each} each, the nodes of {where} hold {hold} of them; "
+            "fewer or smaller workers would be right"
+        )
+    return max(1, hold // resources.workers)
 
 
 def workers_at_once(cluster: ClusterFile, resources: ResourcesSpec) -> int | None:

@@ -27,6 +27,7 @@ from fewshot_ray.cluster.ending import EVERYBODY, start_messenger
 from fewshot_ray.cluster.journal import Journal
 from fewshot_ray.cluster.lease import Lease
 from fewshot_ray.cluster.losses import error_line
+from fewshot_ray.cluster.needs import JOIN_SEC
 from fewshot_ray.cluster.opened import Opened, put_on_record
 from fewshot_ray.cluster.session import check_resources, ray_session, trials_on_nodes
 from fewshot_ray.cluster.sweep import Sweep
@@ -48,8 +49,6 @@ from fewshot_ray.trial.ranking import Ranking
 
 __all__ = ["Interrupted", "run_sweep", "write_results"]
 
-JOIN_SEC = 30.0
-"""For the nodes of a cluster that was just brought up to join it."""
 MOST_RESTARTS = 3
 """Of a Ray of our own that is lost again and again, with no evaluation in between."""
 

@@ -58,6 +58,11 @@ class Holder:
         return self.is_here and _started(self.pid) != self.started
 
     @property
+    def lives(self) -> bool:
+        """Whether it runs here, or was just heard of; one that neither lives nor `ended` is to be watched."""
+        return not self.ended and (self.is_here or 0 <= self.age_sec <= STALE_SEC)
+
+    @property
     def age_sec(self) -> float:
         """Since it was last renewed, between two machines' clocks; below 0 where its own goes ahead."""
         return time.time() - self.renewed_sec
@@ -126,7 +131,7 @@ class Lease:
     def _is_gone(self, holder: Holder) -> bool:
         if holder.ended or holder.age_sec > MOST_SKEW_SEC:
             return True
-        if holder.is_here or 0 <= holder.age_sec <= STALE_SEC:
+        if holder.lives:
             return False
         logger.warning("%s: waiting %.0f s to see whether %s still runs this sweep", self.folder.url, WATCH_SEC, holder.host)
         ends_sec = time.monotonic() + WATCH_SEC
@@ -165,6 +170,14 @@ class Lease:
                         self._write(seen)
                 except UserError as error:  # the storage is away; the lease may grow stale, and the next look tells
                     logger.warning("the lease couldn't be renewed: %s", error)
+
+
+def check_free(folder: Folder) -> None:
+    """Raise UserError where a driver runs the sweep, as its lease says just now; nothing is written or waited for."""
+    lease = Lease(folder)
+    holder = lease.holder()
+    if holder is not None and holder.lives:
+        raise lease._held(holder)
 
 
 def _holder(seen: Seen) -> Holder | None:

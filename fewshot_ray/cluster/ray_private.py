@@ -60,6 +60,17 @@ def longest_socket(folder: Path) -> str:
     return f"{folder}/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 
 
+def machine_resources() -> dict[str, float]:
+    """The CPUs and GPUs that a Ray started here would have: of a container its share, what CUDA_VISIBLE_DEVICES leaves."""
+    from ray._private.resource_and_label_spec import ResourceAndLabelSpec
+
+    logging.getLogger("ray._private.utils").setLevel(logging.ERROR)  # of a container's fraction of a CPU, which is rounded down
+    found = ResourceAndLabelSpec()
+    found._resolve_resources(is_head=True, node_ip_address="127.0.0.1")
+    found._resolve_accelerator_resources(*found._get_current_node_accelerator(found.num_gpus, found.resources))
+    return {"CPU": float(found.num_cpus or 0), "GPU": float(found.num_gpus or 0)}
+
+
 def server_version(client: Any) -> str:
     """Of the Ray that a JobSubmissionClient talks to; its public `get_version` is of the job interface alone."""
     return str(client._server_ray_version)

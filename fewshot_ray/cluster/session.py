@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import ray
 from ray.exceptions import AuthenticationError, RayError
 
-from fewshot_ray.cluster.capacity import Growth, nodes_of, workers_on
+from fewshot_ray.cluster.capacity import Growth, nodes_of, trials_on
 from fewshot_ray.cluster.own_ray import bring_token, check_folder
 from fewshot_ray.cluster.ray_private import AUTHENTICATION_LOGGER, all_ports_on_loopback, temporary_folder
 from fewshot_ray.errors import UserError
@@ -92,7 +92,7 @@ def check_resources(
     A sweep that has `begun` goes on where a trial fits with `min_workers`: it may have lost a node.
     """
     if most is not None:
-        return _trials_on(nodes_of(most, resources), resources, begun)
+        return trials_on(nodes_of(most, resources), resources, begun=begun)
     until_sec, waited = time.monotonic() + join_sec, False
     while True:
         try:
@@ -108,25 +108,4 @@ def check_resources(
 
 def trials_on_nodes(resources: ResourcesSpec, *, begun: bool = False) -> int:
     """How many trials fit at a time on the nodes there are. Raises UserError where none does."""
-    return _trials_on([(node["Resources"], 1) for node in ray.nodes() if node["Alive"]], resources, begun)
-
-
-def _trials_on(nodes: Sequence[tuple[Mapping[str, float], int]], resources: ResourcesSpec, begun: bool) -> int:
-    worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    have = {kind: sum(node.get(kind, 0) * number for node, number in nodes) for kind in worker}
-    least = resources.min_workers if begun else resources.workers
-    for kind, amount in worker.items():
-        if amount * least > have[kind]:
-            raise UserError(
-                f"resources: a trial asks for {amount * least:g} {kind}s ({least} workers), "
-                f"the cluster has {have[kind]:g}; at most that would be right"
-            )
-    # A worker is on one node: two nodes of 2 CPUs hold no worker of 3.
-    hold = sum(number * workers_on(node, resources) for node, number in nodes)
-    if hold < least:
-        each = " and ".join(f"{amount:g} {kind}s" for kind, amount in worker.items() if amount > 0)
-        raise UserError(
-            f"resources: a trial asks for {least} workers of {each} each, the cluster's nodes hold {hold} of them; "
-            f"fewer or smaller workers would be right"
-        )
-    return max(1, hold // resources.workers)
+    return trials_on([(node["Resources"], 1) for node in ray.nodes() if node["Alive"]], resources, begun=begun)

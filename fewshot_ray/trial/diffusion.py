@@ -251,6 +251,10 @@ class DiffusionMaterials(Materials):
         for method in spec.methods.values():
             method.check(backbone)
 
+    def trained_numbers(self) -> int:
+        """See `Materials`."""
+        return sum(parameter.numel() for parameter in self.tuned(self.student_backbone(), self.refit_fold).trained.values())
+
     def describe(self) -> str:
         """Network class, image and latent shape, parameters, prediction type and number of timesteps, in one line."""
         backbone = self.source_backbone

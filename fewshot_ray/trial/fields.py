@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from fewshot_ray.spec.declared import NeedsImportError, declared, source, table
-from fewshot_ray.spec.document import Document, located, parse_with_problems, read_text
+from fewshot_ray.spec.document import Document, located, parse_with_problems, ranges, read_text
 from fewshot_ray.spec.expected import takes_whole_numbers
 from fewshot_ray.spec.problems import Problem, apart_from, raise_any
 from fewshot_ray.spec.sections import FileSpec
@@ -65,8 +65,20 @@ def checked_document(text: str, name: str) -> Document:
 
 def _checked(document: Document, problems: list[Problem]) -> Document:
     said = {problem.path for problem in problems}
-    raise_any(document, [*problems, *apart_from(said, field_problems(document))])
+    raise_any(document, [*problems, *apart_from(said, [*field_problems(document), *_budget_problems(document)])])
     return document
+
+
+def _budget_problems(document: Document) -> Iterator[Problem]:
+    """Ranges are searched with as many trials as the file says; by default that would be the preset's alone."""
+    if "trials" in _mapping(document.tree, "search"):
+        return
+    searched = [f"method.{name}" for name, settings in _mapping(document.tree, "method").items() if settings == "search"]
+    params = _mapping(_mapping(document.tree, "train"), "params")
+    searched += [f"train.params.{name}" for name, settings in params.items() if settings == "search"]
+    if paths := [*ranges(document.tree), *searched]:
+        right = "`trials: 24` below `search`" if "search" in document.tree else "`search: {trials: 24}`"
+        yield Problem(paths[0], f"is to be searched, and nothing says with how many trials; {right}, say, is right")
 
 
 def field_problems(document: Document) -> list[Problem]:

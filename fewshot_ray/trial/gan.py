@@ -190,6 +190,11 @@ class GanMaterials(Materials):
                 f"{config.latents} given, but a fold trains on {fewest} images; as many at most would be right",
             )
 
+    def trained_numbers(self) -> int:
+        """See `Materials`."""
+        gan = self.source_gan
+        return sum(parameter.numel() for network in (gan.generator, gan.discriminator) for parameter in network.parameters())
+
     def describe(self) -> str:
         """Generator class, image shape and parameters of both networks, in one line."""
         gan = self.source_gan

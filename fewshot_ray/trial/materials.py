@@ -89,6 +89,10 @@ class Materials(ABC):
         """Raise UserError where model, methods and settings don't fit each other; nothing is trained."""
 
     @abstractmethod
+    def trained_numbers(self) -> int:
+        """Of the model's own parameters as many are trained, in one fold; what methods train besides isn't among them."""
+
+    @abstractmethod
     def describe(self) -> str:
         """The model in one line."""
 

@@ -308,14 +308,3 @@ def test_a_name_that_is_no_text_can_be_said(desk: Desk) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
     assert r"t\udcfcr.png: 3x2 is smaller" in done.stdout
-
-
-@pytest.mark.ray
-def test_more_gpus_than_there_are(desk: Desk) -> None:
-    """In a process of its own, with the Ray it starts: an answer within two minutes, and the file may be put right afterwards."""
-    desk.tree["resources"] = {"gpus_per_worker": 64}
-    command = [sys.executable, "-c", "from fewshot_ray.cli import main; main()", "run", str(desk.write())]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    line = one_line(Answer(done.returncode, done.stdout, done.stderr))
-    assert "64 GPUs" in line
-    assert not (desk.folder / "sweeps" / "mine" / "trials").exists()

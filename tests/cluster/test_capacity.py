@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from fewshot_ray.cli.cluster_check import cluster_lines, prices_of
-from fewshot_ray.cluster.capacity import hourly, most_nodes, nodes_for, nodes_of, workers_at_once
+from fewshot_ray.cluster.capacity import hourly, most_nodes, nodes_for, nodes_of, trials_on, workers_at_once
 from fewshot_ray.cluster.cluster_file import ClusterFile, NodeType
-from fewshot_ray.cluster.session import _trials_on
 from fewshot_ray.errors import UserError
 from fewshot_ray.spec.sections import FileSpec, ResourcesSpec
 
@@ -51,7 +50,7 @@ def test_workers_at_once(types: tuple[NodeType, ...], most: int, resources: Reso
     assert workers_at_once(file, resources) == hold
     assert sum(used.nodes * used.workers_each for used in nodes_for(file, resources, hold)) == hold
     growth = json.loads(json.dumps(most_nodes(file)))  # as it is sent
-    assert _trials_on(nodes_of(growth, resources), resources, False) == hold
+    assert trials_on(nodes_of(growth, resources), resources) == hold
 
 
 @pytest.mark.parametrize(

@@ -83,11 +83,16 @@ def test_a_second_driver_is_refused(folder: Folder) -> None:
 
 
 def test_a_silent_driver_elsewhere_is_waited_for_until_it_is_stale(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Oracle: 60 seconds: refused at 5, with the time that is left; past 60 it is watched, and taken over where nothing changes."""
+    """Oracle: 60 seconds: refused after 5, with the time that is left; past 60 it is watched, and taken over where nothing changes."""
     monkeypatch.setattr(module, "WATCH_SEC", 0.2)
     held_by(folder)
-    with pytest.raises(UserError, match=r"process 17 on elsewhere .* \(last heard of 5 s ago\).* free 5[45] s from now"), Lease(folder):
+    with pytest.raises(UserError, match="process 17 on elsewhere") as held, Lease(folder):
         pass
+    said = re.search(r"\(last heard of (\d+) s ago\).* free (\d+) s from now", str(held.value))
+    assert said
+    ago, left = map(int, said.groups())
+    assert 5 <= ago < 20  # the machine may be busy meanwhile
+    assert ago + left == pytest.approx(60, abs=1)
     held_by(folder, renewed_sec=time.time() - 61)
     with Lease(folder) as lease:
         assert lease.holder() is not None

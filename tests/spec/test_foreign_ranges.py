@@ -20,6 +20,7 @@ source: {{model: m}}
 target: {{images: ten}}
 method: {method}
 train: {train}
+search: {{trials: 3}}
 """
 
 SPELLINGS = [

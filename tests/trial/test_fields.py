@@ -129,7 +129,23 @@ def test_a_valid_file_passes() -> None:
     """Oracle: the shipped files, ranges and `search` among them."""
     for path in sorted((ROOT / "sweeps").glob("*.yaml")):
         checked_document(path.read_text(), str(path))
-    checked_document(FILE + "train: {params: {lora: search}}", "x.yaml")
+    checked_document(FILE + "train: {params: {lora: search}}\nsearch: {trials: 3}", "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("rest", "field", "right"),
+    [
+        ("train: {lr: {log: [1e-5, 1e-3]}}", "train.lr", "`search: {trials: 24}`, say, is right"),
+        ("train: {params: {lora: search}}", "train.params.lora", "`search: {trials: 24}`, say, is right"),
+        ("train: {lr: {choice: [1e-5, 1e-3]}}\nsearch: {sampler: gp}", "train.lr", "`trials: 24` below `search`, say, is right"),
+    ],
+)
+def test_a_range_asks_for_a_number_of_trials(rest: str, field: str, right: str) -> None:
+    """By default it would be one, with the preset's values."""
+    with pytest.raises(UserError) as refused:
+        checked_document(FILE + rest, "x.yaml")
+    assert str(refused.value).split(": ", 1)[1] == f"{field}: is to be searched, and nothing says with how many trials; {right}"
+    checked_document(FILE + rest.partition("\n")[0] + "\nsearch: {trials: 1}", "x.yaml")
 
 
 def test_the_example_of_a_new_method_is_known_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
