@@ -167,10 +167,10 @@ def fetch(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what OUT holds.")] = False,
 ) -> None:
     """Export a sweep's result on the cluster's head and copy it here: a diffusers pipeline with a model card."""
-    from fewshot_ray.report.placing import placed
+    from fewshot_ray.report.export_folder import export_folder
 
     out = out.resolve()
-    with placed(out, overwrite=overwrite) as arriving:
+    with export_folder(out, overwrite=overwrite) as arriving:
         head, url = _on_head(sweep, cluster, "fetch")
         head.check_can_copy()  # before the export, which takes a while
         made = head.run("mktemp", "-d", capture=True)

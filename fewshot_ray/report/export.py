@@ -10,9 +10,9 @@ import torch
 
 import fewshot_ray
 from fewshot_ray.metrics.suite import METRICS
+from fewshot_ray.report.export_folder import CARD, export_folder
 from fewshot_ray.report.leaderboard import compare_with_control, leaderboard
 from fewshot_ray.report.model_card import ModelCard, model_card
-from fewshot_ray.report.placing import CARD, placed
 from fewshot_ray.report.sweep_folder import SweepFolder, TrialRecord
 from fewshot_ray.report.winner import bounds, trial_tree
 from fewshot_ray.spec.document import Document, to_yaml
@@ -42,7 +42,7 @@ def export_trial(folder: SweepFolder, file: FileSpec, record: TrialRecord, out: 
     (`trust_remote_code=True`). For a cross-fitted trial it is the first fold's model. `out` is written atomically. Raises UserError, also
     where `out` has content, unless that is an earlier export and `overwrite` is given.
     """
-    with placed(out, overwrite=overwrite) as staged:
+    with export_folder(out, overwrite=overwrite) as staged:
         spec = trial_spec(folder, record)
         assert record.best_step is not None
         finished = load_finished(spec, folder.trial(record.id), record.best_step, cache=folder.folder / "cache", device=CPU)

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from fewshot_ray.errors import UserError
-from fewshot_ray.report.placing import CARD, CARD_MARK, placed
+from fewshot_ray.report.export_folder import CARD, CARD_MARK, export_folder
 
 
 def export(out: Path, text: str, *, overwrite: bool = False) -> None:
-    with placed(out, overwrite=overwrite) as staged:
+    with export_folder(out, overwrite=overwrite) as staged:
         (staged / "model_index.json").write_text(text)
         (staged / CARD).write_text(CARD_MARK)
 
@@ -50,7 +50,7 @@ def test_an_end_in_the_middle_leaves_what_was(
     monkeypatch.setattr(Path, "rename", renamed)
 
     def ended() -> None:
-        with placed(out, overwrite=True) as staged:
+        with export_folder(out, overwrite=True) as staged:
             (staged / "model_index.json").write_text("two")
             if moment == "writing":
                 raise error

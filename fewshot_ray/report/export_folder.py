@@ -14,7 +14,7 @@ CARD_MARK = "fewshot-ray"
 
 
 @contextmanager
-def placed(out: Path, *, overwrite: bool) -> Iterator[Path]:
+def export_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """Context with a new folder to write into, which is renamed to `out` if the block succeeds."""
     _check(out, overwrite=overwrite)
     try:
