@@ -1,5 +1,7 @@
 """What the user can put right, and what is no error at all."""
 
+import re
+
 
 class UserError(Exception):
     """What the user can put right, a clear line each: what, where, what would be right.
@@ -25,3 +27,8 @@ class SavedAndEndedError(Exception):
 
     def __reduce__(self) -> tuple[type[Exception], tuple[str]]:
         return type(self), (str(self),)
+
+
+def said_of(field: str, error: UserError) -> UserError:
+    """The same, said of another field of the file, or of an argument: who reads a model doesn't know what named its place."""
+    return UserError(*(f"{field}: {re.sub(r'^source[.](model|gan): ', '', line)}" for line in error.lines))

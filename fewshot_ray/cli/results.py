@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fewshot_ray.cli.show import read_sweep
-from fewshot_ray.errors import UserError
+from fewshot_ray.errors import UserError, said_of
 from fewshot_ray.methods.randomness import derived_seed
 from fewshot_ray.report.export import trial_spec
 from fewshot_ray.report.inputs import changed_inputs, check_inputs
@@ -167,10 +167,7 @@ def _loaded(model: str) -> Candidate:
     try:
         candidate = pipeline_candidate(model, pick_device(1 if torch.cuda.is_available() else 0))
     except UserError as error:
-        said = str(error)
-        for field in ("source.model: ", "source.gan: "):
-            said = said.removeprefix(field)
-        raise UserError(f"MODEL: {said}") from error
+        raise said_of("MODEL", error) from error
     if candidate.channels not in (1, 3):
         raise UserError(f"MODEL: {model} has {candidate.channels} channels; 1 (grey) or 3 (RGB) would be right")
     return candidate

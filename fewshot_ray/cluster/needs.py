@@ -72,7 +72,7 @@ def check_needs(opened: Opened, say: Say, *, own_ray: bool) -> Needs:
 def check_sources(document: Document, file: FileSpec, say: Say) -> Materials:
     """The model and the images. Raises UserError at the first thing that would stop the run."""
     materials = preset_materials(document, file)
-    say("model", f"{file.source.model or 'from scratch'}: {materials.describe()}")
+    say("model", f"{materials.spec.weights or 'from scratch'}: {materials.describe()}")
     for finding in inspect_images(file.target.images, materials.size):
         say("image", finding.message)
     check_materials(document, materials)

@@ -11,22 +11,18 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import AfterValidator, Field
-from torch import Tensor, nn
+from torch import nn
 
-from fewshot_ray.errors import UserError
+from fewshot_ray.errors import UserError, said_of
 from fewshot_ray.models import fastgan, stylegan2
 from fewshot_ray.models.configuration import not_finite
 from fewshot_ray.models.gan import FastGan, Gan, StyleGan2
+from fewshot_ray.models.gan_checkpoint import is_checkpoint, networks_of
 from fewshot_ray.models.gan_pipeline import GanPipeline
-from fewshot_ray.models.source import load_component, locate_pipeline, read_json
-from fewshot_ray.models.weights import read_state_dicts
+from fewshot_ray.models.source import GAN_PIPELINE, load_component, locate_pipeline, read_json
 from fewshot_ray.spec.sections import Section
 
-GAN_PIPELINE = ["gan_pipeline", "GanPipeline"]
-"""The pipeline's class in model_index.json: the file and the class in it."""
-CHECKPOINTS = (".pt", ".pth", ".ckpt")
-FILTERS = (".kernel",)
-"""Constants in the common layout's state dicts; here they are computed."""
+FITTING = {"stylegan2": "a StyleGAN2's export or checkpoint", "fastgan": "a FastGAN's export"}
 
 
 def _power_of_two(resolution: int) -> int:
@@ -92,10 +88,25 @@ def build_gan(config: GanConfig, *, seed: int) -> Gan:
         return FastGan(fastgan.FastGanGenerator(**settings).eval(), fastgan.FastGanDiscriminator(**shared).eval())
 
 
-def load_gan(place: str) -> Gan:
-    """A trained GAN: from an exported pipeline, or a checkpoint of the common StyleGAN2 layout. Raises UserError."""
-    if place.endswith(CHECKPOINTS):
-        return _from_checkpoint(place)
+def load_gan(place: str, kind: str | None = None) -> Gan:
+    """A trained GAN of a kind (of `GANS`; None: of any), from an exported pipeline or a training's checkpoint. Raises UserError."""
+    field = "source.gan" if kind is None else f"source.gan.{kind}.weights"
+    try:
+        gan = checked(*networks_of(place), place) if is_checkpoint(place) else _from_pipeline(place)
+    except UserError as error:
+        raise said_of(field, error) from error
+    if kind is not None and kind != (own := kind_of(gan)):
+        what = f"{'a checkpoint of a' if is_checkpoint(place) else 'an exported'} {type(gan).__name__}"
+        raise UserError(f"{field}: {place} is {what}; source.gan.{own}.weights for it, or here {FITTING[kind]}, would be right")
+    return gan
+
+
+def kind_of(gan: Gan) -> str:
+    """The name under `source.gan` of its architecture."""
+    return "stylegan2" if isinstance(gan, StyleGan2) else "fastgan"
+
+
+def _from_pipeline(place: str) -> Gan:
     folder = locate_pipeline(place)
     name = read_json(folder, "model_index.json").get("_class_name")
     if name != GAN_PIPELINE:
@@ -118,56 +129,6 @@ def checked(generator: nn.Module, discriminator: nn.Module, place: str) -> Gan:
         if belong and (generator.size, generator.channels) == (discriminator.size, discriminator.channels):
             return make(generator.eval(), discriminator.eval())
     raise UserError(f"source.gan: {place}'s generator and discriminator differ in kind or size; those saved together would be right")
-
-
-def _from_checkpoint(place: str) -> Gan:
-    """The GAN of a checkpoint's `g_ema` and `d`; the architecture's settings are read from the shapes."""
-    states = read_state_dicts(place)
-    missing = [name for name in ("g_ema", "d") if name not in states]
-    if missing:
-        found = f"it has {', '.join(sorted(states))[:200]}" if states else "it has no state dict"
-        raise UserError(f"source.gan: {place} has no {missing[0]}, {found}; a checkpoint with g_ema and d would be right")
-    generator, discriminator = ({n: t for n, t in states[name].items() if not n.endswith(FILTERS)} for name in ("g_ema", "d"))
-    try:
-        networks = _like(generator, discriminator)
-    except (KeyError, ValueError, IndexError) as error:
-        raise _other_layout(place, error.args[0]) from error
-    for network, state in zip(networks, (generator, discriminator), strict=True):
-        own = network.state_dict()
-        odd = sorted(own.keys() ^ state.keys()) or [
-            name for name in own if own[name].shape != state[name].shape or not state[name].is_floating_point()
-        ]
-        if odd:
-            raise _other_layout(place, odd[0])
-        network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
-    return checked(*networks, place)
-
-
-def _other_layout(place: str, name: object) -> UserError:
-    return UserError(
-        f"source.gan: {place} has another layout than the common PyTorch re-implementation's ({name} doesn't fit); "
-        "a checkpoint of that, or an exported GAN's folder, would be right"
-    )
-
-
-def _like(generator: Mapping[str, Tensor], discriminator: Mapping[str, Tensor]) -> tuple[nn.Module, nn.Module]:
-    """Networks with the architecture of the state dicts. Raises KeyError or ValueError for another layout."""
-    levels = sum(name.startswith("to_rgbs.") and name.endswith(".conv.weight") for name in generator)
-    widths = {4: generator["input.input"].shape[1]}
-    widths |= {8 << level: generator[f"convs.{2 * level + 1}.conv.weight"].shape[1] for level in range(levels)}
-    resolution = 4 << levels
-    if levels == 0 or widths[4] != max(widths.values()):
-        raise ValueError("to_rgbs")
-    base = max(width * size for size, width in widths.items() if size == resolution or width < widths[4])
-    shared = {
-        "resolution": resolution,
-        "channels": generator["to_rgb1.bias"].shape[1],
-        "channel_base": base,
-        "channel_max": widths[4],
-    }
-    mapping = sum(name.startswith("style.") and name.endswith(".weight") for name in generator)
-    made = stylegan2.StyleGan2Generator(**shared, latent_dim=generator["style.1.weight"].shape[0], mapping_layers=mapping)
-    return made, stylegan2.StyleGan2Discriminator(**shared)
 
 
 def save_gan(gan: Gan, folder: Path) -> str:

@@ -66,6 +66,8 @@ PIPELINES = {
     "LDMPipeline": Parts("unet", "vqvae"),
     "DiTPipeline": Parts("transformer", "vae"),
 }
+GAN_PIPELINE = ["gan_pipeline", "GanPipeline"]
+"""An exported GAN's class in model_index.json: the file and the class in it."""
 # The second row: early pipelines (google/ddpm-*) keep network and scheduler beside model_index.json, not in folders of their own.
 PIPELINE_FILES = ("model_index.json", "unet/*", "transformer/*", "vae/*", "vqvae/*", "scheduler/*", "generator/*", "discriminator/*")
 PIPELINE_FILES_FLAT = ("config.json", "diffusion_pytorch_model*", "scheduler_config.json")
@@ -204,6 +206,8 @@ def load_backbone(place: str, revision: str | None = None) -> Backbone:
     """The pipeline's network, autoencoder and schedule, on the CPU in float32, in eval mode. Raises UserError."""
     folder = locate_pipeline(place, revision)
     index = read_json(folder, "model_index.json")
+    if index.get("_class_name") == GAN_PIPELINE:
+        raise UserError(f"source.model: {place} is an exported GAN; as `weights` of its architecture under source.gan it would be right")
     parts = PIPELINES.get(str(index.get("_class_name")))
     if parts is None:
         raise UserError(f"source.model: {place} is a {index.get('_class_name')}, which isn't supported; one of {', '.join(PIPELINES)} is")

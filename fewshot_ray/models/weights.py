@@ -119,7 +119,8 @@ def read_content(place: str) -> bytes:
 def read_state_dicts(place: str) -> dict[str, dict[str, Tensor]]:
     """The state dicts of a training checkpoint that torch saved, by name; what else it holds (settings, optimisers) is left.
 
-    Raises UserError where there is no such file, or it is something else.
+    A file that is one network's state dict itself is that, under the name "". Raises UserError where there is no such file, or it is
+    something else.
     """
     content = read_content(place)
     try:
@@ -131,6 +132,8 @@ def read_state_dicts(place: str) -> dict[str, dict[str, Tensor]]:
             raise ValueError("not a mapping")
     except DAMAGE as error:
         raise UserError(f"{place}: not a checkpoint; a file saved by torch, with state dicts in it, is right") from error
+    if _is_state_dict(loaded):
+        return {"": loaded}
     return {str(name): dict(value) for name, value in loaded.items() if _is_state_dict(value)}
 
 

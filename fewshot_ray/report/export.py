@@ -71,12 +71,11 @@ def _write_card(
         picture = "samples.png"
         (staged / picture).write_bytes(folder.grid(record.id, record.best_step if record.best_step in steps else steps[-1]))
     model = spec.file.source.model
-    source = model or next((part.weights for part in (spec.adm, spec.gan) if part is not None), None)
     rows = leaderboard(folder, file.search.objectives, bounds(file))
     call = candidate.pipeline_call(spec.file.evaluate)
     card = ModelCard(
         name=name,
-        source_model=source or "none: trained from scratch",
+        source_model=spec.weights or "none: trained from scratch",
         trial_id=record.id,
         methods=[method for method in spec.methods if method != PLAIN],
         spec_yaml=to_yaml(effective_tree(spec)),

@@ -52,6 +52,11 @@ class TrialSpec:
     refit_steps: int | None = None
     """Number of steps of a refit, which trains on all shots with nothing held out; None for an ordinary trial."""
 
+    @property
+    def weights(self) -> str | None:
+        """The place of the weights that training starts from; None for a model from scratch."""
+        return self.file.source.model or next((part.weights for part in (self.adm, self.gan) if part is not None), None)
+
 
 def effective_tree(spec: TrialSpec) -> dict[str, Any]:
     """All values of the trial, including defaults."""

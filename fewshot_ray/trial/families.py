@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from fewshot_ray.models.gan_source import GAN_PIPELINE, load_gan
-from fewshot_ray.models.source import load_backbone, locate_pipeline, read_json
+from fewshot_ray.models.gan_source import load_gan
+from fewshot_ray.models.source import GAN_PIPELINE, load_backbone, locate_pipeline, read_json
 from fewshot_ray.storage import Folder
 from fewshot_ray.trial.candidate import Candidate
 from fewshot_ray.trial.compose import TrialSpec

@@ -32,14 +32,15 @@ from fewshot_ray.training.loop import Training
 from fewshot_ray.trial.compose import PLAIN
 from fewshot_ray.trial.evaluation import Instruments
 from fewshot_ray.trial.gan_candidate import GanCandidate
+from fewshot_ray.trial.gan_settings import architecture_of
 from fewshot_ray.trial.latent_paths import LatentPaths
 from fewshot_ray.trial.materials import Materials, load_parameters
 
 
 @lru_cache(maxsize=2)
-def _loaded(place: str) -> tuple[Gan, str]:
-    """The GAN at a place and its hash; read once per process."""
-    gan = load_gan(place)
+def _loaded(place: str, kind: str) -> tuple[Gan, str]:
+    """The GAN at a place, of a kind, and its hash; read once per process."""
+    gan = load_gan(place, kind)
     return gan, gan_hash(gan)
 
 
@@ -66,7 +67,7 @@ class GanMaterials(Materials):
         config = self.spec.gan
         assert config is not None
         if config.weights is not None:
-            return _loaded(config.weights)
+            return _loaded(config.weights, architecture_of(self.spec.file))
         gan = build_gan(config, seed=self.spec.seed)
         return gan, gan_hash(gan)
 

@@ -11,7 +11,7 @@ from typing import Any
 from fewshot_ray.data.inputs import Listed, listed_file, listed_folder
 from fewshot_ray.data.places import picture_files
 from fewshot_ray.errors import UserError
-from fewshot_ray.models.gan_source import CHECKPOINTS
+from fewshot_ray.models.gan_checkpoint import is_checkpoint
 from fewshot_ray.models.source import source_files
 from fewshot_ray.patience import place_errors, reason
 from fewshot_ray.spec.places import places
@@ -45,7 +45,7 @@ def inputs_of(tree: dict[str, Any]) -> Iterator[Input]:
         path = place.value
         if place.images:
             yield Input(place.path, path, partial(picture_files, path))
-        elif place.path == "source.model" or (place.path.startswith("source.gan.") and not path.endswith(CHECKPOINTS)):
+        elif place.path == "source.model" or (place.path.startswith("source.gan.") and not is_checkpoint(path)):
             yield Input(place.path, path, partial(source_files, path, revision))
         else:
             yield Input(place.path, path, partial(_weights, place.path, path))

@@ -86,6 +86,13 @@ def tuned_of(finished: Finished) -> TunedNetwork:
     return tuned
 
 
+def test_check_says_where_an_original_checkpoint_is(desk: Desk, fewshot: Command) -> None:
+    """Oracle: its place, not "from scratch"."""
+    answer = fewshot("check", prepare(desk, "adm", {"finetune": {}}).write())
+    assert answer.code == 0, answer.err
+    assert f"model   {desk.folder / 'p2.pt'}: UNet2DModel" in answer.out
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_from_the_file_to_plain_diffusers(kind: str, desk: Desk, fewshot: Command) -> None:
     """Oracle: diffusers alone, in a process that can't import this package, and the averaged weights' own output here."""

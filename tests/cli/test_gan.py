@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from tests.cli.conftest import Command, Desk
 from tests.cli.sweeping import finished_sweep
 from tests.cli.test_bad_input import one_line
+from tests.tiny_gan import tiny_stylegan2
 
 NETWORK = {"resolution": 8, "channels": 1, "latent_dim": 8, "mapping_layers": 2, "channel_base": 64, "channel_max": 8}
 LOAD_ELSEWHERE = """
@@ -71,7 +73,7 @@ def test_check_describes_a_gan(desk: Desk, fewshot: Command) -> None:
     """Oracle: the plan's lines."""
     answer = fewshot("check", prepared(desk).write())
     assert answer.code == 0, answer.err
-    assert "StyleGan2Generator, 1 x 8 x 8" in answer.out
+    assert "from scratch: StyleGan2Generator, 1 x 8 x 8" in answer.out
     assert "of the discriminator" in answer.out
     assert "method.mixdl.lambda_g" in answer.out
 
@@ -82,3 +84,20 @@ def test_a_diffusion_pipeline_is_no_gan(desk: Desk, fewshot: Command) -> None:
     desk.tree["source"] = {"gan": {"stylegan2": {"weights": str(desk.folder / "model")}}}
     answer = fewshot("check", desk.write())
     assert "is a DDPMPipeline, no GAN" in one_line(answer)
+
+
+def test_check_says_where_given_weights_are(desk: Desk, fewshot: Command) -> None:
+    """Oracle: the place, not "from scratch"; and one line for a GAN of another kind."""
+    desk = prepared(desk)
+    place = desk.folder / "550000.pt"
+    gan = tiny_stylegan2(8)
+    torch.save({"g_ema": gan.generator.state_dict(), "d": gan.discriminator.state_dict()}, place)
+    desk.tree["source"] = {"gan": {"stylegan2": {"weights": str(place)}}}
+    answer = fewshot("check", desk.write())
+    assert answer.code == 0, answer.err
+    assert f"{place}: StyleGan2Generator, 1 x 8 x 8" in answer.out
+    assert "from scratch" not in answer.out
+    desk.tree["source"] = {"gan": {"fastgan": {"weights": str(place)}}}
+    assert f"source.gan.fastgan.weights: {place} is a checkpoint of a StyleGan2; source.gan.stylegan2" in one_line(
+        fewshot("check", desk.write())
+    )
