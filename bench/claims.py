@@ -1,8 +1,10 @@
 """Do the methods' claims hold? Each beside plain fine-tuning, at a matched and at a tuned learning rate, in paired differences by seed.
 
-python bench/claims.py [--benchmark digits|emoji|stylegan2|fastgan|gans-emoji] [--seeds 5] [--processes 2] [--only METHOD] [--quick]
+python bench/claims.py [--benchmark digits|emoji|stylegan2|fastgan|gans-emoji] [--seeds 5] [--processes 2]
+                       [--kept FOLDER] [--only METHOD] [--quick]
 
 Writes docs/claims.md, whose "Protocol" says what is compared with what, and results/claims.json (claims-<benchmark>.json).
+With --kept every arm's result is kept in FOLDER as it ends, and what is there already is not run again: it must be this code's.
 With --only (one method; not for GANs) or --quick (2 seeds, 1 learning rate, few steps) the page is printed and nothing is written.
 `stylegan2`, `fastgan` (on digits) and `gans-emoji` (both) are MixDL beside the same GAN without it. The emoji need a GPU and the folder
 that bench/make_emoji.py writes; `emoji` also the model of sweeps/pretrain-emoji.yaml in it, as `ddpm`.
@@ -12,11 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import torch
 from claims_arms import BENCHMARKS, PLAIN, Benchmark, trial_spec
 from claims_comparisons import comparisons, levels, relative_cost, settings_table, winners
 from claims_gans import GAN_BENCHMARKS, GanBenchmark, quick_gans, run_gans
+from claims_kept import results
 from claims_page import arms_in_words, page
 from claims_trials import run_arm
 from machine import RESULTS, machine, write_result
@@ -38,15 +39,15 @@ NOTES = {
 }
 
 
-def run(benchmark: Benchmark, seeds: int, processes: int, arms: Sequence[str]) -> dict[str, Any]:
-    """All trials, and everything the page shows but machine and command."""
+def run(benchmark: Benchmark, seeds: int, processes: int, arms: Sequence[str], kept: Path | None) -> dict[str, Any]:
+    """All trials (those in `kept` are read), and everything the page shows but machine and command."""
     started = time.perf_counter()
     finished: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as cache, ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        jobs = [pool.submit(run_arm, benchmark, arm, seed, cache) for seed in range(seeds) for arm in (PLAIN, *arms)]
-        for job in as_completed(jobs):
-            finished.append(job.result())
-            print(f"seed {finished[-1]['seed']}, {finished[-1]['arm']}: {finished[-1]['cpu_sec']:.0f} s of CPU time", flush=True)
+    with tempfile.TemporaryDirectory() as cache:
+        jobs = {f"{benchmark.name}-{arm}-{seed}": (benchmark, arm, seed, cache) for seed in range(seeds) for arm in (PLAIN, *arms)}
+        for one in results(run_arm, jobs, processes, kept):
+            finished.append(one)
+            print(f"seed {one['seed']}, {one['arm']}: {one['cpu_sec']:.0f} s of CPU time", flush=True)
     by_seed = [{one["arm"]: one for one in finished if one["seed"] == seed} for seed in range(seeds)]
     return {
         "benchmark": benchmark.name,
@@ -114,6 +115,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", metavar="METHOD")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--kept", metavar="FOLDER", type=Path)
     options = parser.parse_args()
     seeds = options.seeds or (LEAST_SEEDS if options.quick else 5)
     if seeds < LEAST_SEEDS:
@@ -125,9 +127,10 @@ def main() -> None:
     if options.only not in (None, *arms):
         parser.error(f"--only {options.only}: {'one of ' + ', '.join(arms) if arms else 'leaving it out'} is right")
     if isinstance(benchmark, GanBenchmark):
-        figures = run_gans(quick_gans(benchmark) if options.quick else benchmark, seeds, options.processes)
+        figures = run_gans(quick_gans(benchmark) if options.quick else benchmark, seeds, options.processes, options.kept)
     else:
-        figures = run(quick(benchmark) if options.quick else benchmark, seeds, options.processes, [options.only] if options.only else arms)
+        chosen = [options.only] if options.only else arms
+        figures = run(quick(benchmark) if options.quick else benchmark, seeds, options.processes, chosen, options.kept)
     command = f"python bench/claims.py --benchmark {benchmark.name} --seeds {seeds} --processes {options.processes}"
     if options.only or options.quick:
         print(page({benchmark.name: {"command": command, "machine": machine(), **figures}}))

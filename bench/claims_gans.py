@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from claims_kept import results
 from intervals import paired
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -247,17 +247,19 @@ def chosen_steps(evaluations: Sequence[Mapping[str, float]]) -> dict[Moment, int
     return {"last": int(evaluations[-1]["step"]), "best": int(best["step"])}
 
 
-def run_gans(benchmark: GanBenchmark, seeds: int, processes: int) -> dict[str, Any]:
-    """All trials, and everything the page shows but machine and command."""
+def run_gans(benchmark: GanBenchmark, seeds: int, processes: int, kept: Path | None) -> dict[str, Any]:
+    """All trials (those in `kept` are read), and everything the page shows but machine and command."""
     started = time.perf_counter()
     finished: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as cache, ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        jobs = [
-            pool.submit(run_gan, benchmark, case, arm, seed, cache) for seed in range(seeds) for case in benchmark.cases for arm in ARMS
-        ]
-        for job in as_completed(jobs):
-            finished.append(job.result())
-            one = finished[-1]
+    with tempfile.TemporaryDirectory() as cache:
+        jobs = {
+            f"{benchmark.name}-{case}-{arm}-{seed}": (benchmark, case, arm, seed, cache)
+            for seed in range(seeds)
+            for case in benchmark.cases
+            for arm in ARMS
+        }
+        for one in results(run_gan, jobs, processes, kept):
+            finished.append(one)
             print(f"seed {one['seed']}, {one['case']}, {one['arm']}: {one['cpu_sec']:.0f} s of CPU time", flush=True)
     return {
         "benchmark": benchmark.name,
