@@ -35,9 +35,9 @@ class Opened:
 
 def planned_sweep(document: Document) -> Opened:
     """The sweep of a run's file, without writing anything. Raises UserError where its folder holds something else."""
-    check_document(document)  # what it says of its places is that of the file; then they are looked up
-    expanded, file = check_document(absolute_places(document))
+    _, file = check_document(document)  # what it says of its places is that of the file; then they are looked up
     folder = SweepFolder(Folder(file.storage) / file.name)
+    expanded, file = check_document(absolute_places(document, folder.folder.url))
     # Hidden files are what a killed write leaves.
     names = {name for name in folder.folder.names() if not name.startswith(".")} - {LEASE, INPUTS, INPUTS_RECORD}
     if SPEC not in names:

@@ -256,10 +256,15 @@ def with_values(document: Document, values: Mapping[str, Any]) -> Document:
     return replace(document, tree=substitute(document.tree, values))
 
 
-def absolute_places(document: Document) -> Document:
-    """Local paths made absolute, links followed: a sweep resumes from anywhere. Raises UserError where nothing is at one."""
+def absolute_places(document: Document, own: str) -> Document:
+    """Local paths made absolute, links followed: a sweep resumes from anywhere. Raises UserError where nothing is at one.
+
+    Those below `own`, the URL of the sweep's folder, stay: what `launch` sent is stored there once the file is found to be right.
+    """
     tree: dict[str, Any] = copy.deepcopy(document.tree)
     for place in places(tree):
+        if place.bare.startswith(f"{own}/"):
+            continue
         if place.is_missing:
             raise document.missing(place)
         if (here := place.here) is not None:

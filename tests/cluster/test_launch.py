@@ -147,13 +147,13 @@ def test_stopped_and_resumed(laptop: dict[str, str], tmp_path: Path) -> None:
 def test_what_ends_a_job_ends_the_command(laptop: dict[str, str], tmp_path: Path) -> None:
     """Oracle: what is wrong shows on the head only; its line and exit code come home."""
     spec = sweep_file("wrong", tmp_path / "store")
-    spec.tree["method"] = {"sdft": {"lambda_destill": 0.1}}
+    spec.tree["target"]["test"] = "/on/no/machine"  # a terminal can't know that it isn't the cluster's
     file = tmp_path / "wrong.yaml"
     file.write_text(to_yaml(spec.tree))
     ended = call(laptop, "launch", str(file))
     assert ended.returncode == 2
-    assert "lambda_destill" in ended.stdout.splitlines()[-1]
-    assert ended.stdout.splitlines()[-1].startswith("error: ")
+    last = ended.stdout.splitlines()[-1]
+    assert re.match(rf"error: {file}, line \d+: target\.test: /on/no/machine: there is no such file or folder; ", last)
 
 
 def test_another_version_on_the_laptop(laptop: dict[str, str], tmp_path: Path) -> None:

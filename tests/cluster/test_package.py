@@ -10,6 +10,7 @@ from PIL import Image
 
 from fewshot_ray.cli.launched import check_versions, received, request_at
 from fewshot_ray.cluster import package
+from fewshot_ray.cluster.opened import planned_sweep
 from fewshot_ray.cluster.package import check_storage, pack, store
 from fewshot_ray.cluster.submission import REQUEST, write_request
 from fewshot_ray.cluster.versions import code, different, versions
@@ -19,7 +20,6 @@ from fewshot_ray.report.sweep_folder import SPEC
 from fewshot_ray.spec.document import Document, read_document, to_yaml
 from fewshot_ray.spec.validate import file_spec
 from fewshot_ray.storage import Folder
-from fewshot_ray.trial.compose import absolute_places
 
 FILE = """\
 name: sent
@@ -89,6 +89,21 @@ def test_the_same_images_are_the_same_place(images: Path, tmp_path: Path) -> Non
     assert sent(tmp_path, "two", images)[0].tree == first
     (images / "0.png").write_bytes(png(100))
     assert sent(tmp_path, "three", images)[0].tree != first
+
+
+def test_the_plan_is_made_before_anything_is_stored(images: Path, tmp_path: Path) -> None:
+    """Oracle: the plan that is made with the images in the sweep's folder, to which a link of the shared disk leads."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "shared").symlink_to(tmp_path / "disk")
+    (tmp_path / "package").mkdir()
+    packed = pack(document(tmp_path, images, f"{tmp_path}/shared"), tmp_path / "package")
+    (tmp_path / "package" / SPEC).write_text(to_yaml(packed.tree))
+    there, files = received({"name": packed.name, "lines": dict(packed.lines)}, tmp_path / "package")
+    before = planned_sweep(there)
+    assert not list((tmp_path / "disk").iterdir())
+    store(files, before.file)
+    assert [picture.content for picture in pictures(before.file.target.images)] == [png(number) for number in range(3)]
+    assert planned_sweep(there).document.tree == before.document.tree
 
 
 def test_a_check_stores_nothing(images: Path, tmp_path: Path) -> None:
@@ -172,7 +187,7 @@ def test_what_is_sent_is_what_a_run_reads(images: Path, tmp_path: Path) -> None:
     assert len([path for path in folder.rglob("*") if path.is_file()]) == len(before) + 1
     assert sent(tmp_path, "by its URL", f"file://{images}")[0].tree == there.tree
     with pytest.raises(UserError, match=r"line 4: target\.images: file:///nowhere/ten: there is no such file"):
-        absolute_places(document(tmp_path, "file:///nowhere/ten"))
+        planned_sweep(document(tmp_path, "file:///nowhere/ten"))
 
 
 def test_what_stays_here_is_said_here(images: Path, tmp_path: Path) -> None:

@@ -99,10 +99,10 @@ def test_an_error_says_where_it_looked(study: Path) -> None:
     (study / "pool").mkdir()
     document = read_document(write(study, "x/y", "pool", "ten", *["x"] * 5, "runs"))
     with pytest.raises(UserError, match=rf"line 3: target\.images: ten: there is no such file or folder \({study}/ten\); a folder"):
-        absolute_places(document)
+        absolute_places(document, str(study / "runs" / "mine"))
     (study.parent / "work" / "ten").mkdir()
     with pytest.raises(UserError, match=rf"{study.parent}/work/ten isn't meant, since inputs are relative to the file"):
-        absolute_places(document)
+        absolute_places(document, str(study / "runs" / "mine"))
 
 
 def test_a_file_by_its_home_or_a_link(study: Path) -> None:
