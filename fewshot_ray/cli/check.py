@@ -1,4 +1,4 @@
-"""`fewshot-ray check`: everything that can go wrong before training, and what training will cost."""
+"""`fewshot-ray check`: checks before training, and an estimate of its cost."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fewshot_ray.trial.materials import Materials
 
 
 class Say:
-    """Lines of a topic and a text each."""
+    """Prints lines of a topic and a text."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
     def __call__(self, topic: str, text: str, style: str = "") -> None:
-        """Print one."""
+        """Print a line."""
         style = style or ("yellow" if topic in ("image", "warning") else "bold")
         self.console.print(f"{topic:<8}", style=style, end="")
         self.console.print(text, soft_wrap=True)
@@ -36,7 +36,7 @@ def check_file(document: Document, address: str | None, console: Console) -> Non
 
 
 def _fits_there(opened: Opened, address: str | None) -> int:
-    """Trials at a time on the Ray at `address`. Raises UserError where none answers, or not one trial fits."""
+    """Number of trials that fit at the same time on the Ray at `address`. Raises UserError where none answers, or no trial fits."""
     from fewshot_ray.cluster.session import check_resources, ray_session
 
     with ray_session(address):
@@ -44,7 +44,7 @@ def _fits_there(opened: Opened, address: str | None) -> int:
 
 
 def check_plan(document: Document, materials: Materials, say: Say) -> Work:
-    """A few steps of training, and what the whole of it is. Raises UserError where already those fail."""
+    """Train a few steps and print the plan. Raises UserError where those steps fail."""
     measured = work(materials)
     for topic, text in plan_lines(document, materials, measured):
         say(topic, text)

@@ -1,4 +1,4 @@
-"""`fewshot-ray check --cluster`: room, time and money on a cluster that may not be up yet, from its file alone."""
+"""`fewshot-ray check --cluster`: capacity, time and cost on a cluster that may not be up yet, from its file."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ __all__ = ["check_on_cluster", "cluster_lines", "prices_of"]
 
 
 def check_on_cluster(document: Document, cluster: ClusterFile, prices: Iterable[str], console: Console) -> int:
-    """Print what the cluster gives a run and takes for it, then what its head says of model, images and storage; the exit code.
+    """Print a run's capacity, time and cost on a cluster, then what its head finds of model, images and storage; returns the exit code.
 
-    Raises UserError at the first thing that would stop `launch` or the run. What this machine alone can't reach stops nothing where the
-    head can.
+    Raises UserError at the first thing that would stop `launch` or the run. Places that only this machine can't reach don't stop it if the
+    head is up.
     """
     say = Say(console)
     document, file = check_document(document)
@@ -55,7 +55,7 @@ def check_on_cluster(document: Document, cluster: ClusterFile, prices: Iterable[
     except UserError as error:
         say("storage", f"not from here: {error}", "yellow")
     try:
-        Head(cluster).address  # noqa: B018  asked of the provider
+        Head(cluster).address  # noqa: B018  asks the provider
     except UserError as error:
         say("head", f"not asked: {error}", "yellow")
         if problem is not None:
@@ -66,7 +66,7 @@ def check_on_cluster(document: Document, cluster: ClusterFile, prices: Iterable[
 
 
 def prices_of(cluster: ClusterFile, options: Iterable[str]) -> dict[str, float]:
-    """Of `TYPE=USD` each. Raises UserError for what is no price of one of the cluster's node types."""
+    """Prices by node type from `TYPE=USD` options. Raises UserError for an invalid one."""
     prices = {}
     for option in options:
         name, _, number = option.rpartition("=")
@@ -84,9 +84,9 @@ def prices_of(cluster: ClusterFile, options: Iterable[str]) -> dict[str, float]:
 def cluster_lines(
     file: FileSpec, cluster: ClusterFile, prices: Mapping[str, float], *, work_sec: float, step: str
 ) -> Iterator[tuple[str, str]]:
-    """Topic and text of every line. Raises UserError where a trial can never run there.
+    """The lines (topic, text) on capacity, time and cost. Raises UserError where a trial can never run there.
 
-    `work_sec`: of the whole sweep, one worker at a time, on a machine with this `step`. `prices`: USD an hour by node type.
+    `work_sec`: time of the whole sweep with one worker at a time, on a machine with this `step`. `prices`: USD per hour by node type.
     """
     resources = file.resources
     hold = workers_at_once(cluster, resources)
@@ -110,7 +110,7 @@ def cluster_lines(
 
 
 def _nodes(cluster: ClusterFile) -> str:
-    """Every type, with what a node of it has."""
+    """All node types with their numbers and resources, in words."""
     parts = []
     for node_type in cluster.node_types:
         if node_type.is_head:
@@ -131,13 +131,13 @@ def _described(node_type: NodeType) -> str:
 
 
 def _asked(resources: ResourcesSpec) -> str:
-    """By one trial."""
+    """The resources of one trial, in words."""
     gpus = f" and {_count(resources.gpus_per_worker, 'GPU')}" if resources.gpus_per_worker else ""
     return f"{_count(resources.workers, 'worker')} of {_count(resources.cpus_per_worker, 'CPU')}{gpus}"
 
 
 def _cost(cluster: ClusterFile, resources: ResourcesSpec, prices: Mapping[str, float], trials: int, sec: float) -> str:
-    """Of the nodes that the trials take at a time, and the head, for as long as the sweep takes."""
+    """The cost of head and needed nodes for the sweep's time, in words."""
     used = nodes_for(cluster, resources, trials * resources.workers)
     price = hourly(cluster, used, prices)
     if price.unknown:

@@ -1,4 +1,4 @@
-"""What a run will take: its trials, steps and workers, and time and disk from a few measured steps."""
+"""Estimates a run's trials, steps, time and disk space from a few measured steps."""
 
 from __future__ import annotations
 
@@ -23,43 +23,43 @@ from fewshot_ray.trial.materials import Materials, pick_device
 from fewshot_ray.trial.trial import Trial
 
 BRISK_SEC = 2.0
-"""No measurement takes much longer; what would is measured on one image and scaled."""
+"""Approximate limit of a measurement; a longer one is made on one image and scaled."""
 SAMPLED_TOGETHER = 32
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one training (one fold) on this machine."""
+    """Measured costs of one training (one fold) on this machine."""
 
     step_sec: float
     trained_share: float
     forward_sec: float
-    """The network, an image."""
+    """One forward pass of the network, per image."""
     checkpoint_bytes: int
     device: str
 
 
 @dataclass(frozen=True)
 class Work:
-    """Of a whole sweep, every trial to its end, on workers like this machine's."""
+    """Estimated work of a whole sweep without early stopping, on workers like this machine's."""
 
     file: FileSpec
     cost: Cost
     evaluation_sec: float
     worker_sec: float
-    """With one worker at a time."""
+    """Total time with one worker at a time."""
     folds: int
     reruns: int
     refit: bool
 
     @property
     def speed(self) -> str:
-        """Whose it is, in words."""
+        """The measured speed in words."""
         return f"this machine's {self.cost.device} ({self.cost.step_sec * 1000:.0f} ms a step, {self.evaluation_sec:.1f} s an evaluation)"
 
 
 def work(materials: Materials) -> Work:
-    """From a few steps that are trained for it."""
+    """The work of a sweep, estimated from a few steps that are trained here."""
     spec, file = materials.spec, materials.spec.file
     folds, confirming = len(materials.folds), reruns(file)
     refit = isinstance(file.target.holdout, CrossFit)
@@ -71,7 +71,7 @@ def work(materials: Materials) -> Work:
 
 
 def plan_lines(document: Document, materials: Materials, work: Work) -> Iterator[tuple[str, str]]:
-    """Topic and text of every line of the plan, wherever it runs."""
+    """The plan's lines (topic, text), which don't depend on where the run is."""
     spec, file, steps = materials.spec, work.file, work.file.train.steps
     for path, range_ in ranges(document.tree).items():
         yield "range", f"{path}: {range_.describe()}"
@@ -86,7 +86,7 @@ def plan_lines(document: Document, materials: Materials, work: Work) -> Iterator
 
 
 def here_lines(work: Work, fits: int) -> Iterator[tuple[str, str]]:
-    """Topic and text of what it takes where so many trials fit at a time."""
+    """Lines (topic, text) on time and disk where `fits` trials fit at the same time."""
     search = work.file.search
     trials = min(fits, search.trials, search.concurrent or search.trials)
     at_once = trials * work.file.resources.workers
@@ -99,7 +99,7 @@ def here_lines(work: Work, fits: int) -> Iterator[tuple[str, str]]:
 
 
 def disk_line(work: Work, trials_at_once: int) -> str:
-    """What a sweep's checkpoints take."""
+    """The disk space of a sweep's checkpoints, in words."""
     search = work.file.search
     disk = checkpoints(work.file, trials_at_once) * work.folds * work.cost.checkpoint_bytes
     front = ", and those of the rest of the Pareto front" if len(search.objectives) > 1 else ""
@@ -115,7 +115,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _forward_images(spec: TrialSpec, materials: Materials) -> int:
-    """Forward passes, an image each, of one fold's evaluation."""
+    """Forward passes of one fold's evaluation, counted per image."""
     config, passes = spec.file.evaluate, 0
     if needed(config.metrics) - {"loss"} or config.grid_images > 0:
         passes += max(config.samples, config.grid_images) * config.sampler_steps
@@ -126,7 +126,7 @@ def _forward_images(spec: TrialSpec, materials: Materials) -> int:
 
 
 def measure(spec: TrialSpec) -> Cost:
-    """Time a step and a forward pass of one training on all shots, its stages made as small as they can be."""
+    """Time a step and a forward pass of one training on all shots, with the methods' stages as small as possible."""
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(spec.file.resources.cpus_per_worker)))
     device = pick_device(spec.file.resources.gpus_per_worker if torch.cuda.is_available() else 0)
@@ -152,7 +152,7 @@ def measure(spec: TrialSpec) -> Cost:
 
 
 def _small_trial(spec: TrialSpec, batch_size: int, scratch: Folder, device: torch.device) -> Trial:
-    """One model on all shots; the target's images stand for the source's, which may be many or not generated yet."""
+    """A trial with one model on all shots. The target's images replace the source's, which may be many or not generated yet."""
     file = spec.file
     source = file.source.model_copy(update={"images": file.target.images})
     train = file.train.model_copy(update={"batch_size": batch_size})
@@ -180,7 +180,7 @@ def _forward_sec(trial: Trial, device: torch.device) -> float:
 
 
 def _quickest(work: Callable[[], None], times: int, device: torch.device) -> float:
-    """Seconds; the first time warms up."""
+    """The shortest time in seconds of several calls; the first one warms up."""
     seconds = []
     for _ in range(times):
         started = time.perf_counter()
@@ -192,7 +192,7 @@ def _quickest(work: Callable[[], None], times: int, device: torch.device) -> flo
 
 
 def duration(seconds: float) -> str:
-    """For people."""
+    """A duration as text, e.g. `12 min`."""
     if seconds < 1:
         return "1 s"
     if seconds < 120:

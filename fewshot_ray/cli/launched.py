@@ -1,4 +1,4 @@
-"""The other end of `launch`: what a cluster's head does with a package that a laptop sent, as the entry point of a Ray job."""
+"""What `launch` runs on a cluster's head as the entry point of a Ray job: unpacks a package and checks versions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_versions(laptops: Mapping[str, str], modules: Mapping[str, str]) -> None:
-    """Raise UserError where this cluster has not what the laptop has; a training elsewhere would be another one."""
+    """Raise UserError where versions differ from the laptop's, since training would."""
     from fewshot_ray.cluster.versions import different
 
     differences = different(laptops, modules)
@@ -28,7 +28,7 @@ def check_versions(laptops: Mapping[str, str], modules: Mapping[str, str]) -> No
 
 
 def received(request: Mapping[str, Any], package: Path, *, stays: bool = False) -> tuple[Document, list[Path]]:
-    """The file that was sent, under its own name, and what `store` is to put where the file now says; nothing with `stays`."""
+    """The file that was sent, with the places of its images, and the paths for `store`; with `stays` the places are those paths."""
     from fewshot_ray.cluster.package import unpack
     from fewshot_ray.report.sweep_folder import SPEC
     from fewshot_ray.spec.validate import file_spec
@@ -38,7 +38,7 @@ def received(request: Mapping[str, Any], package: Path, *, stays: bool = False) 
 
 
 def check_here(document: Document, console: Console) -> None:
-    """What a node sees of the model, the images and the storage. Raises UserError. The plan is the laptop's."""
+    """Check model, images and storage from a node. Raises UserError. The laptop makes the plan."""
     from fewshot_ray.cli.check import Say
     from fewshot_ray.cluster.needs import check_sources
     from fewshot_ray.cluster.opened import planned_sweep
@@ -51,7 +51,7 @@ def check_here(document: Document, console: Console) -> None:
 
 
 def request_at(path: Path) -> dict[str, Any]:
-    """What a package asks for. Raises UserError where it is none."""
+    """The request of a package. Raises UserError where the file isn't one."""
     try:
         request = json.loads(path.read_bytes())
         return {**request, "command": str(request["command"]), "versions": dict(request["versions"]), "code": dict(request.get("code", {}))}
@@ -60,5 +60,5 @@ def request_at(path: Path) -> dict[str, Any]:
 
 
 def ray_of_the_job() -> str:
-    """The address of the cluster whose job this is."""
+    """The address of the Ray cluster that runs this job."""
     return os.environ.get("RAY_ADDRESS", "auto")

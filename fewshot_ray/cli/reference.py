@@ -124,7 +124,7 @@ def _sections() -> Iterator[str]:
 
 
 def _recipes() -> Iterator[str]:
-    """What `train.gan` may hold, architecture by architecture, and the augmentations of both."""
+    """The fields of `train.gan` by architecture, and of the augmentations."""
     for architecture, recipe in RECIPES.items():
         defaults = _as_yaml(dict(TRAIN[architecture]))
         note = f"Besides, where the file gives none, `train` begins as `{defaults}`, and `evaluate.metrics` is `[kid]`."
@@ -152,7 +152,7 @@ def _summary(model: type[BaseModel]) -> str:
 
 
 def _section(field: FieldInfo) -> type[BaseModel] | None:
-    """The section a field holds, alone or as one of several forms."""
+    """The model of a section that is a field's type, or one of its alternatives; None without one."""
     found = [member.annotation for member in _expected(field).members()]
     models = [annotation for annotation in found if isinstance(annotation, type) and issubclass(annotation, BaseModel)]
     return models[0] if models else None
@@ -163,7 +163,7 @@ def _expected(field: FieldInfo) -> Expected:
 
 
 def _table(model: type[BaseModel], *, declared: bool = False) -> str:
-    """Field, value, default and meaning; with `declared` also the range that `search` stands for."""
+    """A table of fields: value, default and meaning; with `declared` also the ranges of `search`."""
     own = declared_ranges(model)
     headings = ["field", "value", "default", "meaning", *(["`search`"] if declared and own else [])]
     rows = [headings, ["---"] * len(headings)]
@@ -182,7 +182,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _as_yaml(value: object) -> str:
-    """A default as it would stand in the file; of a section, the fields that are given."""
+    """A default value as YAML; for a section only the fields that were given."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""What a cluster file's nodes hold at most, beside what a trial asks for."""
+"""How many workers and trials fit on a cluster's nodes, and what the nodes cost."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["Growth", "Hourly", "Used", "hourly", "most_nodes", "nodes_for", "nod
 
 
 class Growth(TypedDict):
-    """What a cluster may grow to, beside what it is; plain JSON."""
+    """The limits that a cluster may grow to, as plain JSON."""
 
     head: Mapping[str, float]
     types: Sequence[tuple[Mapping[str, float], int]]
-    """What a node of each type has, and how many there may be."""
+    """Resources of a node and maximum number of nodes, per type."""
     together: int
-    """Nodes of all types, beside the head."""
+    """Maximum number of nodes besides the head, over all types."""
 
 
 class Used(NamedTuple):
-    """Nodes of one type, and the workers on each."""
+    """A number of nodes of one type, and the workers on each."""
 
     node_type: NodeType
     nodes: int
@@ -32,15 +32,15 @@ class Used(NamedTuple):
 
 
 class Hourly(NamedTuple):
-    """What nodes cost an hour."""
+    """The price of nodes per hour."""
 
     usd: float
     unknown: tuple[str, ...]
-    """Types without a price; `usd` is without them."""
+    """Node types without a price, which `usd` doesn't include."""
 
 
 def most_nodes(cluster: ClusterFile) -> Growth | None:
-    """What it may grow to; None where the file doesn't say what its nodes have."""
+    """The limits that a cluster may grow to; None where the file doesn't say what its nodes have."""
     if not _known(cluster):
         return None
     heads = [dict(node_type.resources) for node_type in cluster.node_types if node_type.is_head]
@@ -49,7 +49,7 @@ def most_nodes(cluster: ClusterFile) -> Growth | None:
 
 
 def nodes_of(growth: Growth, resources: ResourcesSpec) -> list[tuple[Mapping[str, float], int]]:
-    """A node's resources, and how many of it there may be: the head's first, then those that hold most of these workers."""
+    """Resources and maximum number of nodes: the head first, then the types with room for most of these workers."""
     nodes: list[tuple[Mapping[str, float], int]] = [(growth["head"], 1)]
     left = growth["together"]
     for node, most in sorted(growth["types"], key=lambda pair: workers_on(pair[0], resources), reverse=True):
@@ -60,16 +60,16 @@ def nodes_of(growth: Growth, resources: ResourcesSpec) -> list[tuple[Mapping[str
 
 
 def workers_on(node: Mapping[str, float], resources: ResourcesSpec) -> int:
-    """How many fit on a node of these resources."""
+    """Number of workers that fit on a node."""
     return min(int(node.get(kind, 0) / amount + 1e-9) for kind, amount in _asked(resources).items())
 
 
 def trials_on(
     nodes: Sequence[tuple[Mapping[str, float], int]], resources: ResourcesSpec, *, begun: bool = False, where: str = "the cluster"
 ) -> int:
-    """How many trials fit at a time on nodes of these resources, each with how many there are. Raises UserError where not even one does.
+    """Number of trials that fit at the same time on nodes, given as (resources, number). Raises UserError where none does.
 
-    A sweep that has `begun` goes on where a trial fits with `min_workers`: it may have lost a node.
+    For a sweep that has `begun` a trial fits with `min_workers`, since a node may have been lost.
     """
     have = {kind: sum(node.get(kind, 0) * number for node, number in nodes) for kind in ("CPU", "GPU")}
     least = resources.min_workers if begun else resources.workers
@@ -79,7 +79,7 @@ def trials_on(
                 f"resources: a trial asks for {amount * least:g} {kind}s ({least} workers), {where} has {have[kind]:g}; "
                 "at most that would be right"
             )
-    # A worker is on one node: two nodes of 2 CPUs hold no worker of 3.
+    # A worker must fit on one node: two nodes of 2 CPUs have no room for a worker of 3.
     hold = sum(number * workers_on(node, resources) for node, number in nodes)
     if hold < least:
         each = " and ".join(f"{amount:g} {kind}s" for kind, amount in _asked(resources).items())
@@ -91,9 +91,9 @@ def trials_on(
 
 
 def workers_at_once(cluster: ClusterFile, resources: ResourcesSpec) -> int | None:
-    """Workers that fit when every node is up; None where that shows only once the cluster is up.
+    """Number of workers that fit when all nodes are up; None where the file doesn't say what its nodes have.
 
-    Raises UserError where not even one trial's ever do.
+    Raises UserError where they are fewer than one trial's.
     """
     if not _known(cluster):
         return None
@@ -119,7 +119,7 @@ def workers_at_once(cluster: ClusterFile, resources: ResourcesSpec) -> int | Non
 
 
 def nodes_for(cluster: ClusterFile, resources: ResourcesSpec, workers: int) -> list[Used]:
-    """The nodes that `workers` workers take; of a cluster whose nodes' resources are known."""
+    """The nodes that `workers` workers need, for a cluster whose nodes' resources are known."""
     used, left = [], workers
     for node_type, nodes, each in _filled(cluster, resources):
         if left > 0 and each > 0:
@@ -130,9 +130,9 @@ def nodes_for(cluster: ClusterFile, resources: ResourcesSpec, workers: int) -> l
 
 
 def hourly(cluster: ClusterFile, used: list[Used], prices: Mapping[str, float]) -> Hourly:
-    """Of the nodes used, of those that are always there, and of the head. `prices`: USD an hour by node type.
+    """The price of the used nodes, the minimum of nodes and the head. `prices`: USD per hour by node type.
 
-    Raises UserError for the price of a type that there isn't.
+    Raises UserError for the price of an unknown type.
     """
     names = [node_type.name for node_type in cluster.node_types]
     for name in prices:
@@ -143,7 +143,7 @@ def hourly(cluster: ClusterFile, used: list[Used], prices: Mapping[str, float]) 
         taken[node_type.name] += nodes
     usd, unknown = 0.0, []
     for node_type in cluster.node_types:
-        # A worker on the head's own node, or on one that is always there, takes no other.
+        # Workers on the head, or on nodes that are always up, need no further node.
         if not (number := max(taken[node_type.name], node_type.least + node_type.is_head)):
             continue
         if node_type.name in prices:
@@ -154,18 +154,18 @@ def hourly(cluster: ClusterFile, used: list[Used], prices: Mapping[str, float]) 
 
 
 def _known(cluster: ClusterFile) -> bool:
-    """Whether every node's resources are."""
+    """Whether the resources of all node types are known."""
     return all("CPU" in node_type.resources for node_type in cluster.node_types)
 
 
 def _asked(resources: ResourcesSpec) -> dict[str, float]:
-    """By one worker; a driver asks for nothing."""
+    """The resources of one worker; a driver reserves none."""
     asked = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     return {kind: amount for kind, amount in asked.items() if amount > 0}
 
 
 def _filled(cluster: ClusterFile, resources: ResourcesSpec) -> Iterator[Used]:
-    """Every node there may be, with as many workers as it holds: the head's first, then those that hold most."""
+    """All nodes with the workers that fit on each: the head first, then the types with room for most."""
 
     def hold(node_type: NodeType) -> int:
         return workers_on(node_type.resources, resources)

@@ -1,4 +1,4 @@
-"""What a run needs, looked at before it starts: one function that `check` and `run` both ask. Starts no Ray and trains nothing."""
+"""Checks before a run, the same for `check` and `run`: resources, lease, inputs, model, images, storage. Starts no Ray, trains nothing."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ from fewshot_ray.writable import check_writable
 __all__ = ["CHECKPOINT_COPIES", "JOIN_SEC", "Needs", "check_needs", "check_sources", "checkpoints", "reruns"]
 
 JOIN_SEC = 30.0
-"""For the nodes of a cluster that was just brought up to join it."""
+"""Time for the nodes of a cluster that was just brought up to join it."""
 CHECKPOINT_COPIES = 4
-"""A trained float32 is saved with its average and Adam's two moments."""
+"""A trained parameter is saved with its average and Adam's two moments."""
 CHECKPOINTS_OF_A_RUNNING_TRIAL = 4
-"""The last two, the best, and the one that is being written."""
+"""The last two checkpoints, the best, and the one being written."""
 
 Say = Callable[[str, str], None]
-"""Takes a topic and a text: model, images and storage are what was found, image and warning what somebody should know."""
+"""Called with a topic and a text: results for the topics model, images and storage, remarks for image and warning."""
 
 
 class Needs(NamedTuple):
-    """What was found while looking."""
+    """The results of the checks."""
 
     materials: Materials
     at_once: int | None
-    """Trials at a time on a Ray of the sweep's own; None where one is joined, which tells when it is."""
+    """Trials that fit at the same time on a local Ray; None where the run joins another Ray, which is asked then."""
 
 
 def check_needs(opened: Opened, say: Say, *, own_ray: bool) -> Needs:
-    """Raise UserError at the first thing that would stop the run, on a Ray of its own or on one that is joined.
+    """Check a run, on a local Ray (`own_ray`) or one that it joins. Raises UserError at the first thing that would stop it.
 
-    What a joined Ray has is asked when it is joined (`session.check_resources`).
+    The resources of a joined Ray are checked when it is joined (`session.check_resources`).
     """
     folder = opened.folder.folder
     begun = bool((folder / "trials").names())
@@ -70,7 +70,7 @@ def check_needs(opened: Opened, say: Say, *, own_ray: bool) -> Needs:
 
 
 def check_sources(document: Document, file: FileSpec, say: Say) -> Materials:
-    """The model and the images. Raises UserError at the first thing that would stop the run."""
+    """Check model and images. Raises UserError at the first thing that would stop the run."""
     materials = preset_materials(document, file)
     say("model", f"{materials.spec.weights or 'from scratch'}: {materials.describe()}")
     for finding in inspect_images(file.target.images, materials.size):
@@ -86,25 +86,25 @@ def check_sources(document: Document, file: FileSpec, say: Say) -> Materials:
 
 
 def checkpoints(file: FileSpec, trials_at_once: int) -> int:
-    """Trials' checkpoints that a sweep has on storage at most, but for a Pareto front's."""
+    """Largest number of checkpoints on storage during a sweep, without the rest of a Pareto front."""
     search = file.search
     kept = min(search.trials, search.keep_checkpoints + _arms(file)) + reruns(file) + isinstance(file.target.holdout, CrossFit)
     return trials_at_once * CHECKPOINTS_OF_A_RUNNING_TRIAL + kept
 
 
 def reruns(file: FileSpec) -> int:
-    """Trials that confirm the winners."""
+    """Number of reruns that confirm the winners, including controls."""
     confirm = file.search.confirm
     return _arms(file) * len(confirm.seeds) * confirm.top if confirm else 0
 
 
 def _arms(file: FileSpec) -> int:
-    """A winner is confirmed beside plain fine-tuning, unless it is that."""
+    """Trials per confirmation and seed: the winner, and plain fine-tuning where it isn't that."""
     return 1 if PLAIN in file.method else 2
 
 
 def _check_room(opened: Opened, materials: Materials, at_once: int, say: Say) -> None:
-    """Raise UserError where not one checkpoint fits on the disk; say where not all may."""
+    """Raise UserError where the disk has no room for one checkpoint; warn where it may not have room for all."""
     place = opened.folder.folder.local
     if place is None:
         return

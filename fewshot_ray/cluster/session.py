@@ -1,4 +1,4 @@
-"""The Ray that a sweep runs on: one that is there, or one of its own."""
+"""Connects to a Ray cluster, or starts a local Ray, and checks that a trial fits on it."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ SETTINGS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-"""Tune writes all its trials' state anew every ten seconds unless told otherwise: the sweep's own folder is what is resumed."""
+"""Among them: Tune would write the state of all its trials every ten seconds, but a sweep is resumed from its own folder."""
 OWN_SETTINGS = {"RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "1000"}
-"""On one machine a process that doesn't answer is gone; the default takes half a minute to say so."""
+"""On one machine a silent process is dead after seconds; by default it takes half a minute."""
 
 
 @contextmanager
 def ray_session(address: str | None, *, dashboard: bool = False) -> Iterator[bool]:
-    """A Ray to run on: one that is there (`address`), or one of our own that ends with the sweep; yields whether it is our own.
+    """Context with a connection to the Ray at `address`, or with a local Ray; yields whether it is a local one.
 
-    One of our own has a `dashboard`, on the loopback interface, where asked: Ray Train needs it to clean up after workers that crash.
-    Raises UserError where none answers at `address`, or none of our own can be started here.
+    A local Ray has a `dashboard` on the loopback interface where asked, which Ray Train needs to clean up after crashed workers. Raises
+    UserError where no Ray answers at `address`, or none can be started here.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -53,7 +53,7 @@ def ray_session(address: str | None, *, dashboard: bool = False) -> Iterator[boo
         for name, value in OWN_SETTINGS.items():
             os.environ.setdefault(name, value)
     try:
-        with all_ports_on_loopback(address is None):  # elsewhere it takes the machine's own address
+        with all_ports_on_loopback(address is None):  # a cluster uses the machine's own address
             ray.init(
                 address=address or "local",
                 include_dashboard=None if address else dashboard,
@@ -86,10 +86,10 @@ def _not_there(address: str | None, error: Exception) -> UserError:
 def check_resources(
     resources: ResourcesSpec, *, begun: bool = False, most: Growth | None = None, join_sec: float = 0.0, say: Callable[[str], None] = print
 ) -> int:
-    """How many trials fit at a time. Raises UserError where not even one ever will.
+    """Number of trials that fit at the same time. Raises UserError where none ever does.
 
-    Of a cluster that grows, `most` is what it may grow to; of another, nodes that are still joining are waited for, `join_sec` at most.
-    A sweep that has `begun` goes on where a trial fits with `min_workers`: it may have lost a node.
+    `most`: limits that the cluster may grow to; without it, nodes that are still joining are waited for, up to `join_sec`. For a sweep that
+    has `begun` a trial fits with `min_workers`, since a node may have been lost.
     """
     if most is not None:
         return trials_on(nodes_of(most, resources), resources, begun=begun)
@@ -107,5 +107,5 @@ def check_resources(
 
 
 def trials_on_nodes(resources: ResourcesSpec, *, begun: bool = False) -> int:
-    """How many trials fit at a time on the nodes there are. Raises UserError where none does."""
+    """Number of trials that fit at the same time on the nodes that are up. Raises UserError where none does."""
     return trials_on([(node["Resources"], 1) for node in ray.nodes() if node["Alive"]], resources, begun=begun)

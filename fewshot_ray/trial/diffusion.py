@@ -252,7 +252,7 @@ class DiffusionMaterials(Materials):
             method.check(backbone)
 
     def trained_numbers(self) -> int:
-        """See `Materials`."""
+        """Number of parameters that `train.params` selects."""
         return sum(parameter.numel() for parameter in self.tuned(self.student_backbone(), self.refit_fold).trained.values())
 
     def describe(self) -> str:

@@ -70,7 +70,7 @@ def _checked(document: Document, problems: list[Problem]) -> Document:
 
 
 def _budget_problems(document: Document) -> Iterator[Problem]:
-    """Ranges are searched with as many trials as the file says; by default that would be the preset's alone."""
+    """A problem where the file has ranges but no `search.trials`, whose default of one trial would only run the preset."""
     if "trials" in _mapping(document.tree, "search"):
         return
     searched = [f"method.{name}" for name, settings in _mapping(document.tree, "method").items() if settings == "search"]

@@ -192,7 +192,7 @@ class GanMaterials(Materials):
             )
 
     def trained_numbers(self) -> int:
-        """See `Materials`."""
+        """Number of parameters of generator and discriminator."""
         gan = self.source_gan
         return sum(parameter.numel() for network in (gan.generator, gan.discriminator) for parameter in network.parameters())
 

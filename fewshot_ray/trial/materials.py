@@ -90,7 +90,7 @@ class Materials(ABC):
 
     @abstractmethod
     def trained_numbers(self) -> int:
-        """Of the model's own parameters as many are trained, in one fold; what methods train besides isn't among them."""
+        """Number of trained parameters of one fold's model, without those that methods add."""
 
     @abstractmethod
     def describe(self) -> str:
