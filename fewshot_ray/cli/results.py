@@ -163,7 +163,7 @@ def _is_sample(path: Path) -> bool:
 
 
 def _loaded(model: str) -> Candidate:
-    """The pipeline on the GPU where there is one; what is wrong is said of MODEL, for there is no file with a `source` here."""
+    """The pipeline's model, on the GPU where there is one. Errors name MODEL, since there is no file with a `source` here."""
     try:
         candidate = pipeline_candidate(model, pick_device(1 if torch.cuda.is_available() else 0))
     except UserError as error:

@@ -72,7 +72,7 @@ class SweepSearcher(_OfTheDriver, Searcher):
         """Tune's own state is disposable: a resumed sweep is read from its folder."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """See `save`."""
+        """Nothing, as in `save`."""
 
 
 class SweepScheduler(_OfTheDriver, FIFOScheduler):

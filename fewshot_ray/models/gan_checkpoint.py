@@ -1,4 +1,4 @@
-"""GANs in the checkpoints of training scripts: recognised by their tensors' names, and read where the layout is one that is known."""
+"""Reads GANs from checkpoints of training scripts, of the layouts that are known by their tensors' names."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from fewshot_ray.models.weights import read_state_dicts
 from fewshot_ray.storage import is_remote
 
 FILTERS = (".kernel",)
-"""Constants in the common layout's state dicts; here they are computed."""
+"""Suffixes of constants in the common layout's state dicts, which are computed here."""
 NOISES = "noises."
 PARTS = ("g_ema", "d")
 READ = "a StyleGAN2's checkpoint of the common PyTorch re-implementation (g_ema and d), or an exported GAN's folder, would be right"
 
 
 class Layout(NamedTuple):
-    """Whose names a generator's tensors have."""
+    """A code base, by the names of its generators' tensors."""
 
     description: str
     markers: tuple[str, ...]
-    """Tensors that every generator of this layout has, and none of the others."""
+    """Tensors that every generator of this layout has, and no other layout's."""
     remedy: str = f"this layout isn't read: {READ}"
 
 
@@ -44,7 +44,7 @@ LAYOUTS = (
 
 
 def is_checkpoint(place: str) -> bool:
-    """Whether a place is a file of weights, and no pipeline's folder: by its ending or, on this machine, by what is there."""
+    """Whether a place is a file of weights, not a pipeline's folder: by its ending or, for a local place, by what it is."""
     if place.lower().endswith(WEIGHTS):
         return True
     return not is_remote(place) and os.path.isfile(os.path.expanduser(place.removeprefix("file://")))
@@ -81,7 +81,7 @@ def networks_of(place: str) -> tuple[nn.Module, nn.Module]:
 
 
 def _state_dicts(place: str) -> dict[str, dict[str, Tensor]]:
-    """Without the prefix that DataParallel gives to names."""
+    """The state dicts without the prefix that DataParallel adds to names."""
     try:
         return {
             part: {name.removeprefix("module."): tensor for name, tensor in state.items()}
@@ -96,7 +96,7 @@ def _state_dicts(place: str) -> dict[str, dict[str, Tensor]]:
 
 
 def _layout(states: Mapping[str, Mapping[str, Tensor]]) -> Layout | None:
-    """The first whose markers one of the state dicts has."""
+    """The first layout whose markers one of the state dicts has."""
     return next((layout for layout in LAYOUTS if any(state.keys() >= set(layout.markers) for state in states.values())), None)
 
 
@@ -112,7 +112,7 @@ def _damaged(place: str, part: str, misfit: str) -> UserError:
 
 
 def _drawn_noises(generator: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Noise images for a state dict without any, the same for every reader; nothing for one that has some."""
+    """Noise images, drawn with a fixed seed, for a state dict without any; empty for one that has some."""
     noises = {name: buffer for name, buffer in generator.named_buffers() if name.startswith(NOISES)}
     if any(name in state for name in noises):
         return {}
@@ -121,7 +121,7 @@ def _drawn_noises(generator: nn.Module, state: Mapping[str, Tensor]) -> dict[str
 
 
 def _misfit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str | None:
-    """What of a state dict doesn't fit a network's own; None where all does."""
+    """The first difference between a state dict and a network's own, in words; None where they agree."""
     for name in sorted(own.keys() - state.keys()):
         return f"{name} is missing"
     for name in sorted(state.keys() - own.keys()):
@@ -139,7 +139,7 @@ def _size(tensor: Tensor) -> str:
 
 
 def _like(generator: Mapping[str, Tensor], discriminator: Mapping[str, Tensor]) -> tuple[nn.Module, nn.Module]:
-    """Networks with the architecture of the state dicts. Raises KeyError, ValueError or IndexError where there is none."""
+    """New networks with the architecture of the state dicts. Raises KeyError, ValueError or IndexError where it isn't known."""
     levels = sum(name.startswith("to_rgbs.") and name.endswith(".conv.weight") for name in generator)
     widths = {4: generator["input.input"].shape[1]}
     widths |= {8 << level: generator[f"convs.{2 * level + 1}.conv.weight"].shape[1] for level in range(levels)}

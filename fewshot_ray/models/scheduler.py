@@ -1,4 +1,4 @@
-"""A pipeline's scheduler: whether its network was trained with DDPM's forward process, and with which betas."""
+"""Checks that a pipeline's network was trained with DDPM's forward process, and reads its betas, from its scheduler."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SCHEDULERS: dict[str, type[Any]] = {
 }
 """Samplers of networks that are trained at integer t by `x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps`."""
 OF_THIS_THEORY = {"use_flow_sigmas": False, "timestep_type": "discrete"}
-"""Settings by which some of them sample networks of another theory, and the value without."""
+"""The only accepted value of these settings; with others a scheduler is for flow matching or continuous time."""
 
 
 def read_scheduler(config: Mapping[str, Any], named: Any, path: Path) -> DDPMScheduler:
