@@ -18,6 +18,14 @@ class UserError(Exception):
         return "\n".join(self.lines)
 
 
+class FullError(UserError):
+    """A disk, a store or a quota is used up: nothing more can be written there until there is room."""
+
+
+class UnreachableError(UserError):
+    """A place did not answer for as long as it was waited for."""
+
+
 class SavedAndEndedError(Exception):
     """A trial was told to end: all it has done is saved, and it goes on from there, elsewhere or later."""
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
+from fewshot_ray.errors import FullError, UnreachableError, UserError
+
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
@@ -144,6 +146,23 @@ def is_full(error: BaseException) -> bool:
     if answer is not None and (answer.status == 507 or "Quota" in answer.code or "StorageFull" in answer.code):
         return True
     return getattr(error, "errno", None) in _FULL_ERRNOS
+
+
+def fault_of_the_place(error: UserError) -> FullError | UnreachableError | None:
+    """`error` as one of the place, where what it was raised from is one: used up, or silent for longer than patience lasts.
+
+    None where it is neither, and so says something about what was asked for. It can be pickled, without what it was raised from.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (FullError, UnreachableError)):
+            return type(cause)(str(error))
+        if is_full(cause):
+            return FullError(str(error))
+        if isinstance(cause, place_errors()) and is_transient(cause):
+            return UnreachableError(str(error))
+        cause = cause.__cause__
+    return None
 
 
 class Answer(NamedTuple):

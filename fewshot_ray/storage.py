@@ -7,9 +7,9 @@ import io
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
@@ -186,8 +186,20 @@ class Folder:
         except place_errors() as error:
             if (missing and is_missing(error)) or (exists and isinstance(error, FileExistsError)):
                 raise
-            told = _told(self.url, error)
-            raise UserError(f"storage {self.url}: cannot {action} ({reason(told)}); {remedy(told)}") from error
+            raise _refusal(self.url, action, _told(self.url, error)) from error
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Around what writes a local file by other means than a Folder's. Raises UserError in place of the disk's own error."""
+    try:
+        yield
+    except OSError as error:
+        raise _refusal(os.fspath(path), "be written", error) from error
+
+
+def _refusal(place: str, action: str, error: Exception) -> UserError:
+    return UserError(f"storage {place}: cannot {action} ({reason(error)}); {remedy(error)}")
 
 
 def _told(url: str, error: Exception) -> Exception:

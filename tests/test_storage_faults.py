@@ -6,6 +6,7 @@ import errno
 import io
 import logging
 import os
+import pickle
 import random
 import shutil
 import subprocess
@@ -31,11 +32,11 @@ from safetensors.torch import save as save_safetensors
 from fewshot_ray import patience as waiting
 from fewshot_ray import storage
 from fewshot_ray.data.places import pictures
-from fewshot_ray.errors import UserError
+from fewshot_ray.errors import FullError, UnreachableError, UserError
 from fewshot_ray.models.source import locate_pipeline
 from fewshot_ray.models.weights import read_weights
-from fewshot_ray.patience import is_transient, patience, patiently, set_patience
-from fewshot_ray.storage import Folder
+from fewshot_ray.patience import fault_of_the_place, is_transient, patience, patiently, set_patience
+from fewshot_ray.storage import Folder, writing
 from fewshot_ray.writable import check_writable
 from tests.faulty_proxy import FORBIDDEN, KEYS, LOST, RESET, SLOW_DOWN, TRUNCATE, Fault, FaultyProxy, s3_server
 
@@ -366,6 +367,40 @@ def test_a_disk_that_refuses(error: int, right: str, tmp_path: Path, monkeypatch
     with pytest.raises(UserError, match=rf"\({os.strerror(error)}\); {right}"):
         Folder(tmp_path).write_text("state", "x")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(errno.ENOSPC, FullError), (errno.EDQUOT, FullError), (errno.EIO, UnreachableError), (errno.EACCES, None), (errno.EROFS, None)],
+    ids=str,
+)
+def test_whose_fault_a_refusal_is(error: int, expected: type[UserError] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: by hand. What is full or away says nothing about a trial; the words stay, also where the error is pickled."""
+    set_patience(0)
+    monkeypatch.setattr(os, "replace", failing(error, 1, os.replace))
+    with pytest.raises(UserError) as refused:
+        Folder(tmp_path).write_text("state", "x")
+    fault = fault_of_the_place(refused.value)
+    assert (fault and type(fault)) == expected
+    if fault is not None:
+        copy = pickle.loads(pickle.dumps(fault))
+        assert (type(copy), str(copy)) == (expected, str(refused.value))
+
+
+def test_writing_by_other_means_is_refused_alike() -> None:
+    """Oracle: /dev/full, which refuses every byte as a full disk does."""
+    with (
+        pytest.raises(UserError, match=r"storage /dev/full: cannot be written \(No space left on device\); freeing space") as refused,
+        writing("/dev/full"),
+        open("/dev/full", "wb", buffering=0) as file,
+    ):
+        file.write(b"x")
+    assert isinstance(fault_of_the_place(refused.value), FullError)
+
+
+def test_what_was_asked_for_is_no_fault_of_the_place() -> None:
+    """Oracle: an error without a cause."""
+    assert fault_of_the_place(UserError("train.lr: too large")) is None
 
 
 FULL = """

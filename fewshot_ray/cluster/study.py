@@ -26,6 +26,7 @@ from fewshot_ray.report.sweep_folder import EvaluationRow
 from fewshot_ray.spec.ranges import Range
 from fewshot_ray.spec.sections import SearchSpec
 from fewshot_ray.spec.wording import show
+from fewshot_ray.storage import writing
 
 ORIGIN = "origin"
 REPEATS = "repeats"
@@ -133,6 +134,7 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         journal.parent.mkdir(parents=True, exist_ok=True)
         _heal(journal)
+        self.journal = journal
         self.ranges = ranges
         self.search = search
         self.seed = seed
@@ -171,7 +173,8 @@ class Study:
             distributions={path: distribution(self.ranges[path]) for path in values},
             user_attrs={ORIGIN: origin},
         )
-        self.study.add_trial(trial)
+        with writing(self.journal):
+            self.study.add_trial(trial)
         return self.proposals()[-1]  # as it is read when the sweep is resumed: 3 of a float range is 3.0
 
     def propose(self) -> Proposal:
@@ -221,7 +224,8 @@ class Study:
             intermediate_values=original.intermediate_values,
             constraints=original.constraints,
         )
-        self.study.add_trial(repeat)
+        with writing(self.journal):
+            self.study.add_trial(repeat)
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         seed = derived_seed(self.seed, "sampler", number) % 2**32
@@ -261,13 +265,14 @@ class Study:
         if frozen.state.is_finished():
             return
         trial = optuna.trial.Trial(self.study, frozen._trial_id)
-        for step, value in course.items():
-            if step not in frozen.intermediate_values:
-                trial.report(value, step)
-        for name, amount in excess.items():
-            if name not in frozen.constraints:
-                trial.set_constraint(name, amount)
-        self.study.tell(number, values, state=state)
+        with writing(self.journal):
+            for step, value in course.items():
+                if step not in frozen.intermediate_values:
+                    trial.report(value, step)
+            for name, amount in excess.items():
+                if name not in frozen.constraints:
+                    trial.set_constraint(name, amount)
+            self.study.tell(number, values, state=state)
 
 
 def _heal(journal: Path) -> None:

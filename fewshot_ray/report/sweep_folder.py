@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from fewshot_ray.errors import UserError
 from fewshot_ray.spec.document import Document, parse_document, to_yaml
 from fewshot_ray.spec.wording import show
-from fewshot_ray.storage import Folder
+from fewshot_ray.storage import Folder, writing
 
 Kind: TypeAlias = Literal["search", "confirm", "control", "refit"]
 State: TypeAlias = Literal["RUNNING", "COMPLETE", "PRUNED", "FAIL"]
@@ -284,7 +284,7 @@ def _mapping(tree: Any) -> dict[str, Any]:
 
 
 def _append_durably(path: Path, line: bytes) -> None:
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a+b") as file:
             whole = _length_of_whole_lines(file.fileno())
@@ -292,8 +292,6 @@ def _append_durably(path: Path, line: bytes) -> None:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
-        raise UserError(f"storage {path}: cannot be written ({error.strerror or error}); give a place you may write to") from error
 
 
 def _length_of_whole_lines(descriptor: int) -> int:

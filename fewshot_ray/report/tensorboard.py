@@ -22,7 +22,7 @@ from typing import Any
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.report.sweep_folder import EvaluationRow, SweepFolder
-from fewshot_ray.storage import Folder
+from fewshot_ray.storage import Folder, writing
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +154,8 @@ class Boards:
 
     def _do(self, task: Callable[[], None]) -> None:
         if self._uploads is None:
-            task()
+            with writing(self.sweep.folder.url):
+                task()
         else:
             self._uploads.do(task)
 
