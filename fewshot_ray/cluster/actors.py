@@ -15,7 +15,7 @@ from ray import tune
 from fewshot_ray.cluster.ending import NOTICE, sigterm_gives_notice
 from fewshot_ray.cluster.jobs import Job
 from fewshot_ray.errors import SavedAndEndedError, UserError
-from fewshot_ray.patience import LONG_PATIENCE_SEC, set_patience
+from fewshot_ray.patience import LONG_PATIENCE_SEC, fault_of_the_place, set_patience
 from fewshot_ray.spec.document import Document
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.group import Group
@@ -33,7 +33,7 @@ PROBLEM = "problem"
 def trial_results(config: dict[str, Any], *, group: Group | None = None) -> Iterator[dict[str, Any]]:
     """What a worker reports: a row an evaluation, the last with `done`; or the problem that no retry would solve.
 
-    Raises SavedAndEndedError where the sweep or the machine is to end.
+    Raises SavedAndEndedError where the sweep or the machine is to end, FullError and UnreachableError where a place is at fault.
     """
     set_patience(LONG_PATIENCE_SEC)
     with ExitStack() as stack:
@@ -59,7 +59,11 @@ def _trial_results(config: dict[str, Any], group: Group | None, stack: ExitStack
         with compiling():
             for evaluation in trial.evaluations():
                 yield {ROW: json.dumps(asdict(evaluation)), "done": evaluation.step >= job.last_step}
-    except (UserError, NonFiniteLossError) as error:
+    except NonFiniteLossError as error:
+        yield {PROBLEM: str(error), "done": True}
+    except UserError as error:
+        if (fault := fault_of_the_place(error)) is not None:
+            raise fault from None
         yield {PROBLEM: str(error), "done": True}
 
 
@@ -68,6 +72,8 @@ def _unreadable(materials: Materials) -> str | None:
     try:
         _ = materials.source_hash, materials.folds
     except UserError as error:
+        if fault_of_the_place(error) is not None:
+            raise
         return str(error)
     return None
 

@@ -10,7 +10,7 @@ import signal
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -29,12 +29,13 @@ from fewshot_ray.cluster.lease import Lease
 from fewshot_ray.cluster.losses import error_line
 from fewshot_ray.cluster.needs import JOIN_SEC
 from fewshot_ray.cluster.opened import Opened, put_on_record
+from fewshot_ray.cluster.ray_log import ray_log
 from fewshot_ray.cluster.session import check_resources, ray_session, trials_on_nodes
 from fewshot_ray.cluster.sweep import Sweep
 from fewshot_ray.cluster.tune import WATCH_SEC, RayLost, Silent, SweepScheduler, SweepSearcher, Watch
 from fewshot_ray.cluster.workers import run_with_workers
-from fewshot_ray.errors import UserError
-from fewshot_ray.patience import LONG_PATIENCE_SEC, patience
+from fewshot_ray.errors import FullError, UserError
+from fewshot_ray.patience import LONG_PATIENCE_SEC, fault_of_the_place, is_full, patience
 from fewshot_ray.report.inputs import check_inputs
 from fewshot_ray.report.leaderboard import leaderboard, write_csv
 from fewshot_ray.report.page import write_page
@@ -70,10 +71,11 @@ def run_sweep(opened: Opened, *, address: str | None = None, console: Console | 
     its own that dies is replaced. Raises UserError, also where another driver runs the sweep. Whatever ends it, it can be resumed.
     """
     console = console or plain_console()
-    with patience(LONG_PATIENCE_SEC), Lease(opened.folder.folder) as lease:
+    folder = opened.folder.folder
+    with patience(LONG_PATIENCE_SEC), Lease(folder) as lease, ray_log(folder) as log_again:
         put_on_record(opened)  # now that nobody else runs it
         restarts = 0
-        while (lost := _run_on_ray(opened, address, console, lease, nodes)) is not None:
+        while (lost := _run_on_ray(opened, address, console, lease, nodes, log_again)) is not None:
             restarts = 1 if lost.progressed else restarts + 1
             if restarts > MOST_RESTARTS:
                 raise UserError(f"Ray's processes on this machine were lost {restarts} times in a row: is there too little memory?")
@@ -81,11 +83,14 @@ def run_sweep(opened: Opened, *, address: str | None = None, console: Console | 
     write_results(opened)
 
 
-def _run_on_ray(opened: Opened, address: str | None, console: Console, lease: Lease, nodes: Growth | None) -> RayLost | None:
+def _run_on_ray(
+    opened: Opened, address: str | None, console: Console, lease: Lease, nodes: Growth | None, log_again: Callable[[], None]
+) -> RayLost | None:
     """Run all that is left on one Ray; what is returned is that one of our own was lost underway."""
     is_own = False
     try:
         with ray_session(address, dashboard=opened.file.resources.workers > 1) as is_own:
+            log_again()
             watch = Watch(ray.get_runtime_context().get_node_id())
             resources, begun = opened.file.resources, bool((opened.folder.folder / "trials").names())
             fits = check_resources(resources, begun=begun, most=nodes, join_sec=JOIN_SEC if address else 0.0, say=console.print)
@@ -177,9 +182,9 @@ def _run_trials(opened: Opened, fits: int, console: Console, lease: Lease, watch
             with warnings.catch_warnings(), _signals_end(sweep, messenger) as received:
                 warnings.simplefilter("ignore")
                 _fit(tuner, received)
-        except TuneError as error:
+        except (TuneError, OSError) as error:
             watch.check()
-            raise _underlying(error) from error
+            raise _underlying(error, opened) from error
         except RayLost as lost:
             lost.progressed = sweep.progressed
             raise
@@ -192,7 +197,7 @@ def _run_trials(opened: Opened, fits: int, console: Console, lease: Lease, watch
                 journal.close()
                 shutil.rmtree(scratch, ignore_errors=True)
     if not sweep.done:
-        raise Interrupted(next(iter(received), signal.SIGINT))
+        raise _unfinished(sweep, received)
     sweep.kept.tidy()  # the workers have ended by now
 
 
@@ -241,12 +246,31 @@ def _signals_end(sweep: Sweep, messenger: Any) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _underlying(error: BaseException) -> BaseException:
+def _underlying(error: BaseException, opened: Opened) -> BaseException:
     """The UserError within what Tune raises where the driver can't go on (a storage that is full), or the error itself."""
     found: BaseException | None = error
-    while found is not None and not isinstance(found, UserError):
+    while found is not None and not isinstance(found, UserError) and not is_full(found):
         found = found.__cause__ or found.__context__
-    return found or error
+    if found is None:
+        return error
+    if not isinstance(found, UserError):  # Tune's own state lies there
+        found = FullError(f"{tempfile.gettempdir()}: is full ({found}); freeing space there, or another place in TMPDIR, is right")
+    fault = fault_of_the_place(found)
+    return found if fault is None else type(fault)(f"{found}; {_goes_on(opened)}")
+
+
+def _unfinished(sweep: Sweep, received: list[int]) -> BaseException:
+    """Why a sweep has ended that isn't done."""
+    if received or not (sweep.halted or sweep.left):
+        return Interrupted(next(iter(received), signal.SIGINT))
+    if sweep.halted:
+        return FullError(f"{sweep.halted}; {_goes_on(sweep)}")
+    reasons = "; ".join(f"{trial_id} stays open ({reason})" for trial_id, reason in sweep.left.items())
+    return UserError(f"{reasons}; when the machine has what they need, {_goes_on(sweep)}")
+
+
+def _goes_on(sweep: Sweep | Opened) -> str:
+    return f"`fewshot-ray resume {sweep.folder.folder.url}` goes on"
 
 
 def _trainable(resources: ResourcesSpec) -> Any:

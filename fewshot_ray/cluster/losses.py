@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import ray
-from ray.exceptions import ActorUnavailableError, NodeDiedError, OwnerDiedError, RayActorError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    NodeDiedError,
+    OutOfDiskError,
+    OutOfMemoryError,
+    OwnerDiedError,
+    RayActorError,
+    RayError,
+)
 from ray.train import PreemptionError
 
-from fewshot_ray.errors import SavedAndEndedError
+from fewshot_ray.cluster.faults import Fault
+from fewshot_ray.errors import FullError, SavedAndEndedError, UnreachableError
+from fewshot_ray.patience import is_full
 
 ANSWER_SEC = 3.0
 NODE_DEATH_SEC = 35.0
@@ -25,6 +38,8 @@ class NodeLostError(Exception):
 _MACHINE_ERRORS = (NodeDiedError, OwnerDiedError, PreemptionError, SavedAndEndedError, NodeLostError)
 _MACHINE_WORDS = ("node has died", "node died", "node has crashed", "node was terminated", "node is dead")
 """Ray has no class for an actor that died with its node."""
+_MEMORY_WORDS = ("running low on memory", "OOM kill reason", "can't allocate memory", "Cannot allocate memory")
+"""Ray's, PyTorch's allocator's and the system's. Not "OOM killer": Ray names it as a possible cause of every sudden end."""
 
 
 @contextmanager
@@ -58,21 +73,53 @@ def _answers(place: tuple[str, int]) -> bool:
     return True
 
 
-def of_the_machine(error: BaseException | None) -> bool:
-    """Whether a machine went away, or told its workers that it would; one of several is enough, the others' workers fail with it."""
-    return any(_is_of_the_machine(cause) for cause in causes(error))
+def fault_of(error: BaseException | None, *, kernel_kills: int = 0) -> Fault:
+    """Whose it was; a machine's where one of several workers lost it, since the others' workers fail with that one.
+
+    `kernel_kills`: processes that this machine's kernel has ended for want of memory since the last look, which Ray doesn't know of.
+    """
+    found = list(causes(error))
+    if any(map(_is_of_a_full_disk, found)):
+        return Fault.FULL
+    if any(isinstance(cause, UnreachableError) for cause in found):
+        return Fault.UNREACHABLE
+    if any(map(_is_out_of_memory, found)) or (kernel_kills > 0 and any(isinstance(cause, ActorDiedError) for cause in found)):
+        return Fault.OUT_OF_MEMORY
+    return Fault.MACHINE_GONE if any(map(_is_of_the_machine, found)) else Fault.OWN
 
 
-def error_line(error: BaseException | None) -> str:
-    """What happened, on one line."""
+def kernel_kills() -> int:
+    """Processes that this machine's kernel has ended so far for want of memory; 0 where the system doesn't say."""
+    with suppress(OSError):
+        counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+        return int(counts.get("oom_kill", 0))
+    return 0
+
+
+def error_line(error: BaseException | None, fault: Fault | None = None) -> str:
+    """What happened, on one line; `fault` where it is known better than from the error."""
+    fault = fault or fault_of(error)
+    found = list(causes(error))
+    if fault is Fault.OUT_OF_MEMORY:
+        return _memory_line(found)
+    if fault in (Fault.FULL, Fault.UNREACHABLE):
+        of_places = [cause for cause in found if isinstance(cause, UnreachableError) or _is_of_a_full_disk(cause)]
+        return " ".join(str(of_places[-1]).split())
     if error is None:
         return "unknown"
-    found = list(causes(error))
     # What it began with: the innermost, or what the machine did to one of several workers.
     cause = ([cause for cause in found if _is_of_the_machine(cause)] or found)[-1]
     lines = [line.strip() for line in str(cause).strip().splitlines()]
     telling = next((line for line in lines if _has_machine_words(line)), next(iter(lines), ""))
     return f"{type(cause).__name__}: {telling.split('. ')[0]}"
+
+
+def _memory_line(found: Sequence[BaseException]) -> str:
+    """Of Ray's forty lines the node and how full it was."""
+    text = next((str(cause) for cause in reversed(found) if _is_out_of_memory(cause)), "the system ended the worker")
+    node = re.search(r"\(IP: ([^,)]+).*?was (\S+) used / (\S+) limit", text)
+    said = f"on node {node[1]}, {node[2]} of {node[3]} used" if node else next(iter(text.strip().splitlines()), "").split(". ")[0]
+    return f"out of memory{f': {said}' if said else ''}"
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -94,6 +141,17 @@ def _is_of_the_machine(error: BaseException) -> bool:
     if isinstance(error, ActorUnavailableError):  # raised before Ray knows whether it was the process or its node
         return not all(map(_answers, _nodes_alive().values()))
     return isinstance(error, RayActorError) and _has_machine_words(str(error))
+
+
+def _is_of_a_full_disk(error: BaseException) -> bool:
+    return isinstance(error, (FullError, OutOfDiskError)) or is_full(error)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Of the machine's memory; a GPU's is the trial's own matter."""
+    if isinstance(error, (OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, (RayError, RuntimeError, OSError)) and any(words in str(error) for words in _MEMORY_WORDS)
 
 
 def _has_machine_words(text: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from fewshot_ray.cluster.jobs import trial_id
 from fewshot_ray.cluster.journal import JOURNAL
 from fewshot_ray.cluster.lease import LEASE
+from fewshot_ray.cluster.ray_log import RAY_LOG
 from fewshot_ray.cluster.study import read_journal
 from fewshot_ray.errors import UserError
 from fewshot_ray.report.inputs import INPUTS_RECORD, put_inputs_on_record
@@ -18,7 +19,7 @@ from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.storage import Folder
 from fewshot_ray.trial.compose import absolute_places, check_document
 
-BEFORE_TRIALS = {SPEC, "cache"}
+BEFORE_TRIALS = {SPEC, RAY_LOG, "cache"}
 """What a run leaves that ended before its first trial (too many GPUs asked for, say): the file that is put right then takes its place."""
 
 MAY_CHANGE = {"search.trials", "search.concurrent", "search.retries", "search.keep_checkpoints", "train.checkpoint_sec"}

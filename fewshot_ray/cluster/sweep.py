@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -12,11 +13,13 @@ from typing import Any, cast
 
 from optuna.trial import TrialState
 
+from fewshot_ray.cluster.faults import Fault
 from fewshot_ray.cluster.halving import SuccessiveHalving
 from fewshot_ray.cluster.jobs import Job, after_search, search_job, trial_id
 from fewshot_ray.cluster.journal import Journal
 from fewshot_ray.cluster.kept import KeptCheckpoints
 from fewshot_ray.cluster.study import PLAIN_ORIGIN, SAMPLER, Proposal, Study
+from fewshot_ray.errors import UserError
 from fewshot_ray.metrics.suite import METRICS
 from fewshot_ray.report.progress import Progress
 from fewshot_ray.report.sweep_folder import EvaluationRow, State, SweepFolder, TrialRecord
@@ -51,10 +54,19 @@ class Running:
     problem: str | None = None
     failures: list[str] = field(default_factory=list)
     """Why its worker crashed, each time."""
+    fault: Fault = Fault.OWN
+    """Of the last of them."""
+    was_left: bool = False
+    """Whether it was left open before, and is run again by `resume`."""
     machines_lost: int = 0
     """Times that its machine went away under it, or was about to."""
     just_lost: bool = False
     """Whether its worker was lost, and nothing has been heard of it since."""
+
+    @property
+    def losses(self) -> dict[str, Any]:
+        """What stays of it when it is begun again."""
+        return {"failures": self.failures, "machines_lost": self.machines_lost}
 
 
 class Sweep:
@@ -108,6 +120,10 @@ class Sweep:
         """Whether an evaluation was put on record."""
         self.closing = False
         """Set where the sweep is to end before its time: nothing more is begun."""
+        self.halted: str | None = None
+        """Why nothing can be written any more; the sweep closes then."""
+        self.left: dict[str, str] = {}
+        """Trials that stay open, by id: what kept them from going on says nothing against them."""
         self.waiting: list[Job] | None = None
         """Of what comes after the search; None where the folder is to be asked."""
         self._reconcile()
@@ -184,16 +200,18 @@ class Sweep:
             return search_job(self.document, self.file, self._propose(trained))
         if any(running.job.kind == "search" for running in self.running.values()):
             return Next.WAIT
+        if any(job_id in self.left for job_id in map(trial_id, range(len(self.study.proposals())))):
+            return Next.WAIT if self.running else Next.DONE
         if self.waiting is None:
             jobs = after_search(self.folder, self.file)
             self._announce(jobs)
-            self.waiting = [job for job in jobs if job.id not in self.running and self._unfinished(job.id)]
+            self.waiting = [job for job in jobs if job.id not in {*self.running, *self.left} and self._unfinished(job.id)]
         if self.waiting:
             return self.waiting.pop(0)
-        self.done = not self.running
+        self.done = not self.running and not self.left
         if self.done:
             self.kept.tidy()
-        return Next.DONE if self.done else Next.WAIT
+        return Next.WAIT if self.running else Next.DONE
 
     def _announce(self, jobs: list[Job]) -> None:
         """Count the jobs after the search among those to come."""
@@ -237,7 +255,8 @@ class Sweep:
         rows = self.folder.rows(job.id)
         last_step = rows[-1].step if rows else None
         before_that = self.interrupted.pop(job.id, Running(job))
-        running = Running(job, {row.step for row in rows}, failures=before_that.failures, machines_lost=before_that.machines_lost)
+        was_left = before_that.was_left or (before is not None and before.error is not None)
+        running = replace(Running(job, {row.step for row in rows}, was_left=was_left), **before_that.losses)
         self.running[job.id] = running
         self.boards.begin(job.id, {**_flat(job.tree), "seed": job.seed}, rows)
         self.progress.started(job.id, job.label, steps=job.last_step, step=last_step or 0)
@@ -276,11 +295,13 @@ class Sweep:
         """The trial can't go on (a NaN loss, a spec that doesn't fit): no retry would help."""
         self.running[trial_id].problem = problem
 
-    def lost(self, trial_id: str, reason: str, *, with_machine: bool = False) -> None:
-        """The trial's worker crashed, or went `with_machine`; see `may_go_on`."""
+    def lost(self, trial_id: str, reason: str, fault: Fault = Fault.OWN) -> None:
+        """The trial's worker is gone; whether it is started again says `may_go_on`."""
         running = self.running[trial_id]
-        running.just_lost = True
-        if with_machine:
+        running.just_lost, running.fault = True, fault
+        if fault is Fault.FULL:
+            self.halted, self.closing = self.halted or reason, True
+        elif fault is Fault.MACHINE_GONE:
             running.machines_lost += 1
         else:
             running.failures.append(reason)
@@ -307,12 +328,11 @@ class Sweep:
         record = self.folder.record(trial_id)
         assert record is not None
         problem = running.problem
+        if lost and not problem and self._stays_open(running):
+            self._leave_open(record, running)
+            return
         if lost and not problem:
-            problem = (
-                f"its worker failed (attempt {len(running.failures)}, the last): {running.failures[-1]}"
-                if running.failures
-                else f"it lost {running.machines_lost} machines"
-            )
+            problem = self._why_given_up(running)
         state: State = "FAIL" if problem else "PRUNED" if running.stopped else "COMPLETE"
         record = self._settle(running.job, record, state, problem)
         self.boards.end(trial_id)
@@ -331,10 +351,31 @@ class Sweep:
         self.boards.end(running.job.id, ended=False)
         return True
 
+    def _stays_open(self, running: Running) -> bool:
+        """Whether what it was lost to is the machine's. Out of memory a second time, after `resume`, is the trial's own."""
+        return running.fault is Fault.UNREACHABLE or (running.fault is Fault.OUT_OF_MEMORY and not running.was_left)
+
+    def _why_given_up(self, running: Running) -> str:
+        if not running.failures:
+            return f"it lost {running.machines_lost} machines"
+        problem = f"its worker failed (attempt {len(running.failures)}, the last): {running.failures[-1]}"
+        if running.fault is Fault.OUT_OF_MEMORY:
+            problem += f"; as before it was resumed: with more memory, `resume` runs it again once trials/{running.job.id} is removed"
+        return problem
+
+    def _leave_open(self, record: TrialRecord, running: Running) -> None:
+        """The trial stays on record as running, with what it was lost to, for `resume` to run again."""
+        reason = running.failures[-1]
+        self.left[record.id] = reason
+        self.folder.write_trial(replace(record, error=reason))
+        self.boards.end(record.id, ended=False)
+        self.progress.left(record.id, reason)
+
     def abandon(self) -> None:
         """The driver stops before its trials ended: they stay on record as running and go on when the sweep is resumed."""
         for job_id in self.running:
-            self.boards.end(job_id, ended=False)
+            with suppress(UserError):  # a full disk, say: why the driver stops is known already
+                self.boards.end(job_id, ended=False)
         self.running.clear()
         self.boards.close()
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from typing import Any
 
 import ray
 from ray import cloudpickle
+from ray.exceptions import RayError
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.progress_reporter import TrialProgressCallback
@@ -17,9 +19,10 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from fewshot_ray.cluster.actors import PROBLEM, ROW
-from fewshot_ray.cluster.ending import STOPPED
+from fewshot_ray.cluster.ending import EVERYBODY, STOPPED
 from fewshot_ray.cluster.jobs import Job
-from fewshot_ray.cluster.losses import error_line, of_the_machine
+from fewshot_ray.cluster.losses import error_line, fault_of, kernel_kills
+from fewshot_ray.cluster.ray_log import RAY_LOGGER
 from fewshot_ray.cluster.sweep import Next, Sweep
 from fewshot_ray.report.sweep_folder import EvaluationRow
 
@@ -82,6 +85,7 @@ class SweepScheduler(_OfTheDriver, FIFOScheduler):
         super().__init__()
         self.sweep = sweep
         self.messenger = messenger
+        self.kernel_kills = kernel_kills()
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """One evaluation, or the problem that ended the trial."""
@@ -104,10 +108,16 @@ class SweepScheduler(_OfTheDriver, FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """A worker was lost. Tune would start the trial again for ever: `on_trial_add`, called next, decides."""
+        error, job_id = _error(trial), _job_id(trial)
         if trial.status == Trial.PENDING:  # it stands in line already: another report of the same loss
             return
-        error = _error(trial)
-        self.sweep.lost(_job_id(trial), error_line(error), with_machine=of_the_machine(error))
+        kills, before = kernel_kills(), self.kernel_kills
+        self.kernel_kills = kills
+        fault = fault_of(error, kernel_kills=kills - before)
+        RAY_LOGGER.error("%s lost its worker: %s", job_id, error)
+        self.sweep.lost(job_id, error_line(error, fault), fault)
+        if self.sweep.halted is not None:
+            self.messenger.say.remote(EVERYBODY, self.sweep.halted)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """A new trial, or one that lost its worker and stands in line again."""
@@ -131,13 +141,27 @@ def _job_id(trial: Any) -> str:
 
 
 def _error(trial: Any) -> BaseException | None:
-    """What a trial's worker was lost to. Tune's own reading looks where the error isn't uploaded yet."""
+    """What a trial's worker was lost to. Tune's own reading looks where the error isn't uploaded yet.
+
+    Of an OutOfMemoryError Tune keeps the text alone. Each pickled error is read once: left there, it would pass for the next one's.
+    """
     path = trial.pickled_error_file
+    if path is not None and os.path.exists(path):
+        with open(path, "rb") as file:
+            error: BaseException = cloudpickle.load(file)
+        os.unlink(path)
+        return error
+    text = _last_failure(trial.error_file)
+    return None if text is None else RayError(text)
+
+
+def _last_failure(path: str | None) -> str | None:
+    """What Tune wrote of the last failure, without its heading."""
     if path is None or not os.path.exists(path):
         return None
-    with open(path, "rb") as file:
-        error: BaseException = cloudpickle.load(file)
-    return error
+    with open(path, errors="replace") as file:
+        last = re.split(r"^Failure # \d+ \(occurred at .*\)\n", file.read(), flags=re.MULTILINE)[-1]
+    return last.strip() or None
 
 
 class Silent(TrialProgressCallback):

@@ -111,6 +111,14 @@ class Progress:
         """A running trial lost its worker; it goes on from its last checkpoint where it is started `again`."""
         self._say(f"{id} lost its worker ({reason})" + ("; it is started again" if again else ""), style="yellow")
 
+    def left(self, id: str, reason: str) -> None:
+        """A trial can't go on for now, through no fault of its own; it counts as none that is done."""
+        trial = self._running.pop(id, None)
+        if self._live is not None and trial is not None and trial.line is not None:
+            self._live.remove_task(trial.line)
+        self._say(f"{id} stays open ({reason}); `fewshot-ray resume` runs it again", style="yellow")
+        self._refresh()
+
     def say(self, text: str) -> None:
         """A line about the sweep itself."""
         self._say(text)

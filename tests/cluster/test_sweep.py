@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from fewshot_ray.cluster import sweep as sweep_module
+from fewshot_ray.cluster.faults import Fault
 from fewshot_ray.cluster.jobs import Job
 from fewshot_ray.cluster.sweep import Next, Sweep
 from fewshot_ray.report.sweep_folder import SweepFolder, read_spec
@@ -196,7 +198,7 @@ def test_a_lost_worker(tmp_path: Path) -> None:
         assert isinstance(job, Job)
         sweep.lost(job.id, "MemoryError: first")
         for _ in range(5):
-            sweep.lost(job.id, "ActorDiedError: its node has died", with_machine=True)
+            sweep.lost(job.id, "ActorDiedError: its node has died", Fault.MACHINE_GONE)
         assert sweep.may_go_on(job.id)
         if retried:
             run_job(sweep, job)
@@ -218,10 +220,88 @@ def test_a_trial_that_its_machines_die_of(tmp_path: Path) -> None:
     job = sweep.next_job()
     assert isinstance(job, Job)
     for number in range(1, 102):
-        sweep.lost(job.id, "ActorDiedError: its node has died", with_machine=True)
+        sweep.lost(job.id, "ActorDiedError: its node has died", Fault.MACHINE_GONE)
         assert sweep.may_go_on(job.id) == (number <= 100)
     sweep.ended(job.id)
     assert [(record.state, record.error) for record in sweep.folder.trials()] == [("FAIL", "it lost 101 machines")]
+
+
+def lose(sweep: Sweep, job: Job, reason: str, fault: Fault) -> None:
+    """Until it is given up."""
+    while sweep.may_go_on(job.id):
+        sweep.lost(job.id, reason, fault)
+    sweep.ended(job.id)
+
+
+@pytest.mark.parametrize(("fault", "reason"), [(Fault.OUT_OF_MEMORY, "out of memory"), (Fault.UNREACHABLE, "storage s3://x: no answer")])
+def test_what_its_machine_kept_from_ending_stays_open(fault: Fault, reason: str, tmp_path: Path) -> None:
+    """Oracle: the undisturbed sweep, once it is resumed. Until then the others run, and nothing that depends on all of the search."""
+    sections = {"search": {"trials": 3, "retries": 1, "confirm": {"seeds": [7]}}}
+    undisturbed = open_sweep(Folder(tmp_path / "a"), file(**sections))
+    finish(undisturbed)
+    sweep = open_sweep(Folder(tmp_path / "b"), file(**sections))
+    first = sweep.next_job()
+    assert isinstance(first, Job)
+    lose(sweep, first, reason, fault)
+    assert sweep.left == {first.id: reason}
+    assert finish(sweep) == ["t0001", "t0002"]
+    assert not sweep.done
+    assert [(record.state, record.error) for record in sweep.folder.trials()] == [
+        ("RUNNING", reason),
+        ("COMPLETE", None),
+        ("COMPLETE", None),
+    ]
+    resumed = open_sweep(Folder(tmp_path / "b"), file(**sections))
+    assert finish(resumed)[0] == first.id
+    assert resumed.done
+    # The sampler didn't know the first trial's value: what it proposed meanwhile is another matter.
+    assert resumed.folder.record(first.id) == replace(
+        undisturbed.folder.record(first.id), **{key: getattr(resumed.folder.record(first.id), key) for key in ("started", "ended")}
+    )
+
+
+def test_what_memory_never_holds_fails_in_the_end(tmp_path: Path) -> None:
+    """Oracle: a sweep ends. Left open once, run again by `resume`, and then FAIL with the reason and what would have it run again."""
+    sections = {"search": {"trials": 2, "retries": 0}}
+    for attempt in range(2):
+        sweep = open_sweep(Folder(tmp_path), file(**sections))
+        job = sweep.next_job()
+        assert isinstance(job, Job)
+        assert job.id == "t0000"
+        lose(sweep, job, "out of memory: on node 192.0.2.2", Fault.OUT_OF_MEMORY)
+        assert finish(sweep) == (["t0001"] if attempt == 0 else [])
+        assert sweep.done == (attempt == 1)
+    record = sweep.folder.record("t0000")
+    assert record is not None
+    assert record.state == "FAIL"
+    assert str(record.error).startswith("its worker failed (attempt 1, the last): out of memory: on node 192.0.2.2; ")
+    assert "once trials/t0000 is removed" in str(record.error)
+    shutil.rmtree(tmp_path / "trials" / "t0000")
+    assert finish(open_sweep(Folder(tmp_path), file(**sections))) == ["t0000"]
+
+
+def test_a_full_disk_ends_the_sweep(tmp_path: Path) -> None:
+    """Oracle: at the first such error nothing more is begun or tried again, nothing has failed, and resumed all is as if undisturbed."""
+    undisturbed = open_sweep(Folder(tmp_path / "a"), file())
+    finish(undisturbed)
+    sweep = open_sweep(Folder(tmp_path / "b"), file(), concurrent=2)
+    first, second = sweep.next_job(), sweep.next_job()
+    assert isinstance(first, Job)
+    assert isinstance(second, Job)
+    sweep.lost(first.id, "storage /x: cannot write a (No space left on device)", Fault.FULL)
+    assert sweep.halted == "storage /x: cannot write a (No space left on device)"
+    assert not sweep.may_go_on(first.id)
+    sweep.ended(first.id)
+    assert sweep.next_job() is Next.WAIT
+    sweep.lost(second.id, "storage /x: cannot write b (No space left on device)", Fault.FULL)
+    sweep.ended(second.id)
+    assert sweep.next_job() is Next.DONE
+    assert not sweep.done
+    assert "write a" in sweep.halted
+    assert [(record.state, record.error) for record in sweep.folder.trials()] == [("RUNNING", None)] * 2
+    resumed = open_sweep(Folder(tmp_path / "b"), file())
+    assert finish(resumed)[0] == first.id
+    assert outcome(resumed) == outcome(undisturbed)
 
 
 def test_a_trial_that_tune_drops(tmp_path: Path) -> None:
@@ -285,7 +365,7 @@ def test_closing(tmp_path: Path) -> None:
     assert isinstance(second, Job)
     sweep.closing = True
     assert sweep.next_job() is Next.WAIT
-    sweep.lost(first.id, "SavedAndEndedError: saved at step 3", with_machine=True)
+    sweep.lost(first.id, "SavedAndEndedError: saved at step 3", Fault.MACHINE_GONE)
     assert not sweep.may_go_on(first.id)
     sweep.ended(first.id)
     run_job(sweep, second)

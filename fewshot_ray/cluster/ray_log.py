@@ -1,0 +1,74 @@
+"""What Ray itself says while a sweep runs: into `ray.log` in the sweep's folder, and not between the sweep's own lines."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fewshot_ray.errors import UserError
+from fewshot_ray.storage import Folder
+
+RAY_LOG = "ray.log"
+RAY_LOGGER = logging.getLogger("ray.fewshot_ray")
+"""For what Ray says of a worker's end: up to forty lines, of which people are shown one."""
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def ray_log(folder: Folder) -> Iterator[Callable[[], None]]:
+    """Within the block Ray's loggers in this process write to the file, which is made with their first line.
+
+    Yields what is to be called after each `ray.init`, which takes the handlers away that it finds.
+    Of a folder at a URL the file is uploaded, with what earlier runs left in it, when the block ends. A file that can't be written ends
+    nothing.
+    """
+    with tempfile.TemporaryDirectory(prefix="fewshot-ray-log-") as scratch:
+        path = (folder.local or Path(scratch)) / RAY_LOG
+        handler = _Handler(path, encoding="utf-8", delay=True)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        rays = logging.getLogger("ray")
+        before, propagated = rays.handlers[:], rays.propagate
+
+        def attach() -> None:
+            rays.handlers[:], rays.propagate = [handler], False
+
+        attach()
+        try:
+            yield attach
+        finally:
+            rays.handlers[:], rays.propagate = before, propagated
+            handler.close()
+            if folder.local is None and path.exists():
+                _upload(folder, path)
+
+
+class _Handler(logging.FileHandler):
+    """Quiet where the file can't be written (a full disk): the sweep's own writes say it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record, opening the file with the first one."""
+        with suppress(OSError):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Say nothing."""
+
+    def close(self) -> None:
+        """Close the file."""
+        with suppress(OSError):
+            super().close()
+
+
+def _upload(folder: Folder, path: Path) -> None:
+    try:
+        try:
+            earlier = folder.read_bytes(RAY_LOG)
+        except FileNotFoundError:
+            earlier = b""
+        folder.write_bytes(RAY_LOG, earlier + path.read_bytes())
+    except UserError as error:
+        logger.warning("%s is not in the sweep's folder: %s", RAY_LOG, error)
