@@ -25,6 +25,8 @@ app = typer.Typer(
 FileArgument = Annotated[Path, typer.Argument(callback=expanded_argument, help="A run's YAML file (see sweeps/).")]
 SweepArgument = Annotated[str, typer.Argument(callback=expanded_argument, help="A sweep's folder or URL, <storage>/<name>.")]
 AddressOption = Annotated[str | None, typer.Option(envvar="RAY_ADDRESS", help="A running Ray cluster; a local Ray of its own otherwise.")]
+NO_RESULT = 1
+"""Exit code of a sweep that has run to its end and has nothing to export."""
 
 
 @app.command()
@@ -128,6 +130,7 @@ def _run(opened: object, address: str | None, *, nodes: Any = None, there: str =
     from fewshot_ray.cluster.driver import Interrupted, run_sweep
     from fewshot_ray.cluster.opened import Opened
     from fewshot_ray.report.terminal import plain_console
+    from fewshot_ray.report.winner import exported_trial
 
     assert isinstance(opened, Opened)
     _preflight(opened, address)
@@ -139,6 +142,11 @@ def _run(opened: object, address: str | None, *, nodes: Any = None, there: str =
         console.print(f"interrupted; go on with: fewshot-ray resume {opened.folder.folder.url}{there}", soft_wrap=True)
         raise typer.Exit(interrupt.exit_code if isinstance(interrupt, Interrupted) else 130) from None
     show_sweep(opened.folder, opened.file, console)
+    try:
+        exported_trial(opened.folder, opened.file)
+    except UserError as error:
+        say(error)
+        raise typer.Exit(NO_RESULT) from None
     url = opened.folder.folder.url  # `fetch` goes by SSH, which a dashboard's address alone doesn't give
     bring = f"fetch {url} OUT{there}" if there.startswith(" --cluster") and " --address " not in there else f"export {url} OUT"
     console.print(f"export the winner with: fewshot-ray {bring}", soft_wrap=True)
@@ -255,16 +263,21 @@ register(app)
 
 
 def main() -> None:
-    """The entry point: what the user can put right is a line each on standard error and exit code 2."""
+    """The entry point: what the user can put right is a line each on standard error and exit code 2 (docs/resuming.md has them all)."""
     # A file's name need not be text, and a terminal's encoding need not know every character: neither ends a command.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except UserError as error:
-        for line in error.lines:
-            print(f"error: {one_line(line)}", file=sys.stderr)
+        say(error)
         sys.exit(2)
+
+
+def say(error: UserError) -> None:
+    """A line on standard error for each of its messages."""
+    for line in error.lines:
+        print(f"error: {one_line(line)}", file=sys.stderr)
 
 
 def one_line(text: str) -> str:

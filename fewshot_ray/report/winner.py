@@ -26,9 +26,7 @@ def exported_trial(folder: SweepFolder, file: FileSpec) -> TrialRecord:
     """The trial whose checkpoint is the sweep's result: the winner, or its refit on all images. Raises UserError while there is none."""
     ranked = ranked_trials(folder, file)
     if not ranked:
-        raise UserError(
-            f"{folder.folder.url}: no trial has run to its end; `fewshot-ray leaderboard` shows why, or `resume` goes on with it"
-        )
+        raise UserError(_no_result(folder))
     winner = final_winner(folder, file, ranked)
     if not isinstance(file.target.holdout, CrossFit):
         return winner
@@ -38,6 +36,20 @@ def exported_trial(folder: SweepFolder, file: FileSpec) -> TrialRecord:
     if refit is None or refit.state != "COMPLETE":
         raise UserError(f"{folder.folder.url}: {winner.id} isn't refitted on all images yet; `fewshot-ray resume` goes on with it")
     return refit
+
+
+def _no_result(folder: SweepFolder) -> str:
+    """Why there is no winner, of a sweep without a complete trial."""
+    records = [record for record in folder.trials() if record.kind == "search"]
+    ended = [record for record in records if record.state != "RUNNING"]
+    if not records or len(ended) < len(records):
+        return f"{folder.folder.url}: no trial has run to its end yet; `fewshot-ray resume` goes on with it"
+    failed = [record for record in records if record.state == "FAIL"]
+    first = f" ({failed[0].id}: {failed[0].error})" if failed else ""
+    return (
+        f"{folder.folder.url}: no trial has run to its end, {len(failed)} of {len(records)} failed{first}; "
+        f"the file put right, under another name, would be right"
+    )
 
 
 def ranked_trials(folder: SweepFolder, file: FileSpec) -> list[TrialRecord]:
