@@ -219,7 +219,7 @@ def _write_sweeps(bases: Bases) -> None:
     }
     opened = put_on_record(planned_sweep(parse_document(to_yaml(tree), "finished.yaml")))
     folder = bases.folder / "sweeps" / "finished"
-    with Progress(3, 4, console=Console(file=io.StringIO())) as progress:
+    with Progress(4, console=Console(file=io.StringIO())) as progress:
         sweep = Sweep(opened.document, opened.file, opened.folder, Journal(opened.folder.folder), progress, concurrent=1)
         while isinstance(job := sweep.next_job(), Job):
             for result in trial_results({"job": job.to_json(), "folder": str(folder)}):

@@ -60,7 +60,7 @@ def first_jobs(opened: Opened, **_options: object) -> None:
 
     Reads the folder as the driver does, hands out two jobs, and goes on with what was interrupted as a worker does.
     """
-    with Progress(opened.file.search.trials, opened.file.train.steps, console=Console(file=io.StringIO())) as progress:
+    with Progress(opened.file.train.steps, console=Console(file=io.StringIO())) as progress:
         sweep = Sweep(opened.document, opened.file, opened.folder, Journal(opened.folder.folder), progress, concurrent=2)
         for _ in range(2):
             job = sweep.next_job()

@@ -137,11 +137,10 @@ def _run_trials(opened: Opened, fits: int, console: Console, lease: Lease, watch
     at_most = file.search.concurrent or math.inf
     steps = compose(Document(next(iter(endpoint_trees(opened.document.tree))), "spec")).file.train.steps
     scratch = tempfile.mkdtemp(prefix="fewshot-ray-tune-")
-    done = sum(record.state != "RUNNING" for record in opened.folder.trials())
     trials = search_trials(opened.document, file)
     if trials < file.search.trials:
         console.print(f"search.trials is {file.search.trials}; there are {trials} configurations, each trained once", highlight=False)
-    with Progress(trials, steps, ranking=Ranking.of(file.search), done_trials=done, console=console) as progress:
+    with Progress(steps, ranking=Ranking.of(file.search), console=console) as progress:
         journal = Journal(opened.folder.folder)
 
         def may_begin() -> None:  # days may lie between two trials, and their workers read the inputs anew

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from fewshot_ray.cluster.kept import KeptCheckpoints
 from fewshot_ray.cluster.study import PLAIN_ORIGIN, SAMPLER, Proposal, Study
 from fewshot_ray.errors import UserError
 from fewshot_ray.metrics.suite import METRICS
+from fewshot_ray.report.hyperparameters import Hyperparameters
 from fewshot_ray.report.progress import Progress
 from fewshot_ray.report.sweep_folder import EvaluationRow, State, SweepFolder, TrialRecord
 from fewshot_ray.report.tensorboard import Boards
@@ -108,6 +109,7 @@ class Sweep:
         self.halving = self._halving()
         self.kept = KeptCheckpoints(folder, file.search)
         self.boards = Boards(folder)
+        self.hyperparameters = Hyperparameters(document)
         self.running: dict[str, Running] = {}
         self.pending: list[Job] = []
         self.interrupted: dict[str, Running] = {}
@@ -127,6 +129,7 @@ class Sweep:
         self.waiting: list[Job] | None = None
         """Of what comes after the search; None where the folder is to be asked."""
         self._reconcile()
+        self.progress.add_trials(self.trials, done=sum(trial.kind == "search" and trial.state != "RUNNING" for trial in folder.trials()))
 
     def _halving(self) -> SuccessiveHalving | None:
         scheduler = self.file.search.scheduler
@@ -214,11 +217,11 @@ class Sweep:
         return Next.WAIT if self.running else Next.DONE
 
     def _announce(self, jobs: list[Job]) -> None:
-        """Count the jobs after the search among those to come."""
+        """Count the jobs after the search among the sweep's trials."""
         new = {job.id for job in jobs} - self.announced
         self.announced |= new
         if new:
-            self.progress.add_trials(len(new))
+            self.progress.add_trials(len(new), done=sum(not self._unfinished(job_id) for job_id in new))
 
     def _unfinished(self, trial_id: str) -> bool:
         record = self.folder.record(trial_id)
@@ -258,7 +261,7 @@ class Sweep:
         was_left = before_that.was_left or (before is not None and before.error is not None)
         running = replace(Running(job, {row.step for row in rows}, was_left=was_left), **before_that.losses)
         self.running[job.id] = running
-        self.boards.begin(job.id, {**_flat(job.tree), "seed": job.seed}, rows)
+        self.boards.begin(job.id, self.hyperparameters.of(job.tree, job.seed), rows)
         self.progress.started(job.id, job.label, steps=job.last_step, step=last_step or 0)
 
     # What a result means
@@ -432,14 +435,3 @@ def _train_sec(rows: Iterable[EvaluationRow], images_a_step: int) -> float:
         seconds += (row.step - before) * images_a_step / row.images_per_sec if row.images_per_sec else 0.0
         before = row.step
     return round(seconds, 3)
-
-
-def _flat(tree: Any, path: str = "") -> dict[str, Any]:
-    """What TensorBoard's table of hyperparameters shows: everything below `method` and `train`."""
-    if isinstance(tree, Mapping):
-        parts = tree.items() if path else [(key, tree[key]) for key in ("method", "train") if key in tree]
-        result: dict[str, Any] = {}
-        for key, value in parts:
-            result |= _flat(value, f"{path}.{key}" if path else str(key))
-        return result or ({path: ""} if path else {})
-    return {path: tree}

@@ -41,11 +41,9 @@ class Progress:
     Elsewhere: one plain line an event. No threads but the one rich refreshes with.
     """
 
-    def __init__(
-        self, total_trials: int, steps: int, *, ranking: Ranking | None = None, done_trials: int = 0, console: Console | None = None
-    ) -> None:
-        """`steps` is a full-length trial's; the metric shown is the ranking's first; `done_trials` were finished before a resume."""
-        self._total_trials, self._done_trials, self._steps = total_trials, done_trials, steps
+    def __init__(self, steps: int, *, ranking: Ranking | None = None, console: Console | None = None) -> None:
+        """`steps` is a full-length trial's; the metric shown is the ranking's first."""
+        self._total_trials, self._done_trials, self._steps = 0, 0, steps
         self._ranking = ranking
         self._metric = next(iter(ranking.objectives)) if ranking else None
         self._console = console or plain_console()
@@ -56,7 +54,7 @@ class Progress:
         self._best: tuple[Merit, float, str] | None = None
         columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), TextColumn("{task.fields[note]}", markup=False))
         self._live = LiveDisplay(*columns, console=self._console, refresh_per_second=4) if self._console.is_terminal else None
-        self._bar = None if self._live is None else self._live.add_task("sweep", total=max(total_trials, 1), note="")
+        self._bar = None if self._live is None else self._live.add_task("sweep", total=1, note="")
 
     def __enter__(self) -> Progress:
         self._began = time.monotonic()
@@ -72,9 +70,10 @@ class Progress:
                     self._live.remove_task(trial.line)
             self._live.stop()
 
-    def add_trials(self, count: int) -> None:
-        """So many more trials are to come (confirmations, the refit)."""
+    def add_trials(self, count: int, *, done: int = 0) -> None:
+        """The sweep has so many trials more (the search's; confirmations, the refit), `done` of them ended before it was resumed."""
         self._total_trials += count
+        self._done_trials += done
         self._refresh()
 
     def started(self, id: str, label: str, *, steps: int | None = None, step: int = 0) -> None:

@@ -40,7 +40,9 @@ class TrialBoard:
     `tensorboard --logdir <sweep>/trials` then shows one run a trial, and compares them in its HParams tab.
     """
 
-    def __init__(self, folder: Path, params: Mapping[str, Any], *, earlier: Iterable[str] = (), last_step: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, params: Mapping[str, float | str], *, earlier: Iterable[str] = (), last_step: int | None = None
+    ) -> None:
         """`earlier`: the trial's event files that aren't in `folder`, by name.
 
         `last_step`: the last evaluation that stays when the trial goes on after an interruption. TensorBoard drops what an earlier writer
@@ -59,7 +61,7 @@ class TrialBoard:
             self._write(Event(session_log=SessionLog(status=SessionLog.START)), step=0 if last_step is None else last_step + 1)
         # The experiment summary names one trial's parameters, and TensorBoard would use the first it finds for all
         # trials. Without it TensorBoard gathers the union over the trials, which are of different methods here.
-        _experiment, start, self._end = hparams({name: _hparam(value) for name, value in params.items()}, {})
+        _experiment, start, self._end = hparams(dict(params), {})
         self._write(Event(summary=start))
         self._records.flush()
 
@@ -116,11 +118,6 @@ def _file_name(earlier: Iterable[str]) -> str:
     return f"{EVENTS}{max([int(time.time()), *stamps]):010d}.{socket.gethostname()}.{os.getpid()}.0"
 
 
-def _hparam(value: Any) -> float | str:
-    """TensorBoard's hyperparameters are numbers and texts; a truth value stays readable as a text."""
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
-
-
 class Boards:
     """The boards of a sweep's running trials.
 
@@ -133,7 +130,7 @@ class Boards:
         self._open: dict[str, TrialBoard] = {}
         self._uploads = _Uploads() if sweep.folder.local is None else None
 
-    def begin(self, trial_id: str, params: Mapping[str, Any], rows: Iterable[EvaluationRow] = ()) -> None:
+    def begin(self, trial_id: str, params: Mapping[str, float | str], rows: Iterable[EvaluationRow] = ()) -> None:
         """A trial begins, or goes on after `rows`: they are written anew, as a kill may have come between a row and its point."""
         self._do(partial(self._begin, trial_id, params))
         for row in rows:
@@ -159,7 +156,7 @@ class Boards:
         else:
             self._uploads.do(task)
 
-    def _begin(self, trial_id: str, params: Mapping[str, Any]) -> None:
+    def _begin(self, trial_id: str, params: Mapping[str, float | str]) -> None:
         trial = self.sweep.trial(trial_id)
         if self._uploads is None:
             self._open[trial_id] = TrialBoard(Path(trial.url), params)

@@ -24,7 +24,7 @@ def finished_sweep(desk: Desk) -> Opened:
     """The desk's file, run one trial after the other."""
     opened = put_on_record(planned_sweep(read_document(desk.write())))
     file, folder = opened.file, opened.folder
-    with Progress(file.search.trials, file.train.steps, console=Console(file=io.StringIO())) as progress:
+    with Progress(file.train.steps, console=Console(file=io.StringIO())) as progress:
         sweep = Sweep(opened.document, file, folder, Journal(folder.folder), progress, concurrent=1)
         while isinstance(job := sweep.next_job(), Job):
             for result in trial_results({"job": job.to_json(), "folder": folder.folder.url}):

@@ -56,7 +56,7 @@ def evaluations(job: Job, curve: Curve = curve) -> Iterator[EvaluationRow]:
 def open_sweep(folder: Folder, document: Document, *, concurrent: int = 1) -> Sweep:
     """The sweep anew from its folder."""
     expanded, spec = check_document(document)
-    progress = Progress(spec.search.trials, STEPS, ranking=Ranking.of(spec.search), console=Console(file=io.StringIO()))
+    progress = Progress(STEPS, ranking=Ranking.of(spec.search), console=Console(file=io.StringIO()))
     return Sweep(expanded, spec, SweepFolder(folder), Journal(folder), progress, concurrent=concurrent)
 
 

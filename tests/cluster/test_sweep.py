@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -302,6 +304,32 @@ def test_a_full_disk_ends_the_sweep(tmp_path: Path) -> None:
     resumed = open_sweep(Folder(tmp_path / "b"), file())
     assert finish(resumed)[0] == first.id
     assert outcome(resumed) == outcome(undisturbed)
+
+
+def counts(sweep: Sweep) -> list[str]:
+    """What the lines of trials that ended say of the sweep."""
+    stream = sweep.progress._console.file
+    assert isinstance(stream, io.StringIO)
+    return re.findall(r"\[(\d+/\d+) trials", stream.getvalue())
+
+
+def test_trials_are_counted_over_interruptions_and_extensions(tmp_path: Path) -> None:
+    """Oracle: by hand. Reruns count once it is known whose they are; those of a trial that has been beaten since don't count any more."""
+    search = {"confirm": {"seeds": [7]}, "scheduler": None, "include_plain": False}
+    sweep = open_sweep(Folder(tmp_path), file(search={"trials": 3, **search}))
+    for job in (finish_one(sweep), sweep.next_job()):
+        if isinstance(job, Job):  # killed after the last row, before the record of its end
+            for row in evaluations(job):
+                sweep.evaluated(job.id, row)
+    assert counts(sweep) == ["1/3"]
+    sweep = open_sweep(Folder(tmp_path), file(search={"trials": 3, **search}))
+    assert len(finish(sweep)) == 3
+    assert counts(sweep) == ["3/3", "4/5", "5/5"]
+    winner = exported_trial(sweep.folder, sweep.file).id
+    sweep = open_sweep(Folder(tmp_path), file(search={"trials": 5, **search}))
+    assert finish(sweep)[:2] == ["t0003", "t0004"]
+    beaten = exported_trial(sweep.folder, sweep.file).id != winner
+    assert counts(sweep) == ["4/5", "5/5"] + ["6/7", "7/7"] * beaten
 
 
 def test_a_trial_that_tune_drops(tmp_path: Path) -> None:

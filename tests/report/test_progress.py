@@ -12,7 +12,8 @@ from fewshot_ray.trial.ranking import Ranking
 
 
 def drive(console: Console) -> None:
-    with Progress(3, 160, ranking=Ranking({"holdout_loss": "min"}), console=console) as progress:
+    with Progress(160, ranking=Ranking({"holdout_loss": "min"}), console=console) as progress:
+        progress.add_trials(3)
         progress.started("t0000", "ant [red]preset")
         progress.started("t0001", "plain")
         progress.evaluated("t0000", 40, {"holdout_loss": 0.2, "kid": 1.0}, 0.31)
@@ -60,7 +61,7 @@ def test_the_best_is_of_those_that_keep_the_bounds() -> None:
     """Oracle: by hand; what is past a bound is shown, and is the best of nothing, however low its loss."""
     file = io.StringIO()
     ranking = Ranking({"holdout_loss": "min"}, {"memorisation": ("<=", 0.2)})
-    with Progress(2, 4, ranking=ranking, console=Console(file=file, width=160)) as progress:
+    with Progress(4, ranking=ranking, console=Console(file=file, width=160)) as progress:
         progress.started("t0000", "ant")
         progress.evaluated("t0000", 2, {"holdout_loss": 0.5, "memorisation": 0.1}, 0.3)
         progress.evaluated("t0000", 4, {"holdout_loss": 0.1, "memorisation": 0.9}, 0.3)
@@ -70,7 +71,8 @@ def test_the_best_is_of_those_that_keep_the_bounds() -> None:
 def test_time_left_counts_this_runs_pace_only() -> None:
     """Oracle: by hand. After a resume with 8 of 10 done, one more takes 100 s: 100 s are left."""
     file = io.StringIO()
-    progress = Progress(10, 160, done_trials=8, console=Console(file=file))
+    progress = Progress(160, console=Console(file=file))
+    progress.add_trials(10, done=8)
     with progress:
         progress.started("t0008", "ant")
         progress._began -= 100

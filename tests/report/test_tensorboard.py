@@ -12,6 +12,9 @@ from PIL import Image
 
 from fewshot_ray.report.sweep_folder import EvaluationRow, SweepFolder
 from fewshot_ray.report.tensorboard import TrialBoard
+from fewshot_ray.spec.ranges import Choice
+from fewshot_ray.storage import Folder
+from tests.cluster.synthetic import file, finish, open_sweep
 
 ROW = EvaluationRow(40, 1.7e9, {"holdout_loss": 0.25, "kid": 0.5}, 0.3, 1e-5, 800.0, 1.0)
 
@@ -73,31 +76,64 @@ def test_a_grid_comes_back_pixel_for_pixel(tmp_path: Path, sweep: SweepFolder) -
     assert numpy.array_equal(first, second)
 
 
+class HParams:
+    """What TensorBoard's own HParams plugin computes over the runs in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+        from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+        from tensorboard.context import RequestContext
+        from tensorboard.plugins.base_plugin import TBContext
+        from tensorboard.plugins.hparams import backend_context
+
+        multiplexer = EventMultiplexer()
+        multiplexer.AddRunsFromDirectory(str(folder))
+        multiplexer.Reload()
+        self.request = RequestContext()
+        self.context = backend_context.Context(TBContext(data_provider=MultiplexerDataProvider(multiplexer, str(folder))))
+        metadata = self.context.hparams_metadata(self.request, "")
+        self.experiment = self.context.experiment_from_metadata(self.request, "", True, metadata, [])
+
+    def runs(self, *columns: Any) -> list[str]:
+        """Those that are shown with filters on these columns."""
+        from tensorboard.plugins.hparams import api_pb2, list_session_groups
+
+        statuses = [api_pb2.Status.Value(f"STATUS_{name}") for name in ("SUCCESS", "RUNNING", "FAILURE", "UNKNOWN")]
+        ask = api_pb2.ListSessionGroupsRequest(slice_size=100, start_index=0, allowed_statuses=statuses, col_params=columns)
+        groups = list_session_groups.Handler(self.request, self.context, "", ask).run().session_groups
+        return sorted(group.sessions[0].name for group in groups)
+
+
 def test_the_hparams_tab_compares_trials_of_different_methods(tmp_path: Path) -> None:
     """Oracle: the experiment and the sessions that TensorBoard's own HParams plugin computes over two runs."""
-    from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
-    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
-    from tensorboard.context import RequestContext
-    from tensorboard.plugins.base_plugin import TBContext
-    from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
-
-    trials: dict[str, dict[str, Any]] = {
+    trials: dict[str, dict[str, float | str]] = {
         "t0000": {"method.ant.noise_steps": 3, "train.params": "full"},
-        "t0001": {"train.lr": 1e-4, "train.flip": True},
+        "t0001": {"train.lr": 1e-4, "train.flip": "True"},
     }
     for trial_id, params in trials.items():
         with TrialBoard(tmp_path / trial_id, params) as board:
             board.add(ROW)
-    multiplexer = EventMultiplexer()
-    multiplexer.AddRunsFromDirectory(str(tmp_path))
-    multiplexer.Reload()
-    provider = MultiplexerDataProvider(multiplexer, str(tmp_path))
-    context = backend_context.Context(TBContext(data_provider=provider))
-    request = RequestContext()
-    metadata = context.hparams_metadata(request, "")
-    experiment = context.experiment_from_metadata(request, "", True, metadata, [])
-    assert sorted(info.name for info in experiment.hparam_infos) == ["method.ant.noise_steps", "train.flip", "train.lr", "train.params"]
-    assert "holdout_loss" in {info.name.tag for info in experiment.metric_infos}
-    ask = api_pb2.ListSessionGroupsRequest(slice_size=10, start_index=0, allowed_statuses=[api_pb2.Status.Value("STATUS_SUCCESS")])
-    groups = list_session_groups.Handler(request, context, "", ask).run().session_groups
-    assert sorted(group.sessions[0].name for group in groups) == ["t0000", "t0001"]
+    shown = HParams(tmp_path)
+    names = sorted(info.name for info in shown.experiment.hparam_infos)
+    assert names == ["method.ant.noise_steps", "train.flip", "train.lr", "train.params"]
+    assert "holdout_loss" in {info.name.tag for info in shown.experiment.metric_infos}
+    assert shown.runs() == ["t0000", "t0001"]
+
+
+def test_every_trial_is_shown_with_all_values_ticked(tmp_path: Path) -> None:
+    """Oracle: TensorBoard's HParams plugin, asked for the runs with each of the values that it offers."""
+    from tensorboard.plugins.hparams import api_pb2
+
+    mixed = {"gradient_clip": Choice((None, 0.5, 1.0)), "params": Choice(("full", {"lora": {"rank": 2}}))}
+    sweep = open_sweep(Folder(tmp_path), file(train=mixed, search={"trials": 8, "sampler": "random", "scheduler": None}))
+    ids = finish(sweep)
+    shown = HParams(tmp_path / "trials")
+    columns = [
+        api_pb2.ColParams(hparam=info.name, filter_discrete=info.domain_discrete)
+        for info in shown.experiment.hparam_infos
+        if info.HasField("domain_discrete")
+    ]
+    assert {"train.gradient_clip", "train.params"} <= {column.hparam for column in columns}
+    assert shown.runs(*columns) == ids
+    numbers = {info.name for info in shown.experiment.hparam_infos if info.HasField("domain_interval")}
+    assert {"train.lr", "method.ant.noise_step_size", "seed"} <= numbers  # what has one kind keeps it
