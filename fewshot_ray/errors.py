@@ -1,12 +1,12 @@
-"""What the user can put right, and what is no error at all."""
+"""Exceptions: errors that the user can correct, and the planned end of a trial."""
 
 import re
 
 
 class UserError(Exception):
-    """What the user can put right, a clear line each: what, where, what would be right.
+    """An error that the user can correct, with a clear line each: what, where, what would be right.
 
-    The command line prints the lines and exits with code 2; a library user catches it.
+    The command line prints the lines and exits with code 2; library users catch it.
     """
 
     @property
@@ -19,15 +19,15 @@ class UserError(Exception):
 
 
 class FullError(UserError):
-    """A disk, a store or a quota is used up: nothing more can be written there until there is room."""
+    """A disk, store or quota is full: nothing can be written until there is space."""
 
 
 class UnreachableError(UserError):
-    """A place did not answer for as long as it was waited for."""
+    """A place didn't answer in time."""
 
 
 class SavedAndEndedError(Exception):
-    """A trial was told to end: all it has done is saved, and it goes on from there, elsewhere or later."""
+    """A trial was told to end: its state is saved, and it can be continued, elsewhere or later."""
 
     def __init__(self, reason: str, step: int | None = None) -> None:
         super().__init__(reason if step is None else f"{reason}; saved at step {step}")

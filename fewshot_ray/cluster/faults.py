@@ -1,4 +1,4 @@
-"""What a trial's worker was lost to, as far as it matters to the sweep. Imports nothing, so that processes without training may."""
+"""The kinds of fault by which a worker is lost. Imports nothing, for processes that don't train."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from enum import Enum
 
 
 class Fault(Enum):
-    """Whose it was, and with it what becomes of the trial."""
+    """Why a worker was lost, which decides how its trial continues."""
 
     OWN = "own"
-    """The trial's, as far as one can see: it is tried again `search.retries` times, then it is FAIL."""
+    """The trial's own, or unknown: it is retried `search.retries` times, then it is FAIL."""
     MACHINE_GONE = "machine gone"
-    """Its machine went away, or said that it would: tried again elsewhere, and not counted."""
+    """The machine was lost or about to end: retried elsewhere, not counted."""
     OUT_OF_MEMORY = "out of memory"
-    """The machine's memory ran out: counted as its own, and after the last try the trial stays open for `resume`, once."""
+    """The machine's memory ran out: counted as a retry; after the last one the trial stays open for `resume`, once."""
     UNREACHABLE = "unreachable"
-    """A place didn't answer for as long as it was waited for: counted, and after the last try the trial stays open for `resume`."""
+    """A place didn't answer in time: counted as a retry; after the last one the trial stays open for `resume`."""
     FULL = "full"
-    """Nothing more can be written: the sweep ends, and the trial stays open for `resume`."""
+    """No space left: the sweep ends, and the trial stays open for `resume`."""

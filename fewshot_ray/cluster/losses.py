@@ -1,4 +1,4 @@
-"""What a trial's worker was lost to: a fault of its own, or its machine's end, which says nothing against the trial."""
+"""Finds out why a trial's worker was lost: by a fault of the trial, of its machine, or of a place."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fewshot_ray.patience import is_full
 
 ANSWER_SEC = 3.0
 NODE_DEATH_SEC = 35.0
-"""After so long Ray says at its presets that a node is dead."""
+"""Time after which Ray, by default, reports a node as dead."""
 
 
 class NodeLostError(Exception):
@@ -37,16 +37,16 @@ class NodeLostError(Exception):
 
 _MACHINE_ERRORS = (NodeDiedError, OwnerDiedError, PreemptionError, SavedAndEndedError, NodeLostError)
 _MACHINE_WORDS = ("node has died", "node died", "node has crashed", "node was terminated", "node is dead")
-"""Ray has no class for an actor that died with its node."""
+"""Texts of Ray's errors where an actor died with its node, for which it has no class."""
 _MEMORY_WORDS = ("running low on memory", "OOM kill reason", "can't allocate memory", "Cannot allocate memory")
-"""Ray's, PyTorch's allocator's and the system's. Not "OOM killer": Ray names it as a possible cause of every sudden end."""
+"""Texts of errors by Ray, PyTorch's allocator and the system. Not "OOM killer": Ray names it as a possible cause of every sudden end."""
 
 
 @contextmanager
 def nodes_watched() -> Iterator[None]:
-    """Around the training of several workers, which can't go on without each other. Raises NodeLostError where one's node is gone.
+    """Context for the training of several workers, which fails as a whole. Raises NodeLostError where the node of one died.
 
-    The workers that are left fail seconds before Ray knows of it: where a node doesn't answer, it is waited for what Ray says.
+    The other workers fail seconds before Ray reports the node; so where a node doesn't answer, that report is waited for.
     """
     before = _nodes_alive()
     try:
@@ -61,7 +61,7 @@ def nodes_watched() -> Iterator[None]:
 
 
 def _nodes_alive() -> dict[str, tuple[str, int]]:
-    """Where the nodes' raylets listen, by id."""
+    """Address and port of the raylets of all nodes that are up, by node id."""
     return {node["NodeID"]: (node["NodeManagerAddress"], node["NodeManagerPort"]) for node in ray.nodes() if node["Alive"]}
 
 
@@ -74,9 +74,9 @@ def _answers(place: tuple[str, int]) -> bool:
 
 
 def fault_of(error: BaseException | None, *, kernel_kills: int = 0) -> Fault:
-    """Whose it was; a machine's where one of several workers lost it, since the others' workers fail with that one.
+    """The kind of fault; for several workers the machine's if any was lost to it, since the others fail with that one.
 
-    `kernel_kills`: processes that this machine's kernel has ended for want of memory since the last look, which Ray doesn't know of.
+    `kernel_kills`: processes that this machine's kernel has killed since the last call for lack of memory, which Ray doesn't report.
     """
     found = list(causes(error))
     if any(map(_is_of_a_full_disk, found)):
@@ -89,7 +89,7 @@ def fault_of(error: BaseException | None, *, kernel_kills: int = 0) -> Fault:
 
 
 def kernel_kills() -> int:
-    """Processes that this machine's kernel has ended so far for want of memory; 0 where the system doesn't say."""
+    """Number of processes that this machine's kernel has killed for lack of memory; 0 where the system doesn't tell."""
     with suppress(OSError):
         counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
         return int(counts.get("oom_kill", 0))
@@ -97,7 +97,7 @@ def kernel_kills() -> int:
 
 
 def error_line(error: BaseException | None, fault: Fault | None = None) -> str:
-    """What happened, on one line; `fault` where it is known better than from the error."""
+    """The error in one line; `fault` where it is known better than from the error."""
     fault = fault or fault_of(error)
     found = list(causes(error))
     if fault is Fault.OUT_OF_MEMORY:
@@ -107,7 +107,7 @@ def error_line(error: BaseException | None, fault: Fault | None = None) -> str:
         return " ".join(str(of_places[-1]).split())
     if error is None:
         return "unknown"
-    # What it began with: the innermost, or what the machine did to one of several workers.
+    # The innermost cause, or the machine's fault with one of several workers.
     cause = ([cause for cause in found if _is_of_the_machine(cause)] or found)[-1]
     lines = [line.strip() for line in str(cause).strip().splitlines()]
     telling = next((line for line in lines if _has_machine_words(line)), next(iter(lines), ""))
@@ -115,7 +115,7 @@ def error_line(error: BaseException | None, fault: Fault | None = None) -> str:
 
 
 def _memory_line(found: Sequence[BaseException]) -> str:
-    """Of Ray's forty lines the node and how full it was."""
+    """The node and its memory use, from Ray's text of forty lines."""
     text = next((str(cause) for cause in reversed(found) if _is_out_of_memory(cause)), "the system ended the worker")
     node = re.search(r"\(IP: ([^,)]+).*?was (\S+) used / (\S+) limit", text)
     said = f"on node {node[1]}, {node[2]} of {node[3]} used" if node else next(iter(text.strip().splitlines()), "").split(". ")[0]
@@ -123,7 +123,7 @@ def _memory_line(found: Sequence[BaseException]) -> str:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and what is wrapped in it: by Ray (what a remote call raised) and by Ray Train (what its workers did)."""
+    """The error and its causes, including those wrapped by Ray (errors of remote calls) and Ray Train (errors of workers)."""
     seen: set[int] = set()
     waiting = [error]
     while waiting:
@@ -138,7 +138,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 def _is_of_the_machine(error: BaseException) -> bool:
     if isinstance(error, _MACHINE_ERRORS) or (isinstance(error, RayActorError) and error.preempted):
         return True
-    if isinstance(error, ActorUnavailableError):  # raised before Ray knows whether it was the process or its node
+    if isinstance(error, ActorUnavailableError):  # raised before Ray knows whether the process or the node is gone
         return not all(map(_answers, _nodes_alive().values()))
     return isinstance(error, RayActorError) and _has_machine_words(str(error))
 
@@ -148,7 +148,7 @@ def _is_of_a_full_disk(error: BaseException) -> bool:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Of the machine's memory; a GPU's is the trial's own matter."""
+    """Whether the machine's memory ran out; a GPU's is the trial's own fault."""
     if isinstance(error, (OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, (RayError, RuntimeError, OSError)) and any(words in str(error) for words in _MEMORY_WORDS)

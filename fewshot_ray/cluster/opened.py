@@ -1,4 +1,4 @@
-"""A sweep's folder and the spec it holds. Imports no Ray, so that what is wrong is said at once."""
+"""Opens the folder of a new or existing sweep, with its spec. Imports no Ray, so that errors are reported quickly."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from fewshot_ray.storage import Folder
 from fewshot_ray.trial.compose import absolute_places, check_document
 
 BEFORE_TRIALS = {SPEC, RAY_LOG, "cache"}
-"""What a run leaves that ended before its first trial (too many GPUs asked for, say): the file that is put right then takes its place."""
+"""Files of a run that ended before its first trial (it asked for too many GPUs, say); a corrected file replaces them."""
 
 MAY_CHANGE = {"search.trials", "search.concurrent", "search.retries", "search.keep_checkpoints", "train.checkpoint_sec"}
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A sweep's folder with the document it holds."""
+    """A sweep's folder with its document."""
 
     document: Document
     file: FileSpec
@@ -35,11 +35,11 @@ class Opened:
 
 
 def planned_sweep(document: Document) -> Opened:
-    """The sweep of a run's file, without writing anything. Raises UserError where its folder holds something else."""
-    _, file = check_document(document)  # what it says of its places is that of the file; then they are looked up
+    """The sweep of a run's file, without writing anything. Raises UserError where its folder has other content or another spec."""
+    _, file = check_document(document)  # first with places as in the file, for messages; then they are resolved
     folder = SweepFolder(Folder(file.storage) / file.name)
     expanded, file = check_document(absolute_places(document, folder.folder.url))
-    # Hidden files are what a killed write leaves.
+    # Hidden files are left by interrupted writes.
     names = {name for name in folder.folder.names() if not name.startswith(".")} - {LEASE, INPUTS, INPUTS_RECORD}
     if SPEC not in names:
         if names:
@@ -65,12 +65,12 @@ def planned_sweep(document: Document) -> Opened:
 
 
 def _may_change(path: str) -> bool:
-    """What no trial's result depends on: where and how many at a time they run, and how many more there are to be."""
+    """Whether a field may change in a sweep: no trial's result depends on it."""
     return path in MAY_CHANGE or path.startswith("resources.") or path == "resources"
 
 
 def changed(opened: Opened, *, trials: int | None = None, workers: int | None = None) -> Opened:
-    """The sweep with a larger budget, or its trials on another number of workers. Raises UserError."""
+    """The sweep with more trials, or with another number of workers per trial. Raises UserError."""
     tree = dict(opened.document.tree)
     if trials is not None:
         if trials < opened.file.search.trials:
@@ -84,9 +84,9 @@ def changed(opened: Opened, *, trials: int | None = None, workers: int | None = 
 
 
 def put_on_record(opened: Opened) -> Opened:
-    """Write the spec and what its inputs are into the sweep's folder, unless they stand there; returns the sweep. For its one driver.
+    """Write the spec and the record of inputs into the sweep's folder, unless they are there; returns the sweep. Called by its driver.
 
-    Raises UserError where its images, its source model or its weights aren't those that it began with.
+    Raises UserError where images, source model or weights have changed since the sweep began.
     """
     put_inputs_on_record(opened.folder.folder, opened.document.tree)
     text = sweep_text(opened.document)
@@ -96,9 +96,9 @@ def put_on_record(opened: Opened) -> Opened:
 
 
 def existing_sweep(folder: Folder) -> Opened:
-    """A sweep to train further, by its folder.
+    """An existing sweep to continue, by its folder.
 
-    Raises UserError where it is none, where an older release began it, and where its journal and its trials don't agree.
+    Raises UserError where there is none, an older release began it, or its journal and its trials differ.
     """
     if not folder.exists(SPEC):
         raise UserError(f"{folder.url}: no sweep there ({SPEC} is missing); the folder that `fewshot-ray run` printed would be right")
@@ -111,7 +111,7 @@ def existing_sweep(folder: Folder) -> Opened:
 
 
 def _check_trials(opened: Opened) -> None:
-    """Raise UserError where a trial of the search is on record that the journal doesn't know: another would be begun in its place."""
+    """Raise UserError where a recorded trial of the search isn't in the journal: a new one would get its number."""
     folder, where = opened.folder.folder, f"{opened.folder.folder.url}/{JOURNAL}"
     try:
         content = folder.read_bytes(JOURNAL)
@@ -119,7 +119,7 @@ def _check_trials(opened: Opened) -> None:
         content = b""
     proposals = read_journal(content, where, opened.file.name, opened.file.search, ranges(opened.document.tree))
     known = {trial_id(proposal.number) for proposal in proposals if proposal.repeats is None}
-    for name in (folder / "trials").names():  # read are only those that shouldn't be there: a bucket's thousand would take a minute
+    for name in (folder / "trials").names():  # only unknown ones are read: a thousand records in a bucket would take a minute
         if name not in known and (record := opened.folder.record(name)) is not None and record.kind == "search":
             raise UserError(
                 f"{where}: has {len(proposals)} trials, and {name} on record is not among them; "

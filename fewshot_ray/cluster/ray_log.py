@@ -1,4 +1,4 @@
-"""What Ray itself says while a sweep runs: into `ray.log` in the sweep's folder, and not between the sweep's own lines."""
+"""Writes Ray's own log lines to `ray.log` in the sweep's folder, rather than between the sweep's lines."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from fewshot_ray.storage import Folder
 
 RAY_LOG = "ray.log"
 RAY_LOGGER = logging.getLogger("ray.fewshot_ray")
-"""For what Ray says of a worker's end: up to forty lines, of which people are shown one."""
+"""Logger for Ray's texts on lost workers, of up to forty lines; the terminal shows one."""
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def ray_log(folder: Folder) -> Iterator[Callable[[], None]]:
-    """Within the block Ray's loggers in this process write to the file, which is made with their first line.
+    """Context in which Ray's loggers in this process write to the file, which is created with the first line.
 
-    Yields what is to be called after each `ray.init`, which takes the handlers away that it finds.
-    Of a folder at a URL the file is uploaded, with what earlier runs left in it, when the block ends. A file that can't be written ends
-    nothing.
+    Yields a function to call after each `ray.init`, which removes handlers. For a remote folder the file is uploaded at the end, appended
+    to the earlier one. A file that can't be written is no error.
     """
     with tempfile.TemporaryDirectory(prefix="fewshot-ray-log-") as scratch:
         path = (folder.local or Path(scratch)) / RAY_LOG
@@ -47,7 +46,7 @@ def ray_log(folder: Folder) -> Iterator[Callable[[], None]]:
 
 
 class _Handler(logging.FileHandler):
-    """Quiet where the file can't be written (a full disk): the sweep's own writes say it."""
+    """Ignores files that can't be written (a full disk): the sweep's own writes report that."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record, opening the file with the first one."""
@@ -55,7 +54,7 @@ class _Handler(logging.FileHandler):
             super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Say nothing."""
+        """Ignore the error."""
 
     def close(self) -> None:
         """Close the file."""

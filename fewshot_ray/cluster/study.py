@@ -1,4 +1,4 @@
-"""The Optuna study of a sweep: what is proposed, and the truth about how each trial ended."""
+"""The Optuna study of a sweep: proposes values, and stores how each trial ended."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from fewshot_ray.storage import writing
 ORIGIN = "origin"
 REPEATS = "repeats"
 MOST_REPEATS = 10
-"""In a row that the sampler may propose of what is on record; after them chance proposes."""
+"""Number of consecutive repeated proposals after which values are drawn at random."""
 SAMPLER = "sampler"
 PLAIN_ORIGIN = "plain"
 ORIGINS = ("preset", PLAIN_ORIGIN, "file", SAMPLER)
 REPLAY = (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, OverflowError, optuna.exceptions.OptunaError)
-"""What Optuna raises on entries whose fields are missing, of another type or about what isn't there."""
+"""Optuna's errors on journal entries with missing fields, fields of another type, or unknown references."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,13 @@ class Proposal:
     origin: str
     state: TrialState
     repeats: int | None = None
-    """The number of the trial whose values it has: it is told that one's result and not trained."""
+    """The number of an earlier trial with the same values: this one gets its result and isn't trained."""
 
 
 def read_journal(content: bytes, where: str, name: str, search: SearchSpec, ranges: Mapping[str, Range]) -> list[Proposal]:
-    """The trials in a journal, which is only read; a last line that a kill cut short is passed over.
+    """The trials in a journal, which isn't changed; an incomplete last line is ignored.
 
-    Raises UserError, naming `where`, for what is no journal, or that of another spec: going on from it would begin the search anew over
-    the trials there are.
+    Raises UserError, naming `where`, where it isn't a journal, or is one of another spec: the search would start anew over existing trials.
     """
     right = "the file as the sweep left it (a backup's, say) is right"
     lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
@@ -121,11 +120,10 @@ def _directions(search: SearchSpec) -> list[StudyDirection]:
 
 
 class Study:
-    """The study in a journal on this machine's disk, which one driver writes.
+    """The study, in a local journal that one driver writes.
 
-    `outside` names origins that are on record and not in the searched space (plain fine-tuning beside methods): the sampler
-    learns nothing from them.
-    The sampler is seeded anew for each trial number, over what the journal holds: a restarted search proposes what it would have.
+    `outside`: origins of trials that aren't in the searched space (plain fine-tuning beside methods); the sampler doesn't see them. The
+    sampler is seeded by trial number and sees what the journal has, so a resumed search proposes the same values.
     """
 
     def __init__(
@@ -153,7 +151,7 @@ class Study:
         self._settle_repeats()
 
     def proposals(self) -> list[Proposal]:
-        """Every trial there is, by number."""
+        """All trials, by number."""
         return [
             Proposal(
                 trial.number,
@@ -166,7 +164,7 @@ class Study:
         ]
 
     def add(self, values: Mapping[str, Any], origin: str) -> Proposal:
-        """Enter a trial as running, in one line of the journal: a kill leaves it there whole or not at all."""
+        """Add a trial as running, in one line of the journal, so that after a kill it is there completely or not at all."""
         trial = optuna.trial.create_trial(
             state=TrialState.RUNNING,
             params={path: to_optuna(self.ranges[path], value) for path, value in values.items()},
@@ -175,13 +173,13 @@ class Study:
         )
         with writing(self.journal):
             self.study.add_trial(trial)
-        return self.proposals()[-1]  # as it is read when the sweep is resumed: 3 of a float range is 3.0
+        return self.proposals()[-1]  # as read from the journal: 3 in a float range is 3.0
 
     def propose(self) -> Proposal:
-        """What is tried next, entered as running: values that no trial of the search has had.
+        """Propose values that no trial of the search has had, and add them as a running trial.
 
-        Where the sampler proposes a trial's values again, that is entered as its repeat, with its result, and the sampler is asked anew;
-        after MOST_REPEATS in a row the values are drawn by chance. There must be values left, see `search_trials`.
+        Where the sampler proposes known values, they are added as a repeat with the known result, and the sampler is asked again; after
+        MOST_REPEATS in a row values are drawn at random. There must be untried values (`search_trials`).
         """
         while True:
             proposals = self.proposals()
@@ -201,7 +199,7 @@ class Study:
         return {path: from_optuna(range_, asked.params[path]) for path, range_ in self.ranges.items()}
 
     def _drawn(self, on_record: Collection[str], number: int) -> dict[str, Any]:
-        """Values that are not on record, uniformly by chance."""
+        """Untried values, drawn uniformly at random."""
         draw = random.Random(derived_seed(self.seed, "untried", number))
         while True:
             values = {path: drawn_from(range_, draw) for path, range_ in self.ranges.items()}
@@ -209,11 +207,11 @@ class Study:
                 return values
 
     def _key(self, values: Mapping[str, Any]) -> str:
-        """The same text for the same values, and for no others."""
+        """A text that identifies the values."""
         return json.dumps([to_optuna(range_, values[path]) for path, range_ in self.ranges.items()])
 
     def _add_repeat(self, number: int) -> None:
-        """Enter a trial with another one's values, and its result as far as there is one, in one line of the journal."""
+        """Add a trial with the values and, where known, the result of another one, in one line of the journal."""
         original = self.study.get_trials(deepcopy=False)[number]
         repeat = optuna.trial.create_trial(
             state=original.state,
@@ -239,9 +237,9 @@ class Study:
     def finish(
         self, number: int, state: TrialState, values: Mapping[str, float] | None, rows: Sequence[EvaluationRow], excess: Mapping[str, float]
     ) -> None:
-        """Tell how a trial ended: COMPLETE with its objectives, PRUNED with its intermediate values, or FAIL.
+        """Store how a trial ended: COMPLETE with its objectives, PRUNED with its intermediate values, or FAIL.
 
-        `excess` is how far each constraint is exceeded. A trial that was told before is left as it is.
+        `excess`: violation of each constraint. A trial that has ended already is left as it is.
         """
         objectives = list(self.search.objectives)
         told = [values[name] for name in objectives] if state is TrialState.COMPLETE and values is not None else None
@@ -250,7 +248,7 @@ class Study:
         self._settle_repeats()
 
     def _settle_repeats(self) -> None:
-        """Tell those that were entered while the trial that they repeat was running."""
+        """Store the results of repeats that were added while the repeated trial was running."""
         trials = self.study.get_trials(deepcopy=False)
         for trial in trials:
             original = trials[trial.user_attrs.get(REPEATS, trial.number)]
@@ -276,7 +274,7 @@ class Study:
 
 
 def _heal(journal: Path) -> None:
-    """A kill in the middle of a write leaves half a line, after which no further one could be read, and a lock nobody will open."""
+    """Remove an incomplete last line, after which no line could be read, and a lock file, both left by a kill."""
     for left in journal.parent.glob(f"{journal.name}{LOCK_FILE_SUFFIX}*"):
         left.unlink(missing_ok=True)
     if journal.exists():

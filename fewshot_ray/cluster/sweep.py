@@ -1,4 +1,4 @@
-"""A sweep as a state machine over its folder and study: which trial is next, what a result means. Knows no Ray."""
+"""A sweep as a state machine: chooses the next trial and handles results, by its folder and study. Uses no Ray."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from fewshot_ray.trial.compose import PLAIN, preset_values, search_trials
 from fewshot_ray.trial.ranking import Ranking
 
 MOST_MACHINES_LOST = 100
-"""Of one trial, before it is given up: it may be what its machines die of."""
+"""Lost machines after which a trial is given up, since it may be the cause."""
 
 
 class Next(Enum):
-    """What to do where there is no job."""
+    """What to do if there is no job."""
 
     WAIT = "wait"
-    """Something that runs must end first."""
+    """A running job must end first."""
     DONE = "done"
     """The sweep is finished."""
 
 
 @dataclass
 class Running:
-    """A job that a worker has."""
+    """A job that is running on a worker."""
 
     job: Job
     steps: set[int] = field(default_factory=set)
@@ -56,22 +56,22 @@ class Running:
     failures: list[str] = field(default_factory=list)
     """Why its worker crashed, each time."""
     fault: Fault = Fault.OWN
-    """Of the last of them."""
+    """The kind of the last fault."""
     was_left: bool = False
-    """Whether it was left open before, and is run again by `resume`."""
+    """Whether it was left open by an earlier run, and is run again by `resume`."""
     machines_lost: int = 0
-    """Times that its machine went away under it, or was about to."""
+    """Times that its machine was lost or about to end."""
     just_lost: bool = False
-    """Whether its worker was lost, and nothing has been heard of it since."""
+    """Whether its worker was lost and has had no evaluation since."""
 
     @property
     def losses(self) -> dict[str, Any]:
-        """What stays of it when it is begun again."""
+        """The counts that are kept when the job starts again."""
         return {"failures": self.failures, "machines_lost": self.machines_lost}
 
 
 class Sweep:
-    """The one driver's view. Everything it knows is in the folder: building it anew from there is what resuming is."""
+    """The driver's state of a sweep. All of it is in the folder; resuming means building it from there."""
 
     def __init__(
         self,
@@ -92,9 +92,9 @@ class Sweep:
         self.progress = progress
         self.concurrent = concurrent
         self.may_write = may_write
-        """Raises UserError where another driver has taken the sweep over."""
+        """Called before writing; raises UserError where another driver has taken the sweep over."""
         self.may_begin = may_begin
-        """Asked before each trial; raises UserError where images or model aren't those that the sweep began with."""
+        """Called before each trial; raises UserError where images or model have changed since the sweep began."""
         self.study = Study(
             journal.path,
             file.name,
@@ -104,7 +104,7 @@ class Sweep:
             outside=() if PLAIN in file.method else (PLAIN_ORIGIN,),
         )
         self.trials = search_trials(document, file)
-        """Of the search."""
+        """Number of the search's trials."""
         self.ranking = Ranking.of(file.search)
         self.halving = self._halving()
         self.kept = KeptCheckpoints(folder, file.search)
@@ -113,21 +113,21 @@ class Sweep:
         self.running: dict[str, Running] = {}
         self.pending: list[Job] = []
         self.interrupted: dict[str, Running] = {}
-        """Those among `pending` that had begun here, with what was lost."""
+        """Trials among `pending` that had started here, with their counts of losses."""
         self.announced: set[str] = set()
         self.last_time_sec = 0.0
-        """Of the latest evaluation on record, in seconds since 1970."""
+        """Time of the latest recorded evaluation, in seconds since 1970."""
         self.done = False
         self.progressed = False
-        """Whether an evaluation was put on record."""
+        """Whether any evaluation has been recorded."""
         self.closing = False
-        """Set where the sweep is to end before its time: nothing more is begun."""
+        """Whether the sweep is to end early: no job is started any more."""
         self.halted: str | None = None
-        """Why nothing can be written any more; the sweep closes then."""
+        """Why nothing can be written any more; the sweep is then closing."""
         self.left: dict[str, str] = {}
-        """Trials that stay open, by id: what kept them from going on says nothing against them."""
+        """Reasons by id of trials that stay open, since the fault wasn't theirs."""
         self.waiting: list[Job] | None = None
-        """Of what comes after the search; None where the folder is to be asked."""
+        """Remaining jobs after the search; None where they must be read from the folder."""
         self._reconcile()
         self.progress.add_trials(self.trials, done=sum(trial.kind == "search" and trial.state != "RUNNING" for trial in folder.trials()))
 
@@ -144,13 +144,13 @@ class Sweep:
     # Resuming
 
     def _reconcile(self) -> None:
-        """Bring records and journal together, rebuild the rungs, and line up what was running."""
+        """Reconcile records and journal, rebuild the rungs, and queue the trials that were running."""
         trained = [proposal for proposal in self.study.proposals() if proposal.repeats is None]
         jobs = [(proposal, search_job(self.document, self.file, proposal)) for proposal in trained]
         stopped = self._replay_rungs([job for _, job in jobs])
         for proposal, job in jobs:
             record = self.folder.record(job.id)
-            if record is None:  # proposed and no more, or its folder was removed to run it again
+            if record is None:  # only proposed, or its folder was removed to run it again
                 self._write_record(job, None)
                 self.pending.append(job)
             elif proposal.state.is_finished():
@@ -168,7 +168,7 @@ class Sweep:
         self.journal.sync()
 
     def _replay_rungs(self, jobs: list[Job]) -> set[str]:
-        """The trials whose latest evaluation was one to stop at."""
+        """Replay recorded evaluations on the rungs; returns the trials that stopped at their latest one."""
         stopped: set[str] = set()
         timed = [(row.time, job, row) for job in jobs for row in self.folder.rows(job.id)]
         for time_sec, job, row in sorted(timed, key=lambda item: item[0]):
@@ -185,7 +185,7 @@ class Sweep:
     # What is next
 
     def next_job(self) -> Job | Next:
-        """The next job to hand to a worker, which counts as running from now on."""
+        """The next job for a worker, which counts as running from now on."""
         self.may_write()
         if self.closing:
             return Next.WAIT if self.running else Next.DONE
@@ -217,7 +217,7 @@ class Sweep:
         return Next.WAIT if self.running else Next.DONE
 
     def _announce(self, jobs: list[Job]) -> None:
-        """Count the jobs after the search among the sweep's trials."""
+        """Add the jobs after the search to the number of trials in the progress."""
         new = {job.id for job in jobs} - self.announced
         self.announced |= new
         if new:
@@ -228,7 +228,7 @@ class Sweep:
         return record is None or record.state == "RUNNING"
 
     def _propose(self, number: int) -> Proposal:
-        """The search's trial of this number among those that are trained."""
+        """The proposal for the search's trained trial of this number."""
         first, known = self._first_trials(), len(self.study.proposals())
         proposal = self.study.add(*first[number]) if number < len(first) else self.study.propose()
         self.journal.sync()
@@ -238,7 +238,7 @@ class Sweep:
         return proposal
 
     def _first_trials(self) -> list[tuple[dict[str, Any], str]]:
-        """The methods' preset and plain fine-tuning; after them the sampler has its way."""
+        """Values and origins of the trials before the sampler's: the methods' preset and plain fine-tuning."""
         search = self.file.search
         preset = preset_values(self.document)
         is_plain = PLAIN in self.file.method
@@ -267,9 +267,9 @@ class Sweep:
     # What a result means
 
     def evaluated(self, trial_id: str, row: EvaluationRow) -> bool:
-        """Put an evaluation on record; whether the trial should stop.
+        """Record an evaluation; returns whether the trial should stop.
 
-        One that is on record already (a resumed trial's) is passed over, as is what a trial does before it hears that it should stop.
+        One that is recorded already (of a resumed trial) is ignored, as are those of a trial that hasn't yet heard that it should stop.
         """
         self.may_write()
         running = self.running[trial_id]
@@ -291,15 +291,15 @@ class Sweep:
         if self.halving is None or job.kind != "search" or row.step >= job.last_step:
             return False
         beaten = self.halving.report(job.id, row.step, row.metrics)
-        # Preset and plain fine-tuning are what the search is compared with: they run to their end.
+        # Preset and plain fine-tuning are never stopped, since the search is compared with them.
         return beaten and job.origin == SAMPLER
 
     def failed(self, trial_id: str, problem: str) -> None:
-        """The trial can't go on (a NaN loss, a spec that doesn't fit): no retry would help."""
+        """The trial failed in a way that no retry helps (a NaN loss, settings that don't fit)."""
         self.running[trial_id].problem = problem
 
     def lost(self, trial_id: str, reason: str, fault: Fault = Fault.OWN) -> None:
-        """The trial's worker is gone; whether it is started again says `may_go_on`."""
+        """The trial's worker was lost; `may_go_on` tells whether it is restarted."""
         running = self.running[trial_id]
         running.just_lost, running.fault = True, fault
         if fault is Fault.FULL:
@@ -312,7 +312,7 @@ class Sweep:
             self.progress.lost(trial_id, reason, again=self.may_go_on(trial_id))
 
     def may_go_on(self, trial_id: str) -> bool:
-        """Whether a trial that was lost is started again: not after its last retry, nor where it was to stop, or the sweep is."""
+        """Whether a lost trial is restarted: not after its last retry, nor if it or the sweep is to end."""
         running = self.running[trial_id]
         return not (self.closing or running.stopped or running.problem or self._given_up(running))
 
@@ -320,7 +320,7 @@ class Sweep:
         return len(running.failures) > self.file.search.retries or running.machines_lost > MOST_MACHINES_LOST
 
     def ended(self, trial_id: str) -> None:
-        """A running trial has ended, by itself or because it may not go on."""
+        """A running trial has ended, by itself or because it isn't restarted."""
         self.may_write()
         running = self.running.pop(trial_id)
         at_its_end = running.stopped or self._ended(running.job)
@@ -342,9 +342,9 @@ class Sweep:
         self.progress.finished(trial_id, record.state, record.values, record.error)
 
     def _goes_on(self, running: Running) -> bool:
-        """A trial ended before its last evaluation, for no reason of its own: whether it is begun again, here or when resumed."""
+        """Whether a trial that ended before its last evaluation, by no fault of its own, is run again, here or by `resume`."""
         if not self.closing:
-            # Tune drops a trial whose worker was lost before it began, and has said so.
+            # Tune drops a trial whose worker was lost before it started.
             if not running.just_lost:
                 running.failures.append("its worker ended before the last evaluation")
             if self._given_up(running):
@@ -355,7 +355,7 @@ class Sweep:
         return True
 
     def _stays_open(self, running: Running) -> bool:
-        """Whether what it was lost to is the machine's. Out of memory a second time, after `resume`, is the trial's own."""
+        """Whether the fault was the machine's. Running out of memory again after `resume` is the trial's own fault."""
         return running.fault is Fault.UNREACHABLE or (running.fault is Fault.OUT_OF_MEMORY and not running.was_left)
 
     def _why_given_up(self, running: Running) -> str:
@@ -367,7 +367,7 @@ class Sweep:
         return problem
 
     def _leave_open(self, record: TrialRecord, running: Running) -> None:
-        """The trial stays on record as running, with what it was lost to, for `resume` to run again."""
+        """Record the trial as running, with the fault, so that `resume` runs it again."""
         reason = running.failures[-1]
         self.left[record.id] = reason
         self.folder.write_trial(replace(record, error=reason))
@@ -375,7 +375,7 @@ class Sweep:
         self.progress.left(record.id, reason)
 
     def abandon(self) -> None:
-        """The driver stops before its trials ended: they stay on record as running and go on when the sweep is resumed."""
+        """The driver ends before its trials: they stay recorded as running and continue when the sweep is resumed."""
         for job_id in self.running:
             with suppress(UserError):  # a full disk, say: why the driver stops is known already
                 self.boards.end(job_id, ended=False)
@@ -383,7 +383,7 @@ class Sweep:
         self.boards.close()
 
     def _settle(self, job: Job, record: TrialRecord, state: State, problem: str | None) -> TrialRecord:
-        """Write how a trial ended, and tell the study."""
+        """Record how a trial ended, in its folder and in the study."""
         rows = self.folder.rows(job.id)
         of_a_refit = len(rows) - 1 if rows else None
         best = self.ranking.best_index([row.metrics for row in rows]) if job.refit_steps is None else of_a_refit

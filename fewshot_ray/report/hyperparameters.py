@@ -1,4 +1,4 @@
-"""A trial's values as TensorBoard's table of hyperparameters shows them: each by its dotted path, of one kind in all trials of a sweep."""
+"""A trial's values for TensorBoard's table of hyperparameters, by dotted path and of one type in all trials of a sweep."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from fewshot_ray.spec.validate import endpoint_trees
 
 
 class Hyperparameters:
-    """Those of a sweep's trials: everything below `method` and `train`, and the seed.
+    """The hyperparameters of a sweep's trials: everything below `method` and `train`, and the seed.
 
-    A value that is a number in some trials and none in others (a choice with null) is a text in all. TensorBoard compares the ticked values
-    as texts there, so a trial with the number would be left out whatever is ticked.
+    A value that is a number only in some trials (a choice with null) is text in all: TensorBoard compares selected values as texts, so
+    trials with the number would never be shown.
     """
 
     def __init__(self, document: Document) -> None:
         kinds: dict[str, set[bool]] = {}
-        for tree in endpoint_trees(document.tree):  # every choice's values are among them
+        for tree in endpoint_trees(document.tree):  # these have every value of every choice
             for path, value in _flat(tree).items():
                 kinds.setdefault(path, set()).add(is_number(value))
         self._texts = {path for path, found in kinds.items() if len(found) > 1}
 
     def of(self, tree: Mapping[str, Any], seed: int) -> dict[str, float | str]:
-        """Path to value; a truth value stays readable as a text."""
+        """Values by dotted path; booleans as text."""
         values = {path: value if is_number(value) and path not in self._texts else str(value) for path, value in _flat(tree).items()}
         return {**values, "seed": seed}
 
 
 def is_number(value: object) -> bool:
-    """Whether TensorBoard takes it as a number."""
+    """Whether the value is a number in TensorBoard's table, which a boolean isn't."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

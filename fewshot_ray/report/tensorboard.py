@@ -1,4 +1,4 @@
-"""A sweep's curves, sample grids and hyperparameters as TensorBoard events, each trial's in its own folder."""
+"""Writes a sweep's curves, sample grids and hyperparameters as TensorBoard events, in each trial's folder."""
 
 from __future__ import annotations
 
@@ -27,26 +27,27 @@ from fewshot_ray.storage import Folder, writing
 logger = logging.getLogger(__name__)
 
 EVENTS = "events.out.tfevents."
-"""What the name of every event file begins with."""
+"""Prefix of event files' names."""
 UPLOAD_SEC = 10.0
-"""At the least between two uploads of a running trial's events."""
+"""Minimum time between two uploads of a running trial's events."""
 END_SEC = 15.0
-"""At the most that a sweep's end waits for the last ones."""
+"""Maximum time that a sweep's end waits for the last uploads."""
 
 
 class TrialBoard:
-    """Writes the TensorBoard events of one trial; a context manager. Whatever a method writes is in the file `path` when it returns.
+    """A context manager that writes the TensorBoard events of one trial.
 
-    `tensorboard --logdir <sweep>/trials` then shows one run a trial, and compares them in its HParams tab.
+    What a method writes is in the file `path` when it returns. `tensorboard --logdir <sweep>/trials` then shows a run per trial, and
+    compares them in its HParams tab.
     """
 
     def __init__(
         self, folder: Path, params: Mapping[str, float | str], *, earlier: Iterable[str] = (), last_step: int | None = None
     ) -> None:
-        """`earlier`: the trial's event files that aren't in `folder`, by name.
+        """`earlier`: names of the trial's event files that aren't in `folder`.
 
-        `last_step`: the last evaluation that stays when the trial goes on after an interruption. TensorBoard drops what an earlier writer
-        put after it; with None, everything an earlier writer put.
+        `last_step`: the last valid evaluation of a resumed trial; TensorBoard drops what earlier writers wrote after it, with None
+        everything they wrote.
         """
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
@@ -72,7 +73,7 @@ class TrialBoard:
         self.close(ended=kind is None)
 
     def add(self, row: EvaluationRow) -> None:
-        """The evaluation's metrics, and below `train/` the loss, learning rate, pace and share trained, all at the trial's own step."""
+        """Write an evaluation at its step: the metrics, and below `train/` loss, learning rate, speed and share of trained parameters."""
         train = {
             "train/loss": row.train_loss,
             "train/lr": row.lr,
@@ -82,7 +83,7 @@ class TrialBoard:
         self._add([{"tag": name, "simple_value": value} for name, value in {**row.metrics, **train}.items()], row.step, row.time)
 
     def add_grid(self, step: int, png: bytes, *, name: str = "samples", time_sec: float | None = None) -> None:
-        """The sample grid, or another picture, at `step`, from a PNG's content; of now, or of `time_sec` since 1970."""
+        """Write the sample grid or another PNG at `step`, with the current time or `time_sec` (since 1970)."""
         from PIL import Image
 
         with Image.open(io.BytesIO(png)) as picture:
@@ -91,7 +92,7 @@ class TrialBoard:
         self._add([{"tag": name, "image": image}], step, time_sec)
 
     def close(self, *, ended: bool = True) -> None:
-        """End the file; with `ended` the trial shows as finished in the HParams tab."""
+        """Close the file; with `ended` the HParams tab shows the trial as finished."""
         from tensorboard.compat.proto.event_pb2 import Event
 
         if self._records.closed:
@@ -113,16 +114,16 @@ class TrialBoard:
 
 
 def _file_name(earlier: Iterable[str]) -> str:
-    """TensorBoard reads a trial's event files in the order of their names: this one's is the last, whatever the clock says."""
+    """A name for the file after all earlier ones, since TensorBoard reads a trial's files in the order of names; the clock may be wrong."""
     stamps = [int(found[1]) + 1 for name in earlier if (found := re.match(rf"{re.escape(EVENTS)}(\d+)\.", name))]
     return f"{EVENTS}{max([int(time.time()), *stamps]):010d}.{socket.gethostname()}.{os.getpid()}.0"
 
 
 class Boards:
-    """The boards of a sweep's running trials.
+    """The TensorBoard events of a sweep's running trials.
 
-    A remote sweep's are written on this machine's disk and uploaded by a thread, which alone waits for the storage; what goes wrong there
-    is logged, and ends nothing.
+    A remote sweep's are written to the local disk and uploaded by a thread, so that nothing else waits for the storage; its errors are
+    logged.
     """
 
     def __init__(self, sweep: SweepFolder) -> None:
@@ -131,21 +132,21 @@ class Boards:
         self._uploads = _Uploads() if sweep.folder.local is None else None
 
     def begin(self, trial_id: str, params: Mapping[str, float | str], rows: Iterable[EvaluationRow] = ()) -> None:
-        """A trial begins, or goes on after `rows`: they are written anew, as a kill may have come between a row and its point."""
+        """A trial starts, or continues after `rows`, which are written again, since a kill may have lost the last events."""
         self._do(partial(self._begin, trial_id, params))
         for row in rows:
             self.show(trial_id, row)
 
     def show(self, trial_id: str, row: EvaluationRow) -> None:
-        """An evaluation that is on record, with its pictures."""
+        """Write a recorded evaluation with its pictures."""
         self._do(partial(self._show, trial_id, row))
 
     def end(self, trial_id: str, *, ended: bool = True) -> None:
-        """The trial has ended, or with `ended` false was left where it is."""
+        """The trial has ended or, with `ended` false, is left open."""
         self._do(partial(self._end, trial_id, ended))
 
     def close(self) -> None:
-        """The sweep ends: what isn't uploaded yet has END_SEC for it."""
+        """End of the sweep: upload the rest, for up to END_SEC."""
         if self._uploads is not None:
             self._uploads.close()
 
@@ -195,40 +196,40 @@ def _event_files(names: Iterable[str]) -> list[str]:
 
 @dataclass
 class _File:
-    """An event file on this machine's disk, and where it is uploaded to: whole, as an object store can't append."""
+    """A local event file and its destination; it is uploaded whole, since object stores can't append."""
 
     path: Path
     folder: Folder
     changed: bool = True
     ended: bool = False
     due_sec: float = 0.0
-    """Not uploaded before, unless it has ended."""
+    """Earliest time of its next upload, unless it has ended."""
 
     def wait_sec(self) -> float:
         return 0.0 if self.ended else max(0.0, self.due_sec - time.monotonic())
 
 
 class _Uploads:
-    """Does what it is told in a thread of its own, one after the other, and uploads the `files` that have changed."""
+    """A thread that runs tasks one after the other, and uploads those of the `files` that have changed."""
 
     def __init__(self) -> None:
         self.files: dict[Path, _File] = {}
-        """Of the thread alone."""
+        """Used by the thread only."""
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
         self._over = threading.Event()
         self._told = False
-        """Whether it was said that the uploads fail."""
+        """Whether failing uploads have been logged."""
 
     def do(self, task: Callable[[], None]) -> None:
-        """Add to what is to be done."""
+        """Queue a task."""
         if self._thread.ident is None:
             self.scratch = Path(tempfile.mkdtemp(prefix="fewshot-ray-events-"))
             self._thread.start()
         self._tasks.put(task)
 
     def close(self) -> None:
-        """Do the rest and upload everything once more, as far as END_SEC reach."""
+        """Run the remaining tasks and upload everything, for up to END_SEC."""
         if self._thread.ident is None:
             return
         self._tasks.put(None)
@@ -256,7 +257,7 @@ class _Uploads:
         uploaded = self._try(lambda: file.folder.write_bytes(file.path.name, file.path.read_bytes()))
         file.changed, file.due_sec = not uploaded, time.monotonic() + UPLOAD_SEC
         self._told = self._told and not uploaded
-        if file.ended:  # also where it failed: a storage that refuses should not fill this disk
+        if file.ended:  # also after a failure, so that the local disk doesn't fill up
             del self.files[file.path]
             shutil.rmtree(file.path.parent, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""Which trial a sweep hands back."""
+"""Chooses the trial that is a sweep's result."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from fewshot_ray.trial.ranking import Bounds, Ranking
 
 
 def bounds(file: FileSpec) -> Bounds:
-    """The sweep's constraints, parsed."""
+    """The parsed constraints of a sweep."""
     return Ranking.of(file.search).bounds
 
 
 def trial_tree(folder: SweepFolder, trial_id: str) -> dict[str, Any]:
-    """The trial's concrete spec."""
+    """The tree of a trial's spec."""
     return read_spec(folder.trial(trial_id)).tree
 
 
 def exported_trial(folder: SweepFolder, file: FileSpec) -> TrialRecord:
-    """The trial whose checkpoint is the sweep's result: the winner, or its refit on all images. Raises UserError while there is none."""
+    """The trial that is exported: the winner, or its refit on all images. Raises UserError where there is none yet."""
     ranked = ranked_trials(folder, file)
     if not ranked:
         raise UserError(_no_result(folder))
@@ -39,7 +39,7 @@ def exported_trial(folder: SweepFolder, file: FileSpec) -> TrialRecord:
 
 
 def _no_result(folder: SweepFolder) -> str:
-    """Why there is no winner, of a sweep without a complete trial."""
+    """The message for a sweep without a complete trial."""
     records = [record for record in folder.trials() if record.kind == "search"]
     ended = [record for record in records if record.state != "RUNNING"]
     if not records or len(ended) < len(records):
@@ -53,15 +53,15 @@ def _no_result(folder: SweepFolder) -> str:
 
 
 def ranked_trials(folder: SweepFolder, file: FileSpec) -> list[TrialRecord]:
-    """The search's full-length trials, the best first."""
+    """The search's complete trials, best first."""
     rows = leaderboard(folder, file.search.objectives, bounds(file))
     return [row.trial for row in sorted((row for row in rows if row.rank is not None), key=lambda row: row.rank or 0)]
 
 
 def final_winner(folder: SweepFolder, file: FileSpec, ranked: list[TrialRecord]) -> TrialRecord:
-    """The winner: of several that were confirmed, the one whose means over the fresh seeds are best, by the rule for evaluations.
+    """The winner; of several confirmed trials the one with the best means over the new seeds, by the ranking of evaluations.
 
-    A trial with a rerun that isn't complete can't win by its means; where none can, the search's order stands.
+    A trial with an incomplete rerun can't win; where all have one, the search's order decides.
     """
     confirm = file.search.confirm
     if confirm is None or confirm.top == 1:
@@ -72,7 +72,7 @@ def final_winner(folder: SweepFolder, file: FileSpec, ranked: list[TrialRecord])
 
 
 def _means(folder: SweepFolder, winner: TrialRecord, seeds: list[int]) -> dict[str, float]:
-    """Every metric's mean over the winner's reruns; empty where one isn't complete."""
+    """Means of the metrics over a trial's reruns; empty where one isn't complete."""
     reruns = [folder.record(f"confirm-{winner.id}-seed{seed}") for seed in seeds]
     values = [rerun.values for rerun in reruns if rerun is not None and rerun.state == "COMPLETE" and rerun.values]
     if len(values) < len(reruns):
