@@ -1,4 +1,4 @@
-"""What goes wrong at a place, what of it passes by itself, and how long that is waited for."""
+"""Errors of places (disks, stores): which are transient, and how long they are retried."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 SHORT_PATIENCE_SEC = 10.0
-"""For commands at a terminal, and where nothing else was set."""
+"""Retry time for commands at a terminal, and the default."""
 LONG_PATIENCE_SEC = 600.0
-"""For a sweep's driver and workers: a store's outage should not end what has run for hours."""
+"""Retry time for a sweep's driver and workers, so that a store's outage doesn't end a run of hours."""
 FIRST_DELAY_SEC = 0.1
 LONGEST_DELAY_SEC = 10.0
 QUIET_SEC = 1.0
-"""What is over sooner is not worth a line in the log."""
+"""Shorter waits aren't logged."""
 
-# Of NFS and FUSE as well as of a socket; EBUSY and ENOTEMPTY where another machine still holds what is removed.
+# From NFS and FUSE as well as from sockets; EBUSY and ENOTEMPTY where another machine still uses what is removed.
 _PASSING_ERRNOS = {errno.EIO, errno.ESTALE, errno.EBUSY, errno.ENOTEMPTY, errno.EAGAIN, errno.ENOLCK, errno.ENOTCONN} | {
     *(errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH)
 }
 _FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MISSING_STATUSES = {404, 410}
 _PASSING_STATUSES = {408, 425, 429, *range(500, 600)} - {501, 505, 507}
-# Whatever their status. NoSuchUpload: an upload in parts that was completed, or dropped, while the answer was lost.
+# With any status. NoSuchUpload: a multipart upload that was completed or dropped while the answer was lost.
 _PASSING_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "RequestTimeout", "InternalError"} | {
     *("ServiceUnavailable", "OperationAborted", "ConditionalRequestConflict", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"),
     "NoSuchUpload",
@@ -51,7 +51,7 @@ _CLIENT_ERRORS = {
     "azure.core.exceptions": "AzureError",
     "paramiko.ssh_exception": "SSHException",
 }
-"""What the clients raise that is no OSError: of S3, of HTTP (the hub's is httpx2), FTP, Google, Azure and SFTP."""
+"""Errors of the clients that aren't OSErrors: S3, HTTP (the hub's is httpx2), FTP, Google, Azure and SFTP."""
 _PASSING_CLIENT_ERRORS = {
     "botocore.exceptions": "HTTPClientError ConnectionError IncompleteReadError ChecksumError FlexibleChecksumError "
     "CredentialRetrievalError MetadataRetrievalError",
@@ -65,20 +65,20 @@ _PASSING_CLIENT_ERRORS = {
     "azure.core.exceptions": "ServiceRequestError ServiceResponseError",
 }
 
-# The first is the process's; those after it are the blocks' of `patience`, in any thread.
+# The first is the process's; the others are those of `patience` blocks, in any thread.
 _patience_sec = [SHORT_PATIENCE_SEC]
-# Neither the seeds of a training are touched, nor do forked processes wait in step.
+# An own generator: training's seeds aren't touched, and forked processes don't wait in step.
 _jitter = random.SystemRandom()
 
 
 def set_patience(seconds: float) -> None:
-    """For how long every operation in this process goes on trying, from its first transient error; 0 is once."""
+    """Set how long operations in this process are retried after their first transient error; 0 for one attempt."""
     _patience_sec[0] = seconds
 
 
 @contextmanager
 def patience(seconds: float) -> Iterator[None]:
-    """`set_patience` for a block, in all of this process's threads; of several blocks at a time the longest holds."""
+    """Context with another retry time, in all threads of this process; of overlapping blocks the longest time holds."""
     _patience_sec.append(seconds)
     try:
         yield
@@ -87,9 +87,9 @@ def patience(seconds: float) -> Iterator[None]:
 
 
 def place_errors() -> tuple[type[Exception], ...]:
-    """What opening, reading and writing at a place raise: the disk, unknown protocols and damaged files (ValueError), missing clients.
+    """The errors of opening, reading and writing at a place: the disk's, unknown protocols and damaged files (ValueError), missing clients.
 
-    The clients beneath fsspec also raise errors of their own (no credentials, no route); only a client that was loaded can.
+    The clients below fsspec also raise errors of their own (no credentials, no route); only those of loaded clients are included.
     """
     return (OSError, ValueError, ImportError, NotImplementedError, *_loaded(_CLIENT_ERRORS))
 
@@ -99,7 +99,7 @@ def _loaded(names: dict[str, str]) -> list[type[Exception]]:
 
 
 def reason(error: Exception) -> str:
-    """What one of `place_errors` says, on one line."""
+    """The text of one of `place_errors`, in one line."""
     # Some clients say "no such file" of whatever went wrong: then it is what they made it of.
     told = error.__cause__ if isinstance(error, FileNotFoundError) and not is_missing(error) and error.__cause__ else error
     text = getattr(told, "strerror", None) or str(told) or ("no answer" if isinstance(told, TimeoutError) else type(told).__name__)
@@ -110,7 +110,7 @@ def reason(error: Exception) -> str:
 
 
 def is_missing(error: BaseException) -> bool:
-    """Whether one of `place_errors` says that there is no such file or place, and not that it couldn't be looked for."""
+    """Whether one of `place_errors` means that there is no such file or place, rather than that it couldn't be looked up."""
     if not isinstance(error, FileNotFoundError) or is_transient(error):
         return False
     answer = answer_of(error)
@@ -118,16 +118,16 @@ def is_missing(error: BaseException) -> bool:
 
 
 def is_mute(error: BaseException) -> bool:
-    """Whether S3 refused a HEAD as a bad request: what is bad about it stands in the body, which only other requests' answers have."""
+    """Whether S3 answered a HEAD with 400, whose reason is in the body, which only other requests have."""
     answer = answer_of(error)
     return answer is not None and answer.status == 400 and answer.code in ("400", "")
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether one of `place_errors` may pass by itself: a store that is busy, broken or out of reach, an answer cut short or
-    not the store's, a network disk.
+    """Whether one of `place_errors` is transient.
 
-    Refused credentials, a missing bucket, a full disk and invalid names do not.
+    That is a store that is busy, failing or unreachable, an incomplete or foreign answer, a network disk. Refused credentials, a missing
+    bucket, a full disk and invalid names aren't.
     """
     answer = answer_of(error)
     if answer is not None:
@@ -141,7 +141,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether the disk, the store or what one may put there is used up."""
+    """Whether the disk, the store or a quota is full."""
     answer = answer_of(error)
     if answer is not None and (answer.status == 507 or "Quota" in answer.code or "StorageFull" in answer.code):
         return True
@@ -149,9 +149,9 @@ def is_full(error: BaseException) -> bool:
 
 
 def fault_of_the_place(error: UserError) -> FullError | UnreachableError | None:
-    """`error` as one of the place, where what it was raised from is one: used up, or silent for longer than patience lasts.
+    """FullError or UnreachableError where such a fault caused `error`; None where it has another cause.
 
-    None where it is neither, and so says something about what was asked for. It can be pickled, without what it was raised from.
+    The result can be pickled, without the error's causes.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -166,7 +166,7 @@ def fault_of_the_place(error: UserError) -> FullError | UnreachableError | None:
 
 
 class Answer(NamedTuple):
-    """A store's HTTP answer: its status and S3's code. `foreign`: a gateway's 404, which says nothing about what the store has."""
+    """Status and S3 code of a store's HTTP answer. `foreign`: a gateway's 404, which says nothing about the store's contents."""
 
     status: int
     code: str
@@ -174,15 +174,15 @@ class Answer(NamedTuple):
 
 
 def answer_of(error: BaseException | None) -> Answer | None:
-    """The one that is behind an error: s3fs makes an OSError of it."""
+    """The HTTP answer that caused an error, which s3fs turns into an OSError; None without one."""
     for cause in causes(error):
         response, status = getattr(cause, "response", None), getattr(cause, "status", None)
         if isinstance(response, dict):
             status, code = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0), str(response.get("Error", {}).get("Code", ""))
-            # Only to a HEAD would S3 say no more than 404.
+            # S3 gives no more than 404 only to a HEAD.
             is_head = getattr(cause, "operation_name", "Head").startswith("Head")
             return Answer(status, code, foreign=status == 404 and not is_head and not code.startswith("NoSuch"))
-        # aiohttp's errors have a `code` too, of its own making.
+        # aiohttp's errors also have a `code`, of another meaning.
         googles = getattr(cause, "code", None) if type(cause).__module__.startswith("gcsfs") else None
         found = (status, getattr(cause, "status_code", None), getattr(response, "status_code", None), googles)
         status = next((number for number in found if isinstance(number, int) and 100 <= number < 600), None)
@@ -192,17 +192,17 @@ def answer_of(error: BaseException | None) -> Answer | None:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and what it was made of."""
+    """The error and its causes."""
     while error is not None:
         yield error
         error = error.__cause__
 
 
 def patiently(attempt: Callable[[], Result], what: str) -> Result:
-    """What `attempt` returns; after each transient error it is tried again, with exponential backoff and full jitter.
+    """The result of `attempt`, which is retried after transient errors, with exponential backoff and full jitter.
 
-    Raises TimeoutError where patience ends, and at once whatever is not transient. `what` is how the log calls the place,
-    in a line when it has kept us waiting and one when it is back.
+    Raises TimeoutError when the retry time has passed, and other errors at once. `what` names the place in the log, which has a line when
+    the wait gets long and one when the place is back.
     """
     began, first_failed, told = time.monotonic(), 0.0, False
     longest_sec = FIRST_DELAY_SEC

@@ -1,4 +1,4 @@
-"""Folders on local disk, NFS or at any fsspec URL, behind one small interface that outlasts what passes by itself."""
+"""Folders on local disk, NFS or any fsspec URL behind one small interface, which retries transient errors."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from fewshot_ray.remedies import checksums, remedy
 
 CONNECT_SEC = 5.0
 SILENCE_SEC = 30.0
-"""A store that says nothing for so long has failed."""
+"""Time without an answer after which a request has failed."""
 SLOWEST_BYTES_PER_SEC = 250_000
 READ_BYTES = 2**20
 PART_BYTES = 50 * 2**20
-"""From twice as much on, s3fs uploads in parts. Each is then tried several times, so that a bad one does not cost all."""
+"""Part size of s3fs's multipart uploads, which it uses for twice this size or more; each part is retried by itself."""
 MOST_PUT_BYTES = 5 * 2**30
-"""S3's limit to an upload in one."""
+"""S3's limit for an upload in one request."""
 DELETES_AT_ONCE = 8
 
 
 def is_remote(url: str) -> bool:
-    """Whether `url` names a place that is not this machine's disk (`s3://...`, `memory://...`)."""
+    """Whether `url` is a remote place (`s3://...`, `memory://...`), not on the local disk."""
     return "://" in url and not url.startswith(("file://", "local://"))
 
 
 def is_s3(url: str) -> bool:
-    """Whether s3fs serves it."""
+    """Whether the URL is one of s3fs's."""
     return url.startswith(("s3://", "s3a://"))
 
 
@@ -49,15 +49,15 @@ def open_place(url: str, *, attempts: int = 1) -> tuple[Any, str]:
     S3's client and s3fs would each try five times on their own, for up to a minute and a half of silence: here `attempts` times a request
     in all, each within bounds, for `patiently` is to decide. What fsspec's own settings say about the client goes before.
     """
-    if not is_remote(url):  # what would join two places stands in a name there
+    if not is_remote(url):  # `::`, which fsspec reads as a chain of places, is part of a local name
         return LocalFileSystem(), LocalFileSystem._strip_protocol(url)
     if not is_s3(url):
         filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
         return filesystem, path
     settings: dict[str, Any] = {"connect_timeout": CONNECT_SEC, "read_timeout": SILENCE_SEC}
     settings |= {"retries": {"mode": "standard", "total_max_attempts": attempts}}
-    # Not botocore's "when_supported": few other stores know the headers, and some answer a request for a part with the whole's checksum.
-    # The signature of an upload without them has its SHA-256, which the store compares.
+    # Not botocore's "when_supported": few other stores support the headers, and some send the whole object's checksum for a range.
+    # Without them the signature of an upload has its SHA-256, which the store compares.
     settings |= {"request_checksum_calculation": checksums(), "response_checksum_validation": "when_required"}
     for protocol in ("s3", "s3a"):
         settings |= fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
@@ -67,7 +67,7 @@ def open_place(url: str, *, attempts: int = 1) -> tuple[Any, str]:
 
 
 def open_file(url: str) -> IO[bytes]:
-    """A file to read and seek in; what passes by itself is waited out at every read. Raises what `patiently` does."""
+    """A file to read and seek in; every read retries transient errors. Raises what `patiently` does."""
     filesystem, path = open_place(url)
     if isinstance(filesystem, LocalFileSystem):
         return open(path, "rb")
@@ -76,7 +76,7 @@ def open_file(url: str) -> IO[bytes]:
 
 
 class _Ranges(io.RawIOBase):
-    """A remote file's bytes, each range asked for by itself: fsspec's own files don't outlast an error."""
+    """A remote file read in single range requests, since fsspec's own files don't survive an error."""
 
     def __init__(self, filesystem: Any, path: str, size: int) -> None:
         self.filesystem, self.path, self.size, self.position = filesystem, path, size, 0
@@ -127,7 +127,7 @@ class Folder:
 
     @property
     def local(self) -> Path | None:
-        """The path on this machine's disk, or None at a remote URL."""
+        """The local path; None for a remote URL."""
         return None if is_remote(self.url) else Path(self.url)
 
     @property
@@ -136,13 +136,13 @@ class Folder:
         return self.url.rsplit("/", 1)[-1]
 
     def exists(self, name: str = "") -> bool:
-        """Whether the folder, or the file or folder called `name` in it, is there."""
+        """Whether the folder, or the file or folder `name` in it, exists."""
         path = self._path(name)
         look = _exists if self.local is not None else _exists_remotely
         return self.perform(f"look for {name}" if name else "look into it", lambda: look(path))
 
     def names(self) -> list[str]:
-        """The direct children's names, sorted; empty where the folder does not exist."""
+        """Names of the direct children, sorted; empty where the folder doesn't exist."""
         names = _names if self.local is not None else _names_remotely
         return self.perform("list it", lambda: names(self.url))
 
@@ -157,7 +157,7 @@ class Folder:
         return self.read_bytes(name).decode()
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a file whole, with the folders above it."""
+        """Write a file atomically, creating the folders above it."""
         path = self._path(name)
         if self.local is None:
             self.perform(f"write {name}", lambda: _write_remotely(path, content))
@@ -167,11 +167,11 @@ class Folder:
         self.perform(f"write {name}", lambda: _replace_atomically(Path(path), temporary, content))
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a UTF-8 file whole; see `write_bytes`."""
+        """Write a UTF-8 file atomically, creating the folders above it."""
         self.write_bytes(name, text.encode())
 
     def remove(self, name: str = "") -> None:
-        """Delete a file or a folder with all below it; nothing happens where it is not there."""
+        """Delete a file, or a folder with its contents; does nothing where it doesn't exist."""
         path = self._path(name)
         remove = _remove if self.local is not None else _remove_remotely
         self.perform(f"remove {name or 'it'}", lambda: remove(path))
@@ -180,7 +180,7 @@ class Folder:
         return f"{self.url}/{name}" if name else self.url
 
     def perform(self, action: str, attempt: Callable[[], Result], *, missing: bool = False, exists: bool = False) -> Result:
-        """`patiently`, with what goes wrong in one line; a file that is missing or there is left to the caller where so named."""
+        """`patiently`, with errors as a UserError of one line; with `missing` or `exists` such files' errors are left to the caller."""
         try:
             return patiently(attempt, f"storage {self.url}")
         except place_errors() as error:
@@ -191,7 +191,7 @@ class Folder:
 
 @contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Around what writes a local file by other means than a Folder's. Raises UserError in place of the disk's own error."""
+    """Context for code that writes a local file without a Folder; turns the disk's errors into a UserError."""
     try:
         yield
     except OSError as error:
@@ -203,7 +203,7 @@ def _refusal(place: str, action: str, error: Exception) -> UserError:
 
 
 def _told(url: str, error: Exception) -> Exception:
-    """What S3 says to a listing, where it said nothing to a HEAD."""
+    """The error of a listing, which has a reason where S3's answer to a HEAD had none."""
     if not is_s3(url) or not is_mute(error):
         return error
     try:
@@ -220,7 +220,7 @@ def _local_path(text: str) -> str:
 
 
 def _exists(path: str) -> bool:
-    # Not os.path.exists: to it, a disk that fails is a file that isn't there.
+    # Not os.path.exists, which returns False for a failing disk.
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -229,7 +229,7 @@ def _exists(path: str) -> bool:
 
 
 def _exists_remotely(url: str) -> bool:
-    # Not `exists`: s3fs says False of a bucket that it can't reach.
+    # Not `exists`: s3fs's is False for an unreachable bucket.
     filesystem, path = open_place(url)
     try:
         filesystem.info(path)
@@ -255,7 +255,7 @@ def _names_remotely(url: str) -> list[str]:
         if not is_missing(error):
             raise
         return []
-    # An object store may list the folder itself among its children, and a file as its own.
+    # An object store may list the folder itself among its children, and a file as its own child.
     own = path.strip("/")
     return sorted({child.rstrip("/").rsplit("/", 1)[-1] for child in children if child.strip("/") != own})
 
@@ -291,14 +291,14 @@ def _write_remotely(url: str, content: bytes) -> None:
     except place_errors() as error:
         if not 2 * PART_BYTES <= len(content) < MOST_PUT_BYTES or answer_of(error) is None or is_transient(error) or is_full(error):
             raise
-        _put(url, content, MOST_PUT_BYTES)  # the store takes no parts
+        _put(url, content, MOST_PUT_BYTES)  # the store has no multipart uploads
 
 
 def _put(url: str, content: bytes, part_bytes: int) -> None:
     filesystem, path = open_place(url, attempts=5 if len(content) >= 2 * part_bytes else 1)
     options: dict[str, float] = {"chunksize": part_bytes} if is_s3(url) else {}
     if filesystem.async_impl:
-        # A PUT waits for the store's word to go on, for which aiohttp has no time limit.
+        # A PUT waits for "100 Continue", for which aiohttp has no time limit.
         options["timeout"] = SILENCE_SEC + len(content) / SLOWEST_BYTES_PER_SEC
     filesystem.pipe_file(path, content, **options)
 
@@ -323,7 +323,7 @@ def _remove_remotely(url: str) -> None:
         if not is_s3(url):
             filesystem.rm(path, recursive=True)
             return
-        # Not `rm`, which asks for the deletion of many in one request: not all stores have that.
+        # Not `rm`, which deletes many in one request: not all stores support that.
         with ThreadPoolExecutor(DELETES_AT_ONCE) as pool:
             list(pool.map(filesystem.rm_file, filesystem.find(path)))
     except FileNotFoundError as error:
