@@ -65,7 +65,7 @@ _PASSING_CLIENT_ERRORS = {
     "azure.core.exceptions": "ServiceRequestError ServiceResponseError",
 }
 
-# The first is the process's; the others are those of `patience` blocks, in any thread.
+# The first is the process's; those after it are the blocks' of `patience`, in any thread.
 _patience_sec = [SHORT_PATIENCE_SEC]
 # An own generator: training's seeds aren't touched, and forked processes don't wait in step.
 _jitter = random.SystemRandom()
