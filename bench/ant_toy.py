@@ -71,7 +71,7 @@ class ExactClassifier(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Logits `[B]` for x_t `[B, 2, 1, 1]` and t `[B]`."""
-        mean_scale = self.schedule.alpha_bar(t).sqrt()
+        mean_scale = self.schedule.signal_scale(t)
         to_source, to_target = ((x_t - mean_scale * mu).square().sum(dim=(1, 2, 3)) for mu in (SOURCE, TARGET))
         return (to_source - to_target) / 2
 
@@ -98,7 +98,7 @@ def mirrored(points: Tensor) -> Tensor:
 
 def toy_schedule() -> NoiseSchedule:
     """T = 1000, betas from 1e-4 to 0.02."""
-    return NoiseSchedule((1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0).float())
+    return NoiseSchedule((1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0))
 
 
 def draw(seed: int, count: int, mu: float) -> Tensor:
@@ -212,9 +212,8 @@ def sample(network: ToyDenoiser, schedule: NoiseSchedule, noise: Tensor, steps: 
 
 def _estimates(network: ToyDenoiser, schedule: NoiseSchedule, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """x_0_hat and eps_theta at one t for all."""
-    alpha_bar = schedule.alphas_cumprod[t]
     eps = network(x_t, t.expand(len(x_t)))
-    return (x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt(), eps
+    return (x_t - schedule.noise_scale(t) * eps) / schedule.signal_scale(t), eps
 
 
 def mean_distances(pretrained: ToyDenoiser, schedule: NoiseSchedule, seed: int, steps: int) -> tuple[float, float]:

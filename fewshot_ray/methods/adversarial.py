@@ -82,3 +82,14 @@ def path_lengths(image: Tensor, styles: Tensor, y: Tensor) -> Tensor:
     height, width = image.shape[-2:]
     (gradient,) = torch.autograd.grad((image * y).sum() / math.sqrt(height * width), styles, create_graph=True)
     return gradient.float().square().sum(dim=2).mean(dim=1).sqrt()
+
+
+def path_penalty(lengths: Tensor, mean: Tensor, decay: float, *, total: Tensor, count: Tensor) -> Tensor:
+    """`(l_i - a)^2` `[b]` (Karras et al. 2020, Eq. 4), with a's own gradient: `a = (1 - decay) a_before + decay total / count`.
+
+    `mean` is a, detached; `total` and `count` are the sum and the number of all workers' lengths. As in the authors' code the step's
+    lengths are in a's graph; with a as a constant the gradient's norm is .7 to .9 % off.
+    """
+    residuals = total - count * mean  # the sum over all workers' lengths: d (sum of squares) / d a = -2 residuals
+    through_mean = -2 * residuals * decay / count
+    return (lengths - mean).square() + through_mean * (lengths - lengths.detach())

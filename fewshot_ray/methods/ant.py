@@ -127,7 +127,7 @@ def normalize(eps: Tensor, drawn: Tensor, norm: NoiseNorm) -> Tensor:
 def guidance_weight(schedule: NoiseSchedule, t: Tensor, weight: GuidanceWeight) -> Tensor:
     """w_t, the factor beside gamma, `[b]`."""
     if weight == "code":
-        return 1 - schedule.alphas_cumprod[t]
+        return schedule.noise_variance(t)
     sigma_hat = schedule.sigma_hat(t)
     return sigma_hat**2 if weight == "paper" else sigma_hat
 
@@ -167,7 +167,7 @@ def classifier_stage(config: AntConfig, ingredients: Ingredients) -> Stage:
         x_0 = [encode_all(autoencoder, to_model_range(part).to(device)).mean for part in (source, target)]
         return train_classifier(x_0[0], x_0[1], schedule, config, seed=ingredients.seed).state_dict()
 
-    schedule_hash = float(schedule.alphas_cumprod.double().sum())
+    schedule_hash = float(schedule.alphas_cumprod.sum())
     depends_on = {
         "source": source_hash,
         "target": target_hash,

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fewshot_ray.methods.adversarial import NonSaturating, gradient_penalty, path_lengths
+from fewshot_ray.methods.adversarial import NonSaturating, gradient_penalty, path_lengths, path_penalty
 from fewshot_ray.methods.augment import Augmentation
 from fewshot_ray.methods.gan import GanDraw, GanMethod, GanPart, Play
 from fewshot_ray.methods.phase import Objective, Phase
@@ -102,11 +102,10 @@ class StyleGan2Method(GanMethod):
         seen = torch.stack([lengths.detach().sum(), torch.tensor(float(count), device=lengths.device)])
         self.workers.sum_([seen])
         self.mean_path_length.lerp_(seen[0] / seen[1], self.recipe.path_decay)
+        penalty = path_penalty(lengths, self.mean_path_length, self.recipe.path_decay, total=seen[0], count=seen[1])
         # The loop divides by the number of images in the batch, more than are used here.
         share = len(draw.batch.x_0) / count
-        return Objective(
-            {"path": (lengths - self.mean_path_length).square() * share}, {"path": self.recipe.path_length * self.recipe.path_every}
-        )
+        return Objective({"path": penalty * share}, {"path": self.recipe.path_length * self.recipe.path_every})
 
     def buffers(self) -> Mapping[str, Tensor]:
         """The running statistics of all GANs, and the mean path length."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.models.autoencoder import Autoencoder, Encoded
-from fewshot_ray.models.schedule import NoiseSchedule
+from fewshot_ray.models.schedule import NoiseSchedule, alphas_cumprod
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
@@ -46,7 +46,7 @@ class Backbone:
                 f"source.model: prediction_type '{self.prediction_type}' of its scheduler isn't known; "
                 "epsilon, v_prediction or sample would be right"
             )
-        self.schedule = NoiseSchedule(scheduler.alphas_cumprod.clone())
+        self.schedule = NoiseSchedule(alphas_cumprod(scheduler.config))
 
     @property
     def channels(self) -> int:
@@ -79,14 +79,14 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """The device of the schedule, and so of all random draws."""
-        return self.schedule.alphas_cumprod.device
+        return self.schedule.device
 
     def to(self, device: torch.device | str) -> Backbone:
         """Move network, autoencoder and schedule; returns itself."""
         self.network.to(device)
         if self.autoencoder:
             self.autoencoder.model.to(device)
-        self.schedule = NoiseSchedule(self.schedule.alphas_cumprod.to(device))
+        self.schedule = self.schedule.to(device)
         return self
 
     def copy(self, *, autoencoder: Autoencoder | None) -> Backbone:
@@ -129,17 +129,16 @@ class Backbone:
             return eps
         if self.prediction_type == "sample":
             return x_0
-        alpha_bar = self.schedule.alpha_bar(t)
-        return alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0
+        return self.schedule.signal_scale(t) * eps - self.schedule.noise_scale(t) * x_0
 
     def target_slope(self, t: Tensor) -> Tensor:
         """d target / d eps with x_t held, `[B, 1, 1, 1]`: converts a shift of eps into a shift of the native target."""
-        alpha_bar = self.schedule.alpha_bar(t)
+        signal = self.schedule.signal_scale(t)
         if self.prediction_type == "epsilon":
-            return torch.ones_like(alpha_bar)
+            return torch.ones_like(signal)
         if self.prediction_type == "sample":
-            return -((1 - alpha_bar) / alpha_bar).sqrt()
-        return 1 / alpha_bar.sqrt()
+            return -self.schedule.noise_scale(t) / signal
+        return 1 / signal
 
     def to_eps(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The noise that follows from the prediction, `[B, C, H, W]`."""
@@ -147,14 +146,13 @@ class Backbone:
             return prediction
         if self.prediction_type == "sample":
             return self.schedule.eps(prediction, x_t, t)
-        alpha_bar = self.schedule.alpha_bar(t)
-        return alpha_bar.sqrt() * prediction + (1 - alpha_bar).sqrt() * x_t
+        return self.schedule.signal_scale(t) * prediction + self.schedule.noise_scale(t) * x_t
 
     def to_x_0(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """`x_0_hat`, the image (or latent) that follows from the prediction, `[B, C, H, W]`; not clamped."""
         if self.prediction_type == "sample":
             return prediction
-        alpha_bar = self.schedule.alpha_bar(t)
+        signal, noise = self.schedule.signal_scale(t), self.schedule.noise_scale(t)
         if self.prediction_type == "epsilon":
-            return (x_t - (1 - alpha_bar).sqrt() * prediction) / alpha_bar.sqrt()
-        return alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * prediction
+            return (x_t - noise * prediction) / signal
+        return signal * x_t - noise * prediction

@@ -95,7 +95,7 @@ def _dpm_solver(backbone: Backbone, predict: Predict, x_t: Tensor, timesteps: Se
     solver = DPMSolverMultistepScheduler(
         num_train_timesteps=backbone.schedule.timesteps, prediction_type="sample", algorithm_type="dpmsolver++"
     )
-    solver.alphas_cumprod = backbone.schedule.alphas_cumprod.cpu()
+    solver.alphas_cumprod = backbone.schedule.alphas_cumprod
     solver.set_timesteps(timesteps=list(timesteps), device=x_t.device)
     for number in timesteps:
         t = torch.full((len(x_t),), number, device=x_t.device)

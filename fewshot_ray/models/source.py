@@ -46,6 +46,7 @@ from fewshot_ray.models.configuration import (
 )
 from fewshot_ray.models.fastgan import FastGanDiscriminator, FastGanGenerator
 from fewshot_ray.models.misplaced import SINGLE, WEIGHTS, what_it_is
+from fewshot_ray.models.schedule import alphas_cumprod
 from fewshot_ray.models.scheduler import read_scheduler
 from fewshot_ray.models.stylegan2 import StyleGan2Discriminator, StyleGan2Generator
 from fewshot_ray.patience import is_missing, patiently, place_errors, reason
@@ -288,9 +289,10 @@ def checked_backbone(network: ModelMixin, scheduler: Any, place: str, autoencode
             f"source.model: the network's configuration at {place} has no sample_size in pixels ({show(config.sample_size)}); "
             "the images' size, or height and width, would be right"
         )
-    if scheduler.alphas_cumprod.ndim != 1 or len(scheduler.alphas_cumprod) == 0:
+    alpha_bar = alphas_cumprod(scheduler.config)
+    if alpha_bar.ndim != 1 or len(alpha_bar) == 0:
         raise UserError(f"source.model: {place}'s schedule has no timesteps; num_train_timesteps of 1 or more would be right")
-    if not 0 < float(scheduler.alphas_cumprod.min()) <= float(scheduler.alphas_cumprod.max()) < 1:
+    if not 0 < float(alpha_bar.min()) <= float(alpha_bar.max()) < 1:
         raise UserError(
             f"source.model: {place}'s schedule ends without any signal or begins without noise (zero terminal SNR), "
             "which isn't supported yet; a schedule with 0 < alpha_bar < 1 would be right"

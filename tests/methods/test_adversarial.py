@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewshot_ray.methods.adversarial import Hinge, NonSaturating, gradient_penalty, path_lengths
+from fewshot_ray.methods.adversarial import Hinge, NonSaturating, gradient_penalty, path_lengths, path_penalty
 from tests.tiny_gan import gan_draw, method_of, tiny_stylegan2, total
 
 LOGITS = torch.tensor([[2.0, -1.0], [0.0, 3.0], [-0.5, 0.25]])
@@ -60,6 +60,23 @@ def test_the_path_regularisation_follows_the_running_mean() -> None:
     torch.testing.assert_close(method.buffers()["mean_path_length"], 0.25 * lengths.mean())
     torch.testing.assert_close(objective.per_sample["path"].detach(), 2 * (lengths - 0.25 * lengths.mean()).square())
     assert objective.weight == {"path": 8.0}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_running_mean_is_in_the_graph(count: int) -> None:
+    """Oracle: autograd through the mean's own formula, over all workers' lengths: `((l - lerp(a, mean l, decay))^2).sum()`."""
+    lengths = torch.tensor([1.0, 2.0, 5.0, 7.0]).requires_grad_()
+    mean = torch.tensor(3.0)
+    penalty = (lengths - mean.lerp(lengths.mean(), 0.25)).square()
+    (expected,) = torch.autograd.grad(penalty.sum(), lengths)
+    parts = []
+    for part in lengths.detach().chunk(count):
+        own = part.clone().requires_grad_()
+        new_mean = mean.lerp(lengths.detach().mean(), 0.25)
+        loss = path_penalty(own, new_mean, 0.25, total=lengths.detach().sum(), count=torch.tensor(4.0))
+        torch.testing.assert_close(loss, (part - new_mean).square())
+        parts.append(torch.autograd.grad(loss.sum(), own)[0])
+    torch.testing.assert_close(torch.cat(parts), expected)
 
 
 def test_lazy_phases_and_their_weights() -> None:

@@ -22,7 +22,7 @@ def test_the_denoising_loss(prediction_type: str) -> None:
     method = plain(prediction_type)
     it = method.context(batch(), Randomness(0))
     objective = method.loss(it)
-    alpha_bar = method.backbone.schedule.alphas_cumprod[it.t].view(-1, 1, 1, 1)
+    alpha_bar = method.backbone.schedule.alphas_cumprod[it.t].float().view(-1, 1, 1, 1)
     wanted = {
         "epsilon": it.eps,
         "sample": it.x_0,

@@ -57,7 +57,7 @@ def test_the_bound_against_numpy(prediction_type: str) -> None:
     bits = variational_bound(it)
     assert bits.shape == (6,)
     for i in range(6):
-        assert float(bits[i]) == pytest.approx(expected(it, i), rel=2e-3, abs=1e-5), int(it.t[i])
+        assert float(bits[i]) == pytest.approx(expected(it, i), rel=2e-5, abs=1e-6), int(it.t[i])
 
 
 def test_the_true_posterior_costs_nothing() -> None:

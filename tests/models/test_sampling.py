@@ -22,8 +22,7 @@ def perfect_denoiser(backbone: Backbone, image: Tensor) -> Formula:
     """The exact network for a data set of one image: its eps is (x_t - sqrt(alpha_bar) image) / sqrt(1 - alpha_bar)."""
 
     def predict(x_t: Tensor, t: Tensor) -> Tensor:
-        alpha_bar = backbone.schedule.alpha_bar(t)
-        eps = (x_t - alpha_bar.sqrt() * image) / (1 - alpha_bar).sqrt()
+        eps = backbone.schedule.eps(image, x_t, t)
         return backbone.target(image.expand_as(x_t), eps, t)
 
     return Formula(predict)

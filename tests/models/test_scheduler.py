@@ -74,7 +74,7 @@ def test_a_silent_file_means_its_own_class_s_defaults(name: str, tmp_path: Path)
     own = getattr(diffusers, name)()
     for number, (config, named) in enumerate([({"_class_name": name}, None), ({}, ["diffusers", name])]):
         backbone = load_backbone(written(tmp_path / str(number), config, named))
-        torch.testing.assert_close(backbone.schedule.alphas_cumprod.float(), own.alphas_cumprod, rtol=1e-3, atol=1e-7)
+        torch.testing.assert_close(backbone.schedule.alphas_cumprod.float(), own.alphas_cumprod, rtol=2e-4, atol=1e-7)
         assert backbone.prediction_type == own.config.prediction_type
 
 
