@@ -144,6 +144,19 @@ def check_config(kind: type[ModelMixin], config: dict[str, Any], folder: Path) -
         )
 
 
+def unsaid(kind: type[ModelMixin], config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Settings of a `config.json` that it doesn't have, where diffusers would fill in those of another model. Raises UserError.
+
+    Published VQ autoencoders (CompVis/ldm-*) have no scaling_factor, and latents that were trained on as they are; diffusers fills in
+    .18215, which is right for Stable Diffusion's KL autoencoder alone. A DiT's size can't be seen in its weights.
+    """
+    if kind is VQModel and "scaling_factor" not in config:
+        return {"scaling_factor": 1.0}
+    if kind is DiTTransformer2DModel and "sample_size" not in config:
+        raise UserError(f"source.model: {folder}/config.json has no sample_size; the one its weights were trained with would be right")
+    return {}
+
+
 def check_scale(config: Any, folder: Path) -> None:
     """Raise UserError where an autoencoder's latents can't be scaled as its configuration says."""
     shift = getattr(config, "shift_factor", None)

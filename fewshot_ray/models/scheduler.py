@@ -55,8 +55,11 @@ OF_THIS_THEORY = {"use_flow_sigmas": False, "timestep_type": "discrete"}
 def read_scheduler(config: Mapping[str, Any], named: Any, path: Path) -> DDPMScheduler:
     """The schedule of `scheduler_config.json`'s content at `path`, as a `DDPMScheduler`; `named` is the class in model_index.json.
 
-    Where the file is silent the class's own defaults hold, that of model_index.json first, as in diffusers. Raises UserError.
+    Where the file is silent the class's own defaults hold, that of model_index.json first, as in diffusers. Files from before
+    prediction_type have predict_epsilon, which diffusers no longer reads. Raises UserError.
     """
+    if config.get("predict_epsilon") is False:
+        config = {"prediction_type": "sample", **config}
     names = [str(name) for name in (named, config.get("_class_name")) if name is not None]
     for name in names or ["scheduler without a _class_name"]:
         if name not in SCHEDULERS:

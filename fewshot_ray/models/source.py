@@ -43,6 +43,7 @@ from fewshot_ray.models.configuration import (
     not_finite,
     quiet,
     try_samplers,
+    unsaid,
 )
 from fewshot_ray.models.fastgan import FastGanDiscriminator, FastGanGenerator
 from fewshot_ray.models.misplaced import SINGLE, WEIGHTS, what_it_is
@@ -257,8 +258,9 @@ def load_component(folder: Path, place: str) -> ModelMixin:
         raise UserError(f"source.model: {place} has a {config.get('_class_name')}, which isn't supported; {', '.join(NETWORKS)} are")
     with quiet():
         check_config(kind, config, folder)
+        settings = unsaid(kind, config, folder)
         try:
-            network, report = kind.from_pretrained(str(folder), output_loading_info=True, low_cpu_mem_usage=False)
+            network, report = kind.from_pretrained(str(folder), output_loading_info=True, low_cpu_mem_usage=False, **settings)
         except (OSError, SafetensorError, UnpicklingError, *MISFIT) as error:
             raise UserError(f"source.model: the weights in {folder} can't be read ({first_line(error)}); save the pipeline anew") from error
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):

@@ -1,4 +1,8 @@
-"""Configurations as their authors published them on the hub, key for key: what a file leaves out is left out here."""
+"""Configurations as their authors published them on the hub, key for key: what a file leaves out is left out here.
+
+Those of DDPM (CIFAR-10, cat) and of LDM were compared with copies of the hub's files in public repositories; those of DiT with diffusers'
+script that converted it, but for keys of the writing version.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,7 @@ DDPM_CIFAR10: Config = {
     "_class_name": "UNet2DModel",
     "_diffusers_version": "0.0.4",
     "act_fn": "silu",
+    "attention_head_dim": None,
     "block_out_channels": [128, 256, 256, 256],
     "center_input_sample": False,
     "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
