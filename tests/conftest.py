@@ -37,7 +37,7 @@ class Workers:
             pipe.send((function, args))
         answers = []
         for rank, pipe in enumerate(self.pipes):
-            assert pipe.poll(60), f"worker {rank} does not answer"
+            assert pipe.poll(300), f"worker {rank} does not answer"
             answers.append(pipe.recv())
         problems = [problem for problem, _ in answers if problem]
         assert not problems, problems[0]
