@@ -6,7 +6,10 @@ import errno
 import logging
 import random
 import sys
+import tarfile
 import time
+import traceback
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
@@ -65,6 +68,8 @@ _PASSING_CLIENT_ERRORS = {
     "azure.core.exceptions": "ServiceRequestError ServiceResponseError",
 }
 
+_CLIENT_MISTAKES = (TypeError, AttributeError, LookupError, AssertionError, RecursionError, tarfile.TarError, zipfile.BadZipFile)
+
 # The first is the process's; those after it are the blocks' of `patience`, in any thread.
 _patience_sec = [SHORT_PATIENCE_SEC]
 # An own generator: training's seeds aren't touched, and forked processes don't wait in step.
@@ -96,6 +101,23 @@ def place_errors() -> tuple[type[Exception], ...]:
 
 def _loaded(names: dict[str, str]) -> list[type[Exception]]:
     return [getattr(sys.modules[module], name) for module in names if module in sys.modules for name in names[module].split()]
+
+
+@contextmanager
+def client_mistakes() -> Iterator[None]:
+    """Within the block, what an fsspec client raises by mistake is an OSError that says so. This package's own mistakes stay what they are.
+
+    Clients take any URL for one of theirs, any JSON for their store's answer, and follow a listing that leads back to itself.
+    """
+    try:
+        yield
+    except _CLIENT_MISTAKES as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if str(frames[-1].f_globals.get("__name__")).partition(".")[0] == __package__:
+            raise
+        if isinstance(error, RecursionError):
+            raise OSError("its folders go on without end") from error
+        raise OSError(f"its client can't make sense of it: {type(error).__name__}: {error}") from error
 
 
 def reason(error: Exception) -> str:
@@ -208,7 +230,8 @@ def patiently(attempt: Callable[[], Result], what: str) -> Result:
     longest_sec = FIRST_DELAY_SEC
     while True:
         try:
-            result = attempt()
+            with client_mistakes():
+                result = attempt()
         except place_errors() as error:
             if not is_transient(error):
                 raise

@@ -18,7 +18,18 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from fewshot_ray.errors import UserError
-from fewshot_ray.patience import Result, answer_of, is_full, is_missing, is_mute, is_transient, patiently, place_errors, reason
+from fewshot_ray.patience import (
+    Result,
+    answer_of,
+    client_mistakes,
+    is_full,
+    is_missing,
+    is_mute,
+    is_transient,
+    patiently,
+    place_errors,
+    reason,
+)
 from fewshot_ray.remedies import checksums, remedy
 
 CONNECT_SEC = 5.0
@@ -48,11 +59,13 @@ def open_place(url: str, *, attempts: int = 1) -> tuple[Any, str]:
 
     S3's client and s3fs would each try five times on their own, for up to a minute and a half of silence: here `attempts` times a request
     in all, each within bounds, for `patiently` is to decide. What fsspec's own settings say about the client goes before.
+    Raises one of `place_errors`.
     """
     if not is_remote(url):  # `::`, which fsspec reads as a chain of places, is part of a local name
         return LocalFileSystem(), LocalFileSystem._strip_protocol(url)
     if not is_s3(url):
-        filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        with client_mistakes():
+            filesystem, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
         return filesystem, path
     settings: dict[str, Any] = {"connect_timeout": CONNECT_SEC, "read_timeout": SILENCE_SEC}
     settings |= {"retries": {"mode": "standard", "total_max_attempts": attempts}}

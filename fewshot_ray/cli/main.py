@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import sys
@@ -267,6 +268,7 @@ def main() -> None:
     # A file's name need not be text, and a terminal's encoding need not know every character: neither ends a command.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    hush_clients()
     try:
         app()
     except UserError as error:
@@ -278,6 +280,20 @@ def say(error: UserError) -> None:
     """A line on standard error for each of its messages."""
     for line in error.lines:
         print(f"error: {one_line(line)}", file=sys.stderr)
+
+
+def hush_clients() -> None:
+    """Drop what places' clients write where Python clears them away: connections left open, and one that was never made (FTP's)."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    before = sys.unraisablehook
+    if getattr(before, "__name__", "") == "of_others":  # by an earlier call in this process
+        return
+
+    def of_others(found: sys.UnraisableHookArgs) -> None:
+        if not str(getattr(found.object, "__module__", "")).startswith("fsspec."):
+            before(found)
+
+    sys.unraisablehook = of_others
 
 
 def one_line(text: str) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from fewshot_ray.errors import UserError
 from fewshot_ray.metrics.extractors import inception_network, load_extractor, resize_rgb
 from fewshot_ray.models.weights import INCEPTION, find_weights
-from fewshot_ray.patience import place_errors
+from fewshot_ray.patience import client_mistakes, place_errors
 
 ENCODERS = ("digits", "inception", "dinov2")
 DINOV2 = "facebook/dinov2-small"
@@ -158,7 +158,8 @@ def _locate_dinov2(place: str, field: str) -> Path:
     if folder.is_dir():
         return folder
     try:
-        return Path(snapshot_download(place, allow_patterns=list(DINOV2_FILES)))
+        with client_mistakes():
+            return Path(snapshot_download(place, allow_patterns=list(DINOV2_FILES)))
     except HFValidationError as error:
         raise UserError(f"{field}: {place!r} is no folder here and no hub id; a folder of {DINOV2} or owner/name is right") from error
     except place_errors() as error:

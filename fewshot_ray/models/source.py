@@ -50,7 +50,7 @@ from fewshot_ray.models.misplaced import SINGLE, WEIGHTS, what_it_is
 from fewshot_ray.models.schedule import alphas_cumprod
 from fewshot_ray.models.scheduler import read_scheduler
 from fewshot_ray.models.stylegan2 import StyleGan2Discriminator, StyleGan2Generator
-from fewshot_ray.patience import is_missing, patiently, place_errors, reason
+from fewshot_ray.patience import client_mistakes, is_missing, patiently, place_errors, reason
 from fewshot_ray.spec.wording import show
 from fewshot_ray.storage import is_remote, open_place
 
@@ -171,7 +171,8 @@ def _unreadable(url: str, error: Exception) -> UserError:
 
 def _from_hub(name: str, revision: str | None) -> Path:
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[*PIPELINE_FILES, *PIPELINE_FILES_FLAT]))
+        with client_mistakes():
+            return Path(snapshot_download(name, revision=revision, allow_patterns=[*PIPELINE_FILES, *PIPELINE_FILES_FLAT]))
     except HFValidationError as error:
         raise UserError(
             f"source.model: '{name}' is no folder here and no hub id; owner/name or a pipeline's folder would be right"
