@@ -105,9 +105,9 @@ def _loaded(names: dict[str, str]) -> list[type[Exception]]:
 
 @contextmanager
 def client_mistakes() -> Iterator[None]:
-    """Within the block, what an fsspec client raises by mistake is an OSError that says so. This package's own mistakes stay what they are.
+    """Context that turns an fsspec client's programming errors into an OSError that says so; errors of this package's own code pass.
 
-    Clients take any URL for one of theirs, any JSON for their store's answer, and follow a listing that leads back to itself.
+    Clients take any URL for one of theirs and any JSON for their store's answer, and follow a listing that contains itself.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""A sweep's results in the terminal."""
+"""Shows a sweep's results in the terminal."""
 
 from __future__ import annotations
 

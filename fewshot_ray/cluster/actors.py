@@ -1,4 +1,4 @@
-"""A trial inside Ray: one worker in Tune's own reused actor; `workers.py` has several. Both run the same trial code."""
+"""Runs a trial in Ray with one worker, in Tune's reused actor; `workers.py` runs it with several."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PROBLEM = "problem"
 
 
 def trial_results(config: dict[str, Any], *, group: Group | None = None) -> Iterator[dict[str, Any]]:
-    """What a worker reports: a row an evaluation, the last with `done`; or the problem that no retry would solve.
+    """Run a trial; yields a row per evaluation, the last with `done`, or the problem where no retry would help.
 
     Raises SavedAndEndedError where the sweep or the machine is to end, FullError and UnreachableError where a place is at fault.
     """
@@ -68,7 +68,7 @@ def _trial_results(config: dict[str, Any], group: Group | None, stack: ExitStack
 
 
 def _unreadable(materials: Materials) -> str | None:
-    """Why this worker can't read the model or the images; another node may not have them."""
+    """The problem where this worker can't read model or images, which may exist only on other nodes; else None."""
     try:
         _ = materials.source_hash, materials.folds
     except UserError as error:
@@ -79,29 +79,29 @@ def _unreadable(materials: Materials) -> str | None:
 
 
 class TrialActor(tune.Trainable):
-    """One-worker trials, one after another in the same process: a warm start costs no import and no start of a process."""
+    """Runs trials with one worker, one after the other in the same process, so that only the first one imports libraries."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Take a trial."""
+        """Start a trial."""
         NOTICE.listen(config["messenger"])
         self._results = trial_results(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next trial."""
+        """Start the next trial in the same process."""
         self._results = trial_results(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """Up to the next evaluation."""
+        """Train up to the next evaluation; returns its row."""
         return next(self._results)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """The trial keeps its own checkpoints; Tune's are never used."""
+        """Nothing: the trial writes its own checkpoints."""
 
 
 @ray.remote
 def build_stages(config: dict[str, Any]) -> str | None:
-    """Compute what the trials of a sweep share, before any starts; the problem where the user can solve it."""
+    """Compute the stages that all trials of a sweep read, before any starts; returns a problem that the user can solve, or None."""
     set_patience(LONG_PATIENCE_SEC)
     try:
         spec = compose(Document(config["tree"], "stages"))

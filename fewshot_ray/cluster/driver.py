@@ -1,4 +1,4 @@
-"""Runs a sweep from start, or from where it was left, to its leaderboard."""
+"""Runs a sweep, from its start or where it was interrupted, to its leaderboard."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ from fewshot_ray.trial.ranking import Ranking
 __all__ = ["Interrupted", "run_sweep", "write_results"]
 
 MOST_RESTARTS = 3
-"""Of a Ray of our own that is lost again and again, with no evaluation in between."""
+"""Largest number of restarts of a local Ray without an evaluation in between."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """The sweep was told to end before its time, by a signal; it can be resumed."""
+    """The sweep was ended by a signal; it can be resumed."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -63,17 +63,17 @@ class Interrupted(KeyboardInterrupt):
 
 
 def run_sweep(opened: Opened, *, address: str | None = None, console: Console | None = None, nodes: Growth | None = None) -> None:
-    """Run all that is left of a sweep, on the Ray at `address`, on one that is initialised, or on one of its own.
+    """Run the rest of a sweep, on the Ray at `address`, on an initialised one, or on a local one that is started.
 
-    `nodes`: what a cluster that grows may grow to; without, what it has is what there is.
+    `nodes`: limits that the cluster may grow to; None where it doesn't grow.
 
-    Ctrl-C or SIGTERM end it when its trials have saved where they are, a second one at once: Interrupted, or KeyboardInterrupt. A Ray of
-    its own that dies is replaced. Raises UserError, also where another driver runs the sweep. Whatever ends it, it can be resumed.
+    After Ctrl-C or SIGTERM the trials save and the sweep ends (Interrupted); a second one ends it at once. A local Ray that dies is
+    replaced. Raises UserError, also where another driver runs the sweep. After any end the sweep can be resumed.
     """
     console = console or plain_console()
     folder = opened.folder.folder
     with patience(LONG_PATIENCE_SEC), Lease(folder) as lease, ray_log(folder) as log_again:
-        put_on_record(opened)  # now that nobody else runs it
+        put_on_record(opened)  # after the lease, so that no other driver runs it
         restarts = 0
         while (lost := _run_on_ray(opened, address, console, lease, nodes, log_again)) is not None:
             restarts = 1 if lost.progressed else restarts + 1
@@ -86,7 +86,7 @@ def run_sweep(opened: Opened, *, address: str | None = None, console: Console | 
 def _run_on_ray(
     opened: Opened, address: str | None, console: Console, lease: Lease, nodes: Growth | None, log_again: Callable[[], None]
 ) -> RayLost | None:
-    """Run all that is left on one Ray; what is returned is that one of our own was lost underway."""
+    """Run the rest of a sweep on one Ray; returns RayLost where a local Ray was lost, else None."""
     is_own = False
     try:
         with ray_session(address, dashboard=opened.file.resources.workers > 1) as is_own:
@@ -94,7 +94,7 @@ def _run_on_ray(
             watch = Watch(ray.get_runtime_context().get_node_id())
             resources, begun = opened.file.resources, bool((opened.folder.folder / "trials").names())
             fits = check_resources(resources, begun=begun, most=nodes, join_sec=JOIN_SEC if address else 0.0, say=console.print)
-            if nodes is not None:  # as many trials wait as there may be nodes for, so that the cluster grows at once
+            if nodes is not None:  # as many trials wait as may fit, so that the cluster grows at once
                 os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(fits)
             _build_stages(opened, console, watch)
             _run_trials(opened, fits, console, lease, watch, grows=nodes is not None)
@@ -108,7 +108,7 @@ def _run_on_ray(
 
 
 def _build_stages(opened: Opened, console: Console, watch: Watch) -> None:
-    """Where a range decides what is shared (a method that is off at one end), every end's stages are built."""
+    """Compute the stages that trials share, at every end of the ranges, since a range may decide which stages there are."""
     resources = opened.file.resources
     trees = {to_yaml(tree): tree for tree in endpoint_trees(opened.document.tree) if _prepares(tree)}
     if not trees:
@@ -121,7 +121,7 @@ def _build_stages(opened: Opened, console: Console, watch: Watch) -> None:
                 watch.check()
             try:
                 problem = ray.get(result)
-            except RayError as error:  # its worker was lost, and again whenever Ray tried anew
+            except RayError as error:  # its worker was lost, also in Ray's retries
                 watch.check()
                 raise UserError(f"what the trials share could not be prepared: {error_line(error)}") from error
             if problem:
@@ -143,7 +143,7 @@ def _run_trials(opened: Opened, fits: int, console: Console, lease: Lease, watch
     with Progress(steps, ranking=Ranking.of(file.search), console=console) as progress:
         journal = Journal(opened.folder.folder)
 
-        def may_begin() -> None:  # days may lie between two trials, and their workers read the inputs anew
+        def may_begin() -> None:  # the inputs may have changed since the last trial began
             check_inputs(opened.folder.folder, opened.document.tree)
 
         concurrent = int(min(fits, at_most))
@@ -152,7 +152,7 @@ def _run_trials(opened: Opened, fits: int, console: Console, lease: Lease, watch
         )
 
         def count_nodes() -> None:
-            with suppress(UserError):  # none for now: its trials wait
+            with suppress(UserError):  # no trial fits at the moment: they wait
                 sweep.concurrent = int(min(trials_on_nodes(file.resources, begun=True), at_most))
 
         if not grows:
@@ -201,7 +201,7 @@ def _run_trials(opened: Opened, fits: int, console: Console, lease: Lease, watch
 
 
 def _fit(tuner: tune.Tuner, received: list[int]) -> None:
-    """A second signal reaches Tune in the middle of anything: what its own cleaning up then stumbles over is no error of the sweep's."""
+    """Run the tuner. After a second signal, errors of Tune's own cleanup, which it interrupts, are replaced by Interrupted."""
     try:
         tuner.fit()
     except BaseException:
@@ -212,9 +212,9 @@ def _fit(tuner: tune.Tuner, received: list[int]) -> None:
 
 @contextmanager
 def _signals_end(sweep: Sweep, messenger: Any) -> Iterator[list[int]]:
-    """Within the block the first SIGINT or SIGTERM lets the trials save and end, the second is a KeyboardInterrupt; yields those received.
+    """Context in which the first SIGINT or SIGTERM lets the trials save and end, and the second raises Interrupted; yields those received.
 
-    Outside of the main thread, which alone may set handlers, nothing changes.
+    Has no effect outside of the main thread, which alone may set signal handlers.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -233,7 +233,7 @@ def _signals_end(sweep: Sweep, messenger: Any) -> Iterator[list[int]]:
             logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # see `_fit`
             raise Interrupted(number)
         sweep.closing = True
-        # Not here: what the main thread was in the middle of may hold a lock.
+        # In a thread, since the interrupted code may hold a lock.
         threading.Thread(target=close, args=("Ctrl-C" if number == signal.SIGINT else "SIGTERM",), daemon=True).start()
 
     try:
@@ -246,7 +246,7 @@ def _signals_end(sweep: Sweep, messenger: Any) -> Iterator[list[int]]:
 
 
 def _underlying(error: BaseException, opened: Opened) -> BaseException:
-    """The UserError within what Tune raises where the driver can't go on (a storage that is full), or the error itself."""
+    """The UserError or full disk that caused Tune's error, as a UserError; else the error itself."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, UserError) and not is_full(found):
         found = found.__cause__ or found.__context__
@@ -259,7 +259,7 @@ def _underlying(error: BaseException, opened: Opened) -> BaseException:
 
 
 def _unfinished(sweep: Sweep, received: list[int]) -> BaseException:
-    """Why a sweep has ended that isn't done."""
+    """The exception for a sweep that ended and isn't done."""
     if received or not (sweep.halted or sweep.left):
         return Interrupted(next(iter(received), signal.SIGINT))
     if sweep.halted:
@@ -275,12 +275,12 @@ def _goes_on(sweep: Sweep | Opened) -> str:
 def _trainable(resources: ResourcesSpec) -> Any:
     if resources.workers == 1:
         return tune.with_resources(TrialActor, {"cpu": resources.cpus_per_worker, "gpu": resources.gpus_per_worker})
-    # The driver function only waits: a CPU that it reserved would be missing to the workers it starts, and nothing at all is refused.
+    # The driver function only waits: a reserved CPU would be missing to its workers, and Ray refuses to reserve nothing at all.
     return tune.with_resources(run_with_workers, {"cpu": 0, "memory": 1})
 
 
 def write_results(opened: Opened) -> None:
-    """leaderboard.csv and report.html."""
+    """Write leaderboard.csv and report.html."""
     objectives = opened.file.search.objectives
     rows = leaderboard(opened.folder, objectives, bounds(opened.file))
     write_csv(opened.folder.folder, rows, objectives)

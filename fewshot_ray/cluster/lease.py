@@ -1,4 +1,4 @@
-"""One driver a sweep: a lease in the sweep's folder, renewed while the driver lives, taken over when it is stale."""
+"""A lease in the sweep's folder allows one driver per sweep; the driver renews it, and another one takes it over once it is stale."""
 
 from __future__ import annotations
 
@@ -23,55 +23,55 @@ logger = logging.getLogger(__name__)
 LEASE = "lease.json"
 RENEW_SEC = 10.0
 STALE_SEC = 60.0
-"""By this machine's clock; as the holder's may be wrong, it is then watched for `WATCH_SEC`, in which a living driver renews it."""
+"""Age, by this machine's clock, from which a lease may be stale. As the holder's clock may be wrong, it is then watched for `WATCH_SEC`."""
 WATCH_SEC = 2.5 * RENEW_SEC
 MOST_SKEW_SEC = 3600.0
-"""No clock is taken to be more wrong than this."""
+"""Largest assumed difference between clocks; an older lease is stale without watching."""
 SETTLE_SEC = 1.0
-"""Where the place can't compare and swap: two drivers that write at once both look again after this long, and the last one has it."""
+"""Wait without conditional writes: two drivers that wrote at once both read again after it, and the last one has the lease."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """A driver, and when it last said that it lives."""
+    """A driver's process, and when it last renewed the lease."""
 
     token: str
     host: str
     pid: int
     started: str
-    """Of the process, so that another one with its number isn't taken for it; "" where the system doesn't say."""
+    """Start time of the process, since numbers are reused; "" where the system doesn't tell."""
     renewed_sec: float
     """Seconds since 1970."""
     boot: str = ""
-    """The kernel's id of this boot, which all of a machine's containers share; "" where the system doesn't say."""
+    """The kernel's boot id, which a machine's containers share; "" where the system doesn't tell."""
     namespace: str = ""
-    """The PID namespace: in another one the same number is another process."""
+    """The PID namespace, since in another one the same number is another process."""
 
     @property
     def is_here(self) -> bool:
-        """Whether its number is one of this machine's, as this process sees them. Containers and clones may share a host name."""
+        """Whether its PID is valid in this process's namespace. The host name isn't enough: containers and clones may share it."""
         return (self.host, self.boot, self.namespace) == (socket.gethostname(), *_system())
 
     @property
     def ended(self) -> bool:
-        """Whether it ran here and doesn't any more."""
+        """Whether it ran here and has ended."""
         return self.is_here and _started(self.pid) != self.started
 
     @property
     def lives(self) -> bool:
-        """Whether it runs here, or was just heard of; one that neither lives nor `ended` is to be watched."""
+        """Whether it runs here or has renewed the lease recently; one that neither lives nor has `ended` must be watched."""
         return not self.ended and (self.is_here or 0 <= self.age_sec <= STALE_SEC)
 
     @property
     def age_sec(self) -> float:
-        """Since it was last renewed, between two machines' clocks; below 0 where its own goes ahead."""
+        """Time since the last renewal, across two machines' clocks; negative where the holder's clock is ahead."""
         return time.time() - self.renewed_sec
 
 
 class Lease:
-    """Within the block this process is the sweep's driver. Raises UserError where another one is.
+    """Context in which this process is the sweep's driver. Raises UserError where another one is.
 
-    `lost` says that another driver has taken over meanwhile (this one was silent for too long): it must write nothing more.
+    `lost`: another driver has taken the sweep over, since this one was silent for too long; it must not write any more.
     """
 
     def __init__(self, folder: Folder) -> None:
@@ -79,7 +79,7 @@ class Lease:
         self.token = uuid4().hex
         self.lost = False
         self.compares = True
-        """Whether the place lets one of several writers succeed; where not, they look again after `SETTLE_SEC`."""
+        """Whether the place has conditional writes; without them, drivers read again after `SETTLE_SEC`."""
         self._seen = Seen(None)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -114,7 +114,7 @@ class Lease:
             raise UserError(f"{self.folder.url}: another process has taken this sweep over, since this one was silent; it goes on there")
 
     def holder(self) -> Holder | None:
-        """Who has the lease; None for nobody, or where what is there can't be read."""
+        """The lease's holder; None where there is no readable lease."""
         return _holder(look(self.folder, LEASE))
 
     def _held(self, holder: Holder) -> UserError:
@@ -149,31 +149,31 @@ class Lease:
         return holder is not None and holder.token == self.token
 
     def _is_lost(self, seen: Seen) -> bool:
-        """Whether another driver has it, or had it to its end while this one was silent. One removed by hand is nobody's."""
+        """Whether another driver has the lease, or had it and ended while this one was silent. A lease removed by hand isn't lost."""
         holder, before = _holder(seen), _holder(self._seen)
         if holder is None:
             return before is not None and before.age_sec > STALE_SEC
         return holder.token != self.token
 
     def _write(self, seen: Seen) -> None:
-        """Raises OutdatedError where the lease isn't as seen."""
+        """Write the lease as this process's. Raises OutdatedError where it isn't as seen."""
         own = Holder(self.token, socket.gethostname(), os.getpid(), _started(os.getpid()), time.time(), *_system())
         self._seen = write_where(self.folder, LEASE, json.dumps(asdict(own)).encode(), seen)
 
     def _renew(self) -> None:
         while not self.lost and not self._stop.wait(RENEW_SEC):
-            with suppress(OutdatedError):  # between the look and the write, which the next round sees
+            with suppress(OutdatedError):  # changed between read and write; the next round sees it
                 try:
                     seen = look(self.folder, LEASE)
                     self.lost = self._is_lost(seen)
                     if not self.lost:
                         self._write(seen)
-                except UserError as error:  # the storage is away; the lease may grow stale, and the next look tells
+                except UserError as error:  # storage unreachable; the lease may become stale, which the next round sees
                     logger.warning("the lease couldn't be renewed: %s", error)
 
 
 def check_free(folder: Folder) -> None:
-    """Raise UserError where a driver runs the sweep, as its lease says just now; nothing is written or waited for."""
+    """Raise UserError where a driver runs the sweep according to its lease; writes nothing and doesn't wait."""
     lease = Lease(folder)
     holder = lease.holder()
     if holder is not None and holder.lives:
@@ -189,7 +189,7 @@ def _holder(seen: Seen) -> Holder | None:
 
 
 def _system() -> tuple[str, str]:
-    """This boot and this PID namespace; "" where the system doesn't say."""
+    """This machine's boot id and this process's PID namespace; "" where the system doesn't tell."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -197,7 +197,7 @@ def _system() -> tuple[str, str]:
 
 
 def _started(pid: int) -> str:
-    """When a process of this machine began, in the kernel's ticks; "" where there is none, or the system doesn't say."""
+    """Start time of a local process in clock ticks; "" where there is no such process, or the system doesn't tell."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
     except (OSError, IndexError):
@@ -209,6 +209,6 @@ def _alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # somebody else's
+    except OSError:  # another user's process
         return True
     return True

@@ -1,4 +1,4 @@
-"""A sweep's folder: trial records and evaluation rows, read and written with ordinary JSON."""
+"""Reads and writes a sweep's folder: trial records and evaluation rows, as JSON."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ State: TypeAlias = Literal["RUNNING", "COMPLETE", "PRUNED", "FAIL"]
 
 SPEC = "spec.yaml"
 FORMAT = 2
-"""Of a sweep's folder: raised by a release whose folders an older one would misread, or whose trainings or measures give other numbers."""
+"""Format of a sweep's folder. A release raises it where older ones would misread it, or where its training or metrics differ."""
 FORMAT_LINE = "# fewshot-ray sweep, format "
 RECORD = "trial.json"
 ROWS = "metrics.jsonl"
 INPUTS = "inputs"
-"""Images that were sent with a launch."""
+"""Sub-folder of the images that were sent by `launch`."""
 NOT_A_RECORD = (ValueError, TypeError, KeyError, OverflowError, RecursionError)
-"""What reading JSON of another kind raises: `1e999` has no whole number, and brackets may be nested without end."""
+"""Errors of reading JSON of another structure: `1e999` has no whole number, brackets may be nested without end."""
 TEXT, WHOLE, NUMBER, NOTHING = (str,), (int,), (int, float), (type(None),)
 RECORD_TYPES: Mapping[str, tuple[type, ...]] = {
     **{"id": TEXT, "number": WHOLE + NOTHING, "kind": TEXT, "origin": TEXT, "label": TEXT, "seed": WHOLE, "state": TEXT},
@@ -36,14 +36,14 @@ RECORD_TYPES: Mapping[str, tuple[type, ...]] = {
     **{"train_sec": NUMBER, "started": TEXT, "ended": TEXT + NOTHING},
 }
 MOST_STEPS = 2**31
-"""TensorBoard counts no further than twice this."""
+"""Largest step: TensorBoard's limit is twice this."""
 SLOWEST = 1e-9
-"""Images a second; less would make a trial's seconds infinite."""
+"""Lowest images per second; less would make a trial's time infinite."""
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """What `trials/<id>/trial.json` holds."""
+    """The contents of `trials/<id>/trial.json`."""
 
     id: str
     """`t0007`, `confirm-t0007-seed1`, `control-t0007-seed1` or `refit-t0007`; the trial's folder has this name."""
@@ -51,9 +51,9 @@ class TrialRecord:
     """The Optuna trial's number; None outside the search."""
     kind: Kind
     origin: str
-    """Who proposed it: `preset`, `plain`, `file` or `sampler`; of a rerun, the search trial's id."""
+    """What proposed it: `preset`, `plain`, `file` or `sampler`; for a rerun the search trial's id."""
     label: str
-    """What a person reads in the leaderboard."""
+    """Its description in the leaderboard."""
     seed: int
     state: State
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -70,7 +70,7 @@ class TrialRecord:
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """One line of `trials/<id>/metrics.jsonl`: one evaluation."""
+    """One evaluation, a line of `trials/<id>/metrics.jsonl`."""
 
     step: int
     time: float
@@ -80,7 +80,7 @@ class EvaluationRow:
     lr: float
     images_per_sec: float
     trained_share: float
-    """Trained parameters over all of the network."""
+    """Number of trained parameters divided by all parameters of the network."""
 
 
 class SweepFolder:
@@ -111,20 +111,17 @@ class SweepFolder:
             raise UserError(f"{where}: not a trial's record ({_reason(error)}); remove that trial's folder to run it again") from error
 
     def write_trial(self, record: TrialRecord) -> None:
-        """Write the record whole, over the one before."""
+        """Write the record atomically, replacing the earlier one."""
         tree = asdict(record)
         tree["values"] = None if record.values is None else _to_json(record.values)
         self.trial(record.id).write_text(RECORD, json.dumps(tree, indent=1, allow_nan=False) + "\n")
 
     def rows(self, trial_id: str) -> list[EvaluationRow]:
-        """The trial's evaluations in the order written; a last line that a kill cut short is passed over.
-
-        Raises UserError at a whole line that is no row.
-        """
+        """The trial's evaluations in the order written; an incomplete last line is ignored. Raises UserError for an invalid line."""
         return [self._row(trial_id, number, line) for number, line in enumerate(self._lines(trial_id), start=1)]
 
     def append_row(self, trial_id: str, row: EvaluationRow) -> None:
-        """Add an evaluation; on local disk it is on the disk when this returns. A torn last line is cut off first."""
+        """Add an evaluation; on local disk it is synced when this returns. An incomplete last line is removed first."""
         line = _line(row)
         folder = self.trial(trial_id)
         if folder.local is not None:
@@ -142,18 +139,18 @@ class SweepFolder:
         return (self.trial(trial_id) / "samples").read_bytes(grid_name(step))
 
     def strip(self, trial_id: str, step: int) -> bytes | None:
-        """The PNG of images along lines through the latent space at `step`; None for a model without one."""
+        """The PNG of interpolations through the latent space at `step`; None for a model without one."""
         try:
             return (self.trial(trial_id) / "samples").read_bytes(strip_name(step))
         except FileNotFoundError:
             return None
 
     def write_grid(self, trial_id: str, step: int, png: bytes) -> None:
-        """Keep the PNG of the samples at `step`."""
+        """Write the PNG of the samples at `step`."""
         (self.trial(trial_id) / "samples").write_bytes(grid_name(step), png)
 
     def _lines(self, trial_id: str) -> list[bytes]:
-        """The whole lines, each with its newline: a line counts from the moment its newline is written."""
+        """The complete lines, each with its newline."""
         try:
             content = self.trial(trial_id).read_bytes(ROWS)
         except (FileNotFoundError, NotADirectoryError):
@@ -169,12 +166,12 @@ class SweepFolder:
 
 
 def sweep_text(document: Document) -> str:
-    """What a sweep's own `spec.yaml` holds: the folder's format as a comment, and the spec."""
+    """The text of a sweep's `spec.yaml`: the folder's format as a comment, and the spec."""
     return f"{FORMAT_LINE}{FORMAT}\n{to_yaml(document.tree)}"
 
 
 def read_spec(folder: Folder) -> Document:
-    """The spec of a sweep or of one of its trials. Raises UserError where it is missing, no text, or of a newer release."""
+    """The spec of a sweep or of one of its trials. Raises UserError where it is missing, isn't text, or is of a newer release."""
     try:
         text = folder.read_text(SPEC)
         _known_format(text, folder)
@@ -186,7 +183,7 @@ def read_spec(folder: Folder) -> Document:
 
 
 def check_trainable(folder: Folder) -> None:
-    """Raise UserError where another release began this sweep: what an older one trained and measured can not be ranked with new trials."""
+    """Raise UserError where an older release began this sweep: its results can't be ranked with new trials."""
     number = _known_format(folder.read_bytes(SPEC).decode(errors="replace"), folder)
     if number < FORMAT:
         raise UserError(
@@ -196,7 +193,7 @@ def check_trainable(folder: Folder) -> None:
 
 
 def _known_format(text: str, folder: Folder) -> int:
-    """Of a sweep's `spec.yaml`, the first where it names none. Raises UserError where a newer release wrote it."""
+    """The format number in a sweep's `spec.yaml`, 1 where it has none. Raises UserError where a newer release wrote it."""
     named = text.removeprefix(FORMAT_LINE).split("\n", 1)[0].strip() if text.startswith(FORMAT_LINE) else ""
     number = int(named) if named.isdecimal() else 1
     if number > FORMAT:
@@ -213,7 +210,7 @@ def grid_name(step: int) -> str:
 
 
 def strip_name(step: int) -> str:
-    """The file name of the pictures along lines through the latent space at `step`: `path_000080.png`."""
+    """The file name of interpolations through the latent space at `step`: `path_000080.png`."""
     return f"path_{step:06d}.png"
 
 
@@ -269,7 +266,7 @@ def _line(row: EvaluationRow) -> bytes:
 
 
 def _to_json(values: Mapping[str, float]) -> dict[str, float | str]:
-    """JSON has no NaN and no infinity: they become the texts `nan`, `inf` and `-inf`, which every language's float parser reads."""
+    """The tree with NaN and infinities as the texts `nan`, `inf` and `-inf`, which JSON's numbers don't have."""
     return {name: float(value) if math.isfinite(value) else str(float(value)) for name, value in values.items()}
 
 
@@ -295,7 +292,7 @@ def _append_durably(path: Path, line: bytes) -> None:
 
 
 def _length_of_whole_lines(descriptor: int) -> int:
-    """Bytes up to and with the last newline; reads backwards, for the end is almost always whole."""
+    """The number of bytes up to and including the last newline; reads backwards, since the end is nearly always complete."""
     end = os.fstat(descriptor).st_size
     while end > 0:
         start = max(0, end - 4096)

@@ -146,7 +146,7 @@ class Trial:
         raise SavedAndEndedError(reason, self.trainings[0].step)
 
     def _train_part(self, step: int) -> float:
-        """Train every fold for as many steps as take about `PART_SEC`, up to `step`; the seconds it took."""
+        """Train every fold for as many steps as take about `PART_SEC`, up to `step`; returns the time in seconds."""
         started, first = time.perf_counter(), self.trainings[0].step
         until = min(step, first + self._part_steps)
         for training in self.trainings:
