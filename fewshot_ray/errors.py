@@ -38,5 +38,5 @@ class SavedAndEndedError(Exception):
 
 
 def said_of(field: str, error: UserError) -> UserError:
-    """The same, said of another field of the file, or of an argument: who reads a model doesn't know what named its place."""
+    """The same error for another field or argument, which named the place, in place of `source.model` or `source.gan`."""
     return UserError(*(f"{field}: {re.sub(r'^source[.](model|gan): ', '', line)}" for line in error.lines))

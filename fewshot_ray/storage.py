@@ -55,11 +55,10 @@ def is_s3(url: str) -> bool:
 
 
 def open_place(url: str, *, attempts: int = 1) -> tuple[Any, str]:
-    """The fsspec filesystem of `url` and the path in it. Its listings are never cached.
+    """The fsspec filesystem of `url`, which doesn't cache listings, and the path in it. Raises one of `place_errors`.
 
-    S3's client and s3fs would each try five times on their own, for up to a minute and a half of silence: here `attempts` times a request
-    in all, each within bounds, for `patiently` is to decide. What fsspec's own settings say about the client goes before.
-    Raises one of `place_errors`.
+    `attempts`: requests in all, each with a time limit. By default S3's client and s3fs would each retry five times, with up to a minute
+    and a half without an answer, but `patiently` retries here. fsspec's own settings for the client take precedence.
     """
     if not is_remote(url):  # `::`, which fsspec reads as a chain of places, is part of a local name
         return LocalFileSystem(), LocalFileSystem._strip_protocol(url)
@@ -120,9 +119,9 @@ class _Ranges(io.RawIOBase):
 class Folder:
     """A folder on local disk or at an fsspec URL; it need not exist until something is written.
 
-    A write shows under its final name whole or not at all: locally through a rename,
-    on an object store because an upload is one. Every method waits out what passes by itself, for as long as `set_patience` says, and
-    raises UserError, in one line, where the place cannot be reached (no credentials, no such bucket, no permission, no answer until then).
+    Writes are atomic: by a rename on disk, by a single upload on an object store. Every method retries transient errors for as long as
+    `set_patience` says, and raises UserError, in one line, where the place can't be reached (no credentials, no such bucket, no permission,
+    no answer).
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
