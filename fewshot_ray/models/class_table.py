@@ -13,6 +13,9 @@ from diffusers import DiTTransformer2DModel
 from diffusers.models.embeddings import LabelEmbedding
 from torch import Tensor, nn
 
+PIPELINE_CLASSES = 1000
+"""Classes of `DiTPipeline`, whose null class is label 1000."""
+
 
 def with_class_table(transformer: DiTTransformer2DModel, classes: int) -> DiTTransformer2DModel:
     """A copy for labels 0 .. classes - 1 and the null class, label `classes`; each begins as the source's null class.
@@ -25,7 +28,7 @@ def with_class_table(transformer: DiTTransformer2DModel, classes: int) -> DiTTra
     return _with_rows(transformer, [-1] * (classes + 1), new=True)
 
 
-def for_pipeline(transformer: DiTTransformer2DModel, classes: int = 1000) -> DiTTransformer2DModel:
+def for_pipeline(transformer: DiTTransformer2DModel, classes: int = PIPELINE_CLASSES) -> DiTTransformer2DModel:
     """A copy with `classes` classes, the added ones copies of the null class: `DiTPipeline` uses label 1000 as the null class.
 
     Raises ValueError where `classes` is below 1 or below the transformer's own.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import torch
 from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
@@ -21,23 +23,26 @@ from diffusers import (
 from torch import nn
 
 from fewshot_ray.models import adaptor, adm_unet
+from fewshot_ray.models.autoencoder import Autoencoder
 from fewshot_ray.models.backbone import Backbone
 from fewshot_ray.models.class_table import for_pipeline
 from fewshot_ray.models.sampling import Sampler
 
 OWN_NETWORKS: dict[type[nn.Module], ModuleType] = {adaptor.AdaptorUNet2DModel: adaptor, adm_unet.AdmUNet2DModel: adm_unet}
 """Networks that diffusers doesn't have: the file of each is saved with it."""
+LEARNED = ("learned", "learned_range")
+"""`DDPMScheduler`'s values of `variance_type` for a learned variance."""
 
 
 def save_pipeline(backbone: Backbone, network: ModelMixin, folder: Path) -> None:
     """Write what `DiffusionPipeline.from_pretrained` loads (with `trust_remote_code=True` for a network of our own)."""
-    scheduler = _scheduler(backbone)
+    scheduler = export_scheduler(backbone)
     if isinstance(network, DiTTransformer2DModel):
         assert backbone.autoencoder is not None
-        DiTPipeline(for_pipeline(network), backbone.autoencoder.model, scheduler).save_pretrained(str(folder))
+        DiTPipeline(for_pipeline(network), export_autoencoder(backbone.autoencoder), scheduler).save_pretrained(str(folder))
         _edit_index(folder, id2label={str(number): name for number, name in enumerate(backbone.class_names)})
     elif backbone.autoencoder is not None:
-        LDMPipeline(vqvae=backbone.autoencoder.model, unet=network, scheduler=scheduler).save_pretrained(str(folder))
+        LDMPipeline(vqvae=export_autoencoder(backbone.autoencoder), unet=network, scheduler=scheduler).save_pretrained(str(folder))
     else:
         DDPMPipeline(unet=network, scheduler=scheduler).save_pretrained(str(folder))
     module = OWN_NETWORKS.get(type(network))
@@ -45,15 +50,48 @@ def save_pipeline(backbone: Backbone, network: ModelMixin, folder: Path) -> None
         _ship(module, type(network).__name__, folder)
 
 
-def _scheduler(backbone: Backbone) -> SchedulerMixin:
-    """The scheduler diffusers samples with: DDPM for pixels, DDIM for latents (which have no bounds), from T - 1 on as in `sampling`."""
+def drawn_by_ddpm(backbone: Backbone) -> bool:
+    """Whether diffusers draws with the export by DDPM; else by DDIM.
+
+    By DDPM pixels, and latents of a U-Net with a learned variance: `LDMPipeline` hands both to its scheduler, and DDIM takes no variance.
+    """
+    if backbone.autoencoder is None:
+        return True
+    return backbone.learned_variance and not isinstance(backbone.network, DiTTransformer2DModel)
+
+
+def export_scheduler(backbone: Backbone) -> SchedulerMixin:
+    """The scheduler diffusers samples with, from T - 1 on as in `sampling`; latents have no bounds."""
     config: dict[str, Any] = {key: value for key, value in backbone.scheduler.config.items() if not key.startswith("_")}
     config |= {"timestep_spacing": "trailing"}
-    if backbone.autoencoder is None:
-        if backbone.learned_variance and config.get("variance_type") != "learned":
-            config["variance_type"] = "learned_range"  # else diffusers takes all channels for the mean
-        return DDPMScheduler.from_config(config)
-    return DDIMScheduler.from_config({**config, "clip_sample": False, "thresholding": False, "set_alpha_to_one": True})
+    if backbone.autoencoder is not None:
+        config |= {"clip_sample": False, "thresholding": False}
+    if not drawn_by_ddpm(backbone):
+        return DDIMScheduler.from_config({**config, "set_alpha_to_one": True})
+    if not backbone.learned_variance and config["variance_type"] in LEARNED:
+        config["variance_type"] = "fixed_small"  # else diffusers looks for channels that there aren't
+    elif backbone.learned_variance and config["variance_type"] not in LEARNED:
+        config["variance_type"] = "learned_range"  # else it takes all channels for the mean
+    return DDPMScheduler.from_config(config)
+
+
+def export_autoencoder(autoencoder: Autoencoder) -> ModelMixin:
+    """The autoencoder's network as the pipelines use it: with its scale in the configuration, and without a shift, which they ignore.
+
+    A shift is put into the biases of two 1x1 convolutions of a copy, the last before the latents and the first after them: the
+    latents and images are the same.
+    """
+    model, shift = autoencoder.model, autoencoder.shift
+    if shift == 0 and model.config.scaling_factor == autoencoder.scale:
+        return model
+    model = copy.deepcopy(model)
+    model.register_to_config(scaling_factor=autoencoder.scale)
+    if shift != 0:
+        with torch.no_grad():
+            model.quant_conv.bias[: model.config.latent_channels] -= shift  # of the mean; the rest is the log-variance
+            model.post_quant_conv.bias += shift * model.post_quant_conv.weight.sum(dim=(1, 2, 3))
+        model.register_to_config(shift_factor=None)
+    return model
 
 
 class PipelineCall(NamedTuple):
@@ -73,7 +111,7 @@ def pipeline_call(backbone: Backbone, *, sampler: Sampler, steps: int, guidance_
         f"The metrics below are of images drawn by {by} in {steps} steps, "
         f"as `fewshot-ray sample path/to/this/folder OUT --sampler {sampler} --steps {steps}{guidance}` draws."
     )
-    if backbone.autoencoder is None:
+    if drawn_by_ddpm(backbone):
         return PipelineCall(f"batch_size=16, num_inference_steps={timesteps}", f"These are DDPM's {timesteps} random steps. {measured}")
     own = max(divisor for divisor in range(1, steps + 1) if timesteps % divisor == 0)  # diffusers steps by the whole part of T / steps
     arguments = "batch_size=16"

@@ -45,6 +45,7 @@ from fewshot_ray.models.configuration import (
     try_samplers,
     unsaid,
 )
+from fewshot_ray.models.drawable import check_drawable, write_out
 from fewshot_ray.models.fastgan import FastGanDiscriminator, FastGanGenerator
 from fewshot_ray.models.misplaced import SINGLE, WEIGHTS, what_it_is
 from fewshot_ray.models.schedule import alphas_cumprod
@@ -308,10 +309,12 @@ def checked_backbone(network: ModelMixin, scheduler: Any, place: str, autoencode
     for part in (network, autoencoder.model if autoencoder else None):
         if part is not None and (name := not_finite(part)) is not None:
             raise UserError(f"source.model: the weights of {place} aren't all finite numbers, first {name}; undamaged ones would be right")
+    write_out(network)
     backbone = Backbone(network, scheduler, autoencoder=autoencoder)
     with quiet():
         check_shapes(backbone, place)
         try_samplers(backbone, place)
+        check_drawable(backbone, place)
         check_range(backbone, place)
     return backbone
 

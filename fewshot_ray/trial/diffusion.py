@@ -26,7 +26,7 @@ from fewshot_ray.methods.stage import Stage, read
 from fewshot_ray.models.adm import AdmConfig
 from fewshot_ray.models.autoencoder import Autoencoder
 from fewshot_ray.models.backbone import Backbone
-from fewshot_ray.models.class_table import with_class_table, without_label_dropping
+from fewshot_ray.models.class_table import PIPELINE_CLASSES, with_class_table, without_label_dropping
 from fewshot_ray.models.parameters import TunedNetwork, tune
 from fewshot_ray.models.sampling import sample
 from fewshot_ray.models.source import build_backbone, convert_adm, load_backbone, weights_hash
@@ -87,7 +87,13 @@ class DiffusionMaterials(Materials):
         if not conditional and labels is not None:
             raise UserError(f"target.labels: '{labels}' given, but source.model has no classes; leave it out")
         if labels == "folders":
-            return tuple(sorted({class_of(name) for name in self.shots.names}))
+            classes = tuple(sorted({class_of(name) for name in self.shots.names}))
+            if len(classes) > PIPELINE_CLASSES:
+                raise UserError(
+                    f"target.labels: {len(classes)} sub-folders given, but DiTPipeline, as which the model is exported, knows "
+                    f"{PIPELINE_CLASSES} classes; no more would be right"
+                )
+            return classes
         return ("target",) if labels == "one" else ()
 
     def labels(self, images: ImageSet) -> Tensor | None:

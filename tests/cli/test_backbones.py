@@ -164,6 +164,16 @@ def test_classes_from_sub_folders(desk: Desk, fewshot: Command) -> None:
     assert "class that no shot has ('birds'); one of cats, dogs would be right" in one_line(fewshot("check", desk.file))
 
 
+def test_more_classes_than_the_pipeline_knows(desk: Desk, fewshot: Command) -> None:
+    """`DiTPipeline` takes label 1000 for the null class. Oracle: one line, before training."""
+    prepare(desk, "dit", {"finetune": {}})
+    for number in range(1001):
+        (desk.folder / "pets" / f"{number:04}").mkdir(parents=True)
+        Image.new("RGB", (16, 16), (number % 251, number // 251, 0)).save(desk.folder / "pets" / f"{number:04}" / f"{number}.png")
+    desk.tree["target"] = {"images": str(desk.folder / "pets"), "labels": "folders", "holdout": 2}
+    assert "target.labels: 1001 sub-folders given, but DiTPipeline" in one_line(fewshot("check", desk.write()))
+
+
 def no_labels(desk: Desk) -> None:
     del desk.tree["target"]["labels"]
 
