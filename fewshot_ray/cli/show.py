@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from fewshot_ray.cluster.lease import is_driven
 from fewshot_ray.errors import UserError
 from fewshot_ray.report.leaderboard import leaderboard, leaderboard_view
 from fewshot_ray.report.sweep_folder import SPEC, SweepFolder, read_spec
@@ -23,5 +24,7 @@ def read_sweep(place: str) -> tuple[SweepFolder, FileSpec]:
 
 def show_sweep(folder: SweepFolder, file: FileSpec, console: Console) -> None:
     """The leaderboard, the winner and its paired comparison with plain fine-tuning."""
-    rows = leaderboard(folder, file.search.objectives, bounds(file))
+    rows = leaderboard(folder, file.search.objectives, bounds(file), driven=is_driven(folder.folder))
     console.print(leaderboard_view(rows, file.search.objectives, width=console.width))
+    if any(row.interrupted for row in rows):
+        console.print(f"\ninterrupted; go on with: fewshot-ray resume {folder.folder.url}", soft_wrap=True)

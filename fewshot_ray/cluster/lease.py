@@ -180,6 +180,12 @@ def check_free(folder: Folder) -> None:
         raise lease._held(holder)
 
 
+def is_driven(folder: Folder) -> bool:
+    """Whether a driver seems to run the sweep; nobody is waited for. One whose clock goes ahead of this machine's is taken to live."""
+    holder = Lease(folder).holder()
+    return holder is not None and not holder.ended and (holder.is_here or holder.age_sec <= STALE_SEC)
+
+
 def _holder(seen: Seen) -> Holder | None:
     known = {one.name for one in fields(Holder)}
     try:

@@ -49,12 +49,26 @@ class LeaderboardRow:
     """The step of the best evaluation; None before the first."""
     values: Mapping[str, float]
     """Every metric at `step`; empty before the first evaluation."""
+    saved_step: int | None = None
+    """Of a trial that has not ended: where its latest checkpoint is; None before the first."""
+    interrupted: bool = False
+    """Whether it has not ended and nobody runs the sweep."""
+
+    @property
+    def state(self) -> str:
+        """For people."""
+        return "interrupted" if self.interrupted else self.trial.state.lower()
 
 
-def leaderboard(sweep: SweepFolder, objectives: Objectives, constraints: Bounds | None = None) -> list[LeaderboardRow]:
-    """All trials by kind (search, confirm, control, refit); within a kind the complete ones by rank, then running, pruned, failed."""
+def leaderboard(
+    sweep: SweepFolder, objectives: Objectives, constraints: Bounds | None = None, *, driven: bool = True
+) -> list[LeaderboardRow]:
+    """All trials by kind (search, confirm, control, refit); within a kind the complete ones by rank, then running, pruned, failed.
+
+    Where the sweep isn't `driven` by any process, those that haven't ended are interrupted.
+    """
     ranking = Ranking(objectives, constraints or {})
-    rows = [_row(sweep, trial, ranking) for trial in sweep.trials()]
+    rows = [_row(sweep, trial, ranking, driven=driven) for trial in sweep.trials()]
     contenders = [row for row in rows if row.trial.kind == "search" and row.trial.state == "COMPLETE" and _is_measured(row, ranking)]
     merits = [ranking.merit(row.values) for row in contenders]
     rank = {contenders[index].trial.id: place for place, index in enumerate(ranked(merits), start=1)}
@@ -74,13 +88,16 @@ def metric_names(rows: Iterable[LeaderboardRow], objectives: Objectives) -> list
     return [*objectives, *sorted(others - set(objectives))]
 
 
-def _row(sweep: SweepFolder, trial: TrialRecord, ranking: Ranking) -> LeaderboardRow:
+def _row(sweep: SweepFolder, trial: TrialRecord, ranking: Ranking, *, driven: bool) -> LeaderboardRow:
     step, values = trial.best_step, trial.values
     if values is None:  # running, or ended before its best evaluation was recorded
         rows = sweep.rows(trial.id)
         best = ranking.best_index([row.metrics for row in rows])
         step, values = (None, {}) if best is None else (rows[best].step, rows[best].metrics)
-    return LeaderboardRow(trial, None, False, ranking.excess(values) == 0, step, values)
+    row = LeaderboardRow(trial, None, False, ranking.excess(values) == 0, step, values)
+    if trial.state != "RUNNING":
+        return row
+    return replace(row, saved_step=sweep.saved_step(trial.id), interrupted=not driven)
 
 
 def _is_measured(row: LeaderboardRow, ranking: Ranking) -> bool:
@@ -184,7 +201,8 @@ def leaderboard_table(rows: Sequence[LeaderboardRow], objectives: Objectives, *,
     It has the objectives and as many other metrics as fit into `width` characters; leaderboard.csv has all. With several objectives * marks
     the Pareto front.
     """
-    fixed = sum((2, max((len(row.trial.id) for row in rows), default=5), 7, 11, 7)) + 5 * COLUMN_GAP
+    fixed = sum((2, max((len(row.trial.id) for row in rows), default=5), 7, max((len(_state(row)) for row in rows), default=5), 7))
+    fixed += 5 * COLUMN_GAP
     metrics = _fitting(metric_names(rows, objectives), width - fixed, least=len(objectives))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("", "trial", "origin", "state", "best at"):
@@ -217,8 +235,9 @@ def leaderboard_view(
     if comparisons:
         parts.append(Text("\n" + "\n".join(comparison.describe() for comparison in comparisons)))
     for row in rows:
-        if row.trial.state == "FAIL" and row.trial.error:
-            parts.append(Text(f"{row.trial.id} failed: {row.trial.error}", style="red"))
+        if row.trial.error:
+            ended = "failed" if row.trial.state == "FAIL" else "hasn't ended"
+            parts.append(Text(f"{row.trial.id} {ended}: {row.trial.error}", style="red"))
     return Group(*parts)
 
 
@@ -237,10 +256,15 @@ def _fitting(names: Sequence[str], width: int, *, least: int) -> list[str]:
 
 def _cells(row: LeaderboardRow, metrics: Sequence[str], *, mark_front: bool) -> list[Text]:
     t = row.trial
-    state = t.state.lower() if row.feasible or not row.values else "past bounds"
     place = ("" if row.rank is None else str(row.rank)) + ("*" if mark_front and row.front else "")
-    start = [place, t.id, t.origin, state, "" if row.step is None else str(row.step)]
+    start = [place, t.id, t.origin, _state(row), "" if row.step is None else str(row.step)]
     return [Text(cell) for cell in [*start, *(format_metric(row.values.get(name)) for name in metrics)]]
+
+
+def _state(row: LeaderboardRow) -> str:
+    if row.trial.state == "RUNNING":
+        return row.state if row.saved_step is None else f"{row.state} at {row.saved_step}"
+    return row.state if row.feasible or not row.values else "past bounds"
 
 
 def _style(row: LeaderboardRow) -> str:

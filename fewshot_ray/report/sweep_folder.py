@@ -129,6 +129,13 @@ class SweepFolder:
         else:
             folder.write_bytes(ROWS, b"".join([*self._lines(trial_id), line]))
 
+    def saved_step(self, trial_id: str) -> int | None:
+        """Where the trial's latest whole checkpoint is; None before the first."""
+        folder = self.trial(trial_id) / "checkpoints"
+        matches = (re.fullmatch(r"step_(\d+)", name) for name in folder.names())
+        steps = sorted((int(match[1]) for match in matches if match), reverse=True)
+        return next((step for step in steps if folder.exists(f"step_{step:06d}/manifest.json")), None)
+
     def grid_steps(self, trial_id: str) -> list[int]:
         """The steps that have a sample grid, ascending."""
         matches = (re.fullmatch(r"step_(\d+)\.png", name) for name in (self.trial(trial_id) / "samples").names())

@@ -20,7 +20,7 @@ import fsspec
 import pytest
 
 from fewshot_ray.cluster import lease as module
-from fewshot_ray.cluster.lease import LEASE, STALE_SEC, Holder, Lease, _started, _system
+from fewshot_ray.cluster.lease import LEASE, STALE_SEC, Holder, Lease, _started, _system, is_driven
 from fewshot_ray.conditional import OutdatedError, look, write_where
 from fewshot_ray.errors import UserError
 from fewshot_ray.storage import Folder
@@ -329,3 +329,25 @@ def test_one_that_was_silent_while_another_drove_the_sweep_to_its_end(folder: Fo
         with pytest.raises(UserError, match="taken this sweep over"):
             lease.check()
     assert not folder.exists(LEASE)
+
+
+def test_whether_a_sweep_is_driven(tmp_path: Path) -> None:
+    """Oracle: by hand. On this machine by its process, however old its word (a suspended laptop's); elsewhere by the age of that."""
+    folder = Folder(tmp_path)
+    assert not is_driven(folder)
+    with Lease(folder):
+        assert is_driven(folder)
+    assert not is_driven(folder)
+    here = Holder("t", **HERE, pid=os.getpid(), started=_started(os.getpid()), renewed_sec=time.time() - 10 * STALE_SEC)
+    elsewhere = replace(here, host="elsewhere")
+    for holder, driven in (
+        (here, True),
+        (replace(here, started="0"), False),
+        (elsewhere, False),
+        (replace(elsewhere, renewed_sec=time.time() - STALE_SEC / 2), True),
+        (replace(elsewhere, renewed_sec=time.time() + STALE_SEC), True),  # its clock goes ahead
+    ):
+        folder.write_text(LEASE, json.dumps(asdict(holder)))
+        assert is_driven(folder) == driven
+    folder.write_text(LEASE, "{")
+    assert not is_driven(folder)

@@ -101,6 +101,25 @@ def test_a_running_trial_shows_what_it_would_count_by(tmp_path: Path) -> None:
     assert (row.step, row.feasible) == (1, True)
 
 
+def test_what_has_not_ended_shows_how_far_it_is_saved(tmp_path: Path) -> None:
+    """Oracle: by hand. The latest checkpoint with its manifest counts; without a driver the trial is interrupted, but not in the CSV."""
+    sweep = SweepFolder(Folder(tmp_path))
+    sweep.write_trial(TrialRecord("t0000", 0, "search", "sampler", "ant", 0, "RUNNING", error="out of memory"))
+    sweep.write_trial(TrialRecord("t0001", 1, "search", "sampler", "ant", 0, "RUNNING"))
+    complete(sweep, 2, holdout_loss=0.2)
+    for name in ("step_000040/manifest.json", "step_000118/manifest.json", "step_000120/state.json"):
+        (sweep.trial("t0000") / "checkpoints").write_text(name, "{}")
+    for driven, word in ((True, "running"), (False, "interrupted")):
+        rows = leaderboard(sweep, LOSS, driven=driven)
+        assert [(row.saved_step, row.state) for row in rows] == [(None, "complete"), (118, word), (None, word)]
+        console = Console(file=io.StringIO(), width=80)
+        console.print(leaderboard_view(rows, LOSS))
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        assert f"{word} at 118" in text
+        assert "t0000 hasn't ended: out of memory" in text
+        assert to_csv(rows, LOSS).count("RUNNING") == 2
+
+
 def test_a_value_that_is_no_number_is_not_ranked(tmp_path: Path) -> None:
     sweep = SweepFolder(Folder(tmp_path))
     complete(sweep, 0, holdout_loss=float("nan"))
