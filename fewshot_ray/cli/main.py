@@ -33,13 +33,16 @@ NO_RESULT = 1
 @app.command()
 def run(file: FileArgument, address: AddressOption = None) -> None:
     """Run a file: one training, or a sweep where values are ranges. The same file again goes on where it was left."""
+    from fewshot_ray.report.terminal import plain_console
     from fewshot_ray.trial.fields import read_run_file
 
     _joined(address)
     document = read_run_file(file)  # before the imports that take seconds
-    from fewshot_ray.cluster.opened import planned_sweep
+    with plain_console().status("loading"):  # PyTorch
+        from fewshot_ray.cluster.opened import planned_sweep
 
-    _run(planned_sweep(document), address)
+        opened = planned_sweep(document)
+    _run(opened, address)
 
 
 @app.command()
@@ -52,6 +55,7 @@ def resume(
 ) -> None:
     """Go on with an interrupted sweep, from its folder; with --cluster there, as a job that `launch` would submit."""
     from fewshot_ray.cli.show import read_sweep
+    from fewshot_ray.report.terminal import plain_console
     from fewshot_ray.storage import Folder
 
     trials = _trials(extend)
@@ -59,9 +63,11 @@ def resume(
         raise typer.Exit(resume_there(sweep, cluster, address, trials=trials, workers=workers))
     address = _joined(address or os.environ.get("RAY_ADDRESS"))
     read_sweep(sweep)  # before the imports that take seconds
-    from fewshot_ray.cluster.opened import changed, existing_sweep
+    with plain_console().status("loading"):  # PyTorch
+        from fewshot_ray.cluster.opened import changed, existing_sweep
 
-    _run(changed(existing_sweep(Folder(sweep)), trials=trials, workers=workers), address)
+        opened = changed(existing_sweep(Folder(sweep)), trials=trials, workers=workers)
+    _run(opened, address)
 
 
 @app.command(hidden=True)
@@ -130,13 +136,14 @@ def _run(opened: object, address: str | None, *, nodes: Any = None, there: str =
     from fewshot_ray.cli.show import show_sweep
     from fewshot_ray.cluster.driver import Interrupted, run_sweep
     from fewshot_ray.cluster.opened import Opened
-    from fewshot_ray.report.terminal import plain_console
+    from fewshot_ray.report.terminal import doing, plain_console
     from fewshot_ray.report.winner import exported_trial
 
     assert isinstance(opened, Opened)
-    _preflight(opened, address)
     console = plain_console()
     console.print(f"sweep {opened.folder.folder.url}", soft_wrap=True)
+    with doing(console, "checking model and images"):
+        _preflight(opened, address)
     try:
         run_sweep(opened, address=address, console=console, nodes=nodes)
     except KeyboardInterrupt as interrupt:

@@ -12,6 +12,7 @@ import ray.train
 import torch
 from ray import tune
 
+from fewshot_ray.cluster.activities import teller
 from fewshot_ray.cluster.ending import NOTICE, sigterm_gives_notice
 from fewshot_ray.cluster.jobs import Job
 from fewshot_ray.errors import SavedAndEndedError, UserError
@@ -20,6 +21,7 @@ from fewshot_ray.spec.document import Document
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.group import Group
 from fewshot_ray.training.loop import NonFiniteLossError
+from fewshot_ray.trial.activity import Activity
 from fewshot_ray.trial.compiling import compiling
 from fewshot_ray.trial.compose import compose
 from fewshot_ray.trial.families import materials_of
@@ -49,12 +51,14 @@ def _trial_results(config: dict[str, Any], group: Group | None, stack: ExitStack
         device = pick_device(resources.gpus_per_worker)
         folder = Folder(config["folder"])
         group = group or Group()
+        tell = teller(config.get("messenger") if group.rank == 0 else None, job.id)
+        tell(Activity("loading model and images"))
         problem = group.first_of(_unreadable(materials_of(spec, folder / "cache", device)))
         if problem is not None:
             raise UserError(problem)
         if (reason := group.first_of(NOTICE())) is not None:
             raise SavedAndEndedError(reason)
-        trial = Trial(spec, folder / "trials" / job.id, folder / "cache", device=device, group=group, told_to_end=NOTICE)
+        trial = Trial(spec, folder / "trials" / job.id, folder / "cache", device=device, group=group, told_to_end=NOTICE, tell=tell)
         stack.enter_context(sigterm_gives_notice(lambda: trial.busy))
         with compiling():
             for evaluation in trial.evaluations():

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -21,6 +21,7 @@ from ray.exceptions import RayError
 from ray.tune.error import TuneError
 from rich.console import Console
 
+from fewshot_ray.cluster.activities import Activities
 from fewshot_ray.cluster.actors import TrialActor, build_stages
 from fewshot_ray.cluster.capacity import Growth
 from fewshot_ray.cluster.ending import EVERYBODY, start_messenger
@@ -40,7 +41,7 @@ from fewshot_ray.report.inputs import check_inputs
 from fewshot_ray.report.leaderboard import leaderboard, write_csv
 from fewshot_ray.report.page import write_page
 from fewshot_ray.report.progress import Progress
-from fewshot_ray.report.terminal import plain_console
+from fewshot_ray.report.terminal import doing, plain_console
 from fewshot_ray.report.winner import bounds
 from fewshot_ray.spec.document import Document, to_yaml
 from fewshot_ray.spec.sections import ResourcesSpec
@@ -89,7 +90,9 @@ def _run_on_ray(
     """Run the rest of a sweep on one Ray; returns RayLost where a local Ray was lost, else None."""
     is_own = False
     try:
-        with ray_session(address, dashboard=opened.file.resources.workers > 1) as is_own:
+        with ExitStack() as stack:
+            with doing(console, f"joining the Ray at {address}" if address else "starting Ray"):
+                is_own = stack.enter_context(ray_session(address, dashboard=opened.file.resources.workers > 1))
             log_again()
             watch = Watch(ray.get_runtime_context().get_node_id())
             resources, begun = opened.file.resources, bool((opened.folder.folder / "trials").names())
@@ -110,11 +113,12 @@ def _run_on_ray(
 def _build_stages(opened: Opened, console: Console, watch: Watch) -> None:
     """Compute the stages that trials share, at every end of the ranges, since a range may decide which stages there are."""
     resources = opened.file.resources
-    trees = {to_yaml(tree): tree for tree in endpoint_trees(opened.document.tree) if _prepares(tree)}
+    trees = {to_yaml(tree): tree for tree in endpoint_trees(opened.document.tree) if _preparing(tree)}
     if not trees:
         return
     task = build_stages.options(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)
-    with console.status("preparing what the trials share"):
+    names = sorted({name for tree in trees.values() for name in _preparing(tree)})
+    with doing(console, f"preparing what the trials share ({', '.join(names)})"):
         for tree in trees.values():
             result = task.remote({"tree": tree, "folder": opened.folder.folder.url})
             while not ray.wait([result], timeout=WATCH_SEC)[0]:
@@ -128,8 +132,9 @@ def _build_stages(opened: Opened, console: Console, watch: Watch) -> None:
                 raise UserError(problem)
 
 
-def _prepares(tree: dict[str, Any]) -> bool:
-    return any(config.prepares for config in compose(Document(tree, "stages")).methods.values())
+def _preparing(tree: dict[str, Any]) -> list[str]:
+    """The methods that prepare something before the trials start."""
+    return [name for name, config in compose(Document(tree, "stages")).methods.items() if config.prepares]
 
 
 def _run_trials(opened: Opened, fits: int, console: Console, lease: Lease, watch: Watch, *, grows: bool) -> None:
@@ -155,9 +160,9 @@ def _run_trials(opened: Opened, fits: int, console: Console, lease: Lease, watch
             with suppress(UserError):  # no trial fits at the moment: they wait
                 sweep.concurrent = int(min(trials_on_nodes(file.resources, begun=True), at_most))
 
-        if not grows:
-            watch.looks = count_nodes
         messenger = start_messenger()
+        activities = Activities(messenger, progress.at)
+        watch.looks = [activities.look] if grows else [activities.look, count_nodes]
         resources = file.resources.model_dump()
         shared = {"folder": opened.folder.folder.url, "scratch": scratch, "messenger": messenger, "resources": resources}
         tuner = tune.Tuner(

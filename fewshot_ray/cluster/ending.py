@@ -1,5 +1,7 @@
 """Tells the workers of a sweep that they are to end: on the driver's word, or when their machine sends SIGTERM before it goes away.
 
+The driver's messenger also takes what they are at.
+
 Imports neither torch nor the trial: the driver's messenger is an actor in a process of its own.
 """
 
@@ -23,10 +25,11 @@ STOPPED = "stopped by the search"
 
 
 class Messenger:
-    """An actor that workers wait on; it answers once they are to end."""
+    """An actor that workers wait on: it answers once they are to end. What they say they are at it keeps for the driver."""
 
     def __init__(self) -> None:
         self._said: dict[str, str] = {}
+        self._reported: dict[str, Any] = {}
         self._news = asyncio.Condition()
 
     async def say(self, trial_id: str, reason: str) -> None:
@@ -40,6 +43,15 @@ class Messenger:
         async with self._news:
             await self._news.wait_for(lambda: {trial_id, EVERYBODY} & self._said.keys())
             return self._said.get(EVERYBODY) or self._said[trial_id]
+
+    async def report(self, trial_id: str, activity: Any) -> None:
+        """What a trial's worker is at."""
+        self._reported[trial_id] = activity
+
+    async def news(self) -> dict[str, Any]:
+        """What was reported last of each trial, where something was since this was asked before."""
+        reported, self._reported = self._reported, {}
+        return reported
 
 
 def start_messenger() -> Any:

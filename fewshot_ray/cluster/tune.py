@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -182,8 +182,8 @@ class Watch(_OfTheDriver, Callback):
 
     def __init__(self, node_id: str) -> None:
         self.node_id = node_id
-        self.looks: Callable[[], None] = lambda: None
-        """What else there is to look at now and then."""
+        self.looks: Sequence[Callable[[], None]] = ()
+        """What else is done now and then."""
         self._next_sec = 0.0
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -191,7 +191,8 @@ class Watch(_OfTheDriver, Callback):
         if time.monotonic() >= self._next_sec:
             self._next_sec = time.monotonic() + WATCH_SEC
             self.check()
-            self.looks()
+            for look in self.looks:
+                look()
 
     def check(self) -> None:
         """Raises RayLost."""

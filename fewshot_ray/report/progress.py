@@ -16,9 +16,15 @@ from rich.text import Text
 
 from fewshot_ray.report.leaderboard import format_value
 from fewshot_ray.report.terminal import plain_console
+from fewshot_ray.trial.activity import Activity
 from fewshot_ray.trial.ranking import Merit, Ranking
 
 Of = TypeVar("Of", int, str)
+QUIET_SEC = 60.0
+"""Without a terminal: so long after the last line there is one with what is under way."""
+MOST_SHOWN = 8
+"""Trials in that line."""
+STARTING = Activity("starting")
 STATE_STYLE = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red"}
 
 
@@ -29,16 +35,37 @@ class _Running:
     """The step of the last evaluation, or the one it was resumed from."""
     first_step: int
     steps: int
+    activity: Activity = STARTING
+    """Since the last evaluation."""
+    reading: str = ""
+    """The last evaluation's."""
     best: tuple[Merit, float, int] | None = None
     """Merit, value of the metric shown, and step."""
     line: TaskID | None = None
+
+    @property
+    def made_steps(self) -> int:
+        """As far as is known."""
+        return max(self.step, self.activity.step or 0)
+
+    @property
+    def share(self) -> float:
+        """Of its training that is done, in [0, 1]."""
+        return min(self.made_steps / self.steps, 1.0)
+
+    def at(self) -> str:
+        """Its step and what it is at, for people."""
+        pace = self.activity.steps_per_sec
+        doing = self.activity.doing if pace is None else f"{pace:.3g} steps/s"
+        return f"{self.made_steps}/{self.steps} {doing}"
 
 
 class Progress:
     """Shows trials as they start, are evaluated and end; a context manager. Call it from one thread.
 
     In a terminal: a line for each running trial, a bar for the sweep, and a line left behind by each finished trial.
-    Elsewhere: one plain line an event. No threads but the one rich refreshes with.
+    Elsewhere: one plain line an event, and one with what is under way where nothing else was said for QUIET_SEC. No threads but the one
+    rich refreshes with.
     """
 
     def __init__(self, steps: int, *, ranking: Ranking | None = None, console: Console | None = None) -> None:
@@ -50,7 +77,7 @@ class Progress:
         self._running: dict[str, _Running] = {}
         self._trials_ended_here = 0
         self._steps_skipped = 0.0  # made before a resume: no part of this run's pace
-        self._began = time.monotonic()
+        self._began = self._said_sec = time.monotonic()
         self._best: tuple[Merit, float, str] | None = None
         columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), TextColumn("{task.fields[note]}", markup=False))
         self._live = LiveDisplay(*columns, console=self._console, refresh_per_second=4) if self._console.is_terminal else None
@@ -86,13 +113,31 @@ class Progress:
         if self._live is None:
             self._say(f"{id} started: {label}" + (f", from step {step}" if step else ""))
         elif trial.line is None:
-            trial.line = self._live.add_task(id, total=trial.steps, completed=step, note=label)
+            trial.line = self._live.add_task(id, total=trial.steps, completed=step, note="")
+        self._show(trial)
         self._refresh()
+
+    def at(self, activities: Mapping[str, Activity]) -> None:
+        """What running trials are at between two evaluations."""
+        for id, activity in activities.items():
+            if (trial := self._running.get(id)) is not None:
+                trial.activity = activity
+                self._show(trial)
+        if self._live is None and self._running and time.monotonic() - self._said_sec >= QUIET_SEC:
+            shown = [f"{id} {trial.at()}" for id, trial in self._running.items()]
+            more = [f"and {len(shown) - MOST_SHOWN} more"] if len(shown) > MOST_SHOWN else []
+            self._say(", ".join(shown[:MOST_SHOWN] + more))
+        self._refresh()
+
+    def _show(self, trial: _Running) -> None:
+        if self._live is not None and trial.line is not None:
+            note = "  ".join(part for part in (trial.at(), trial.reading, trial.label) if part)
+            self._live.update(trial.line, completed=trial.made_steps, note=note)
 
     def evaluated(self, id: str, step: int, metrics: Mapping[str, float], train_loss: float) -> None:
         """A running trial was evaluated at `step`."""
         trial = self._running.setdefault(id, _Running("", 0, 0, self._steps))
-        trial.step = step
+        trial.step, trial.activity = step, Activity("training")
         name = self._metric or next(iter(metrics), None)
         value = metrics.get(name, math.nan) if name is not None else math.nan
         trial.best = self._better(metrics, step, trial.best)
@@ -100,14 +145,18 @@ class Progress:
         if name in metrics:  # a refit has none
             best = "" if trial.best is None else f" (best {format_value(trial.best[1])} at {trial.best[2]})"
             reading = f"{name} {format_value(float(value))}{best}, {reading}"
+        trial.reading = reading
         if self._live is not None and trial.line is not None:
-            self._live.update(trial.line, completed=step, note=f"{step}/{trial.steps}  {reading}  {trial.label}")
+            self._show(trial)
         else:
             self._say(f"{id} step {step}/{trial.steps}: {reading}")
         self._refresh()
 
     def lost(self, id: str, reason: str, *, again: bool) -> None:
         """A running trial lost its worker; it goes on from its last checkpoint where it is started `again`."""
+        if (trial := self._running.get(id)) is not None:
+            trial.activity = STARTING
+            self._show(trial)
         self._say(f"{id} lost its worker ({reason})" + ("; it is started again" if again else ""), style="yellow")
 
     def left(self, id: str, reason: str) -> None:
@@ -152,6 +201,7 @@ class Progress:
         return (merit, metrics[self._metric], of) if is_better else than
 
     def _say(self, text: str, style: str = "", ended: bool = False) -> None:
+        self._said_sec = time.monotonic()
         if self._live is not None:
             self._console.print(Text(text, style=style))
             return
@@ -161,14 +211,14 @@ class Progress:
     def _refresh(self) -> None:
         if self._live is None or self._bar is None:
             return
-        under_way = sum(min(trial.step / trial.steps, 1.0) for trial in self._running.values())
+        under_way = sum(trial.share for trial in self._running.values())
         best = "" if self._best is None else f", best {format_value(self._best[1])} by {self._best[2]}"
         note = f"{self._done_trials}/{self._total_trials} trials{self._eta()}{best}"
         self._live.update(self._bar, total=max(self._total_trials, 1), completed=self._done_trials + under_way, note=note)
 
     def _eta(self) -> str:
         """`, 12:30 left`, from this run's own pace in trials' worth of work; empty until there is one."""
-        under_way = sum(min(trial.step / trial.steps, 1.0) for trial in self._running.values())
+        under_way = sum(trial.share for trial in self._running.values())
         skipped = (self._steps_skipped + sum(trial.first_step for trial in self._running.values())) / self._steps
         made = self._trials_ended_here + under_way - skipped
         left = self._total_trials - self._done_trials - under_way

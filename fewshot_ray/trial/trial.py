@@ -18,6 +18,7 @@ from fewshot_ray.storage import Folder
 from fewshot_ray.training.checkpoint import checkpoint_name, latest_checkpoint, pack, restore_training, training_state
 from fewshot_ray.training.group import Group
 from fewshot_ray.training.writer import CheckpointWriter
+from fewshot_ray.trial.activity import Activity
 from fewshot_ray.trial.candidate import STRIP_COLUMNS
 from fewshot_ray.trial.compose import TrialSpec
 from fewshot_ray.trial.evaluation import Evaluator, Instruments, check_evaluation
@@ -61,16 +62,20 @@ class Trial:
         device: torch.device,
         group: Group | None = None,
         told_to_end: Callable[[], str | None] = lambda: None,
+        tell: Callable[[Activity], None] = lambda activity: None,
     ) -> None:
         self.spec = spec
         self.folder = folder
         self.told_to_end = told_to_end
         """Called about every `PART_SEC`; returns why the process is to end soon, or None. Workers of a group may differ."""
+        self.tell = tell
+        """Called about every `PART_SEC` while it trains, and when it begins with something else, with what this worker is at."""
         self.device = device
         self.group = group or Group()
         self.materials = materials_of(spec, cache, device)
         self.config = spec.file.evaluate
         folds = self.materials.folds
+        self.tell(Activity("preparing the training"))
         if spec.refit_steps is None:
             check_evaluation(self.config, folds)
         size, channels = self.materials.size, self.materials.channels
@@ -120,6 +125,7 @@ class Trial:
             if due and self.trainings[0].step < step and self.writer.idle:  # training doesn't wait for unreachable storage
                 self._save()
         self._end_if_told()
+        self.tell(Activity("measuring", step))
         losses = [training.take_loss() for training in self.trainings]
         images = (step - first) * self.spec.file.train.batch_size * len(self.trainings)
         evaluation = Evaluation(
@@ -152,6 +158,7 @@ class Trial:
         for training in self.trainings:
             training.advance(until)
         seconds = time.perf_counter() - started
+        self.tell(Activity("training", until, (until - first) / max(seconds, 1e-6)))
         # The same on every worker: all must go to the next fold at the same step.
         self._part_steps = self.group.smallest(max(1, int(PART_SEC * (until - first) / max(seconds, 1e-6))), self.device)
         return seconds

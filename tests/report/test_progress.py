@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 import re
+import time
 
+import pytest
 from rich.console import Console
 
 from fewshot_ray.report.progress import Progress
+from fewshot_ray.report.terminal import doing, plain_console
+from fewshot_ray.trial.activity import Activity
 from fewshot_ray.trial.ranking import Ranking
 
 
@@ -78,3 +82,59 @@ def test_time_left_counts_this_runs_pace_only() -> None:
         progress._began -= 100
         progress.finished("t0008", "COMPLETE", {"holdout_loss": 0.1})
     assert "[9/10 trials, about 1:40 left]" in file.getvalue()
+
+
+def test_what_is_under_way_is_said_where_nothing_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: by hand. A file gets a line a minute, however many trials there are; what was heard in between isn't lost."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    file = io.StringIO()
+    with Progress(2000, console=Console(file=file)) as progress:
+        for number in range(10):
+            progress.started(f"t{number:04d}", "ant", step=40)
+        file.truncate(0)
+        progress.at({"t0000": Activity("training", 120, 2.3456), "t0001": Activity("measuring", 160), "t0099": Activity("training", 1)})
+        assert not file.getvalue()
+        clock[0] = 61.0
+        progress.at({"t0002": Activity("loading model and images")})
+        clock[0] = 62.0
+        progress.at({"t0000": Activity("training", 130, 2.4)})
+    [line] = file.getvalue().strip("\0").splitlines()
+    running = ["t0000 120/2000 2.35 steps/s", "t0001 160/2000 measuring", "t0002 40/2000 loading model and images"]
+    assert line[9:] == ", ".join([*running, *(f"t{number:04d} 40/2000 starting" for number in range(3, 8)), "and 2 more"])
+
+
+def test_a_terminal_shows_steps_and_pace() -> None:
+    """Oracle: the text that reached a console that says it is a terminal; a lost worker's pace isn't shown on."""
+    file = io.StringIO()
+    console = Console(file=file, width=120, force_terminal=True)
+
+    def shown() -> str:
+        progress._live.refresh()  # type: ignore[union-attr]
+        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
+        file.seek(0)
+        file.truncate()
+        return text
+
+    with Progress(160, console=console) as progress:
+        progress.started("t0000", "ant")
+        assert "0/160 starting  ant" in shown()
+        progress.at({"t0000": Activity("training", 20, 12.0)})
+        assert "20/160 12 steps/s  ant" in shown()
+        progress.evaluated("t0000", 40, {"kid": 0.5}, 0.3)
+        progress.at({"t0000": Activity("training", 60, 11.0)})
+        assert "60/160 11 steps/s  kid 0.5, train loss 0.3  ant" in shown()
+        progress.lost("t0000", "gone", again=True)
+        assert "40/160 starting" in shown()
+
+
+def test_a_stretch_of_time_is_announced() -> None:
+    """Oracle: a line with the time in a file; in a terminal the text, brackets and all, which is gone afterwards."""
+    file = io.StringIO()
+    with doing(plain_console(file), "checking [model]"):
+        assert re.fullmatch(r"\d\d:\d\d:\d\d checking \[model\]\n", file.getvalue())
+    screen = io.StringIO()
+    with doing(Console(file=screen, force_terminal=True, width=80), "checking [model]"):
+        pass
+    assert "checking [model]" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    assert screen.getvalue().endswith("\x1b[2K")

@@ -8,6 +8,7 @@ import itertools
 import logging
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from fewshot_ray.training.group import Group
 from fewshot_ray.training.loop import NonFiniteLossError
 from fewshot_ray.trial import diffusion as diffusion_module
 from fewshot_ray.trial import trial as trial_module
+from fewshot_ray.trial.activity import Activity
 from fewshot_ray.trial.trial import Evaluation, Trial
 from tests.conftest import Workers
 from tests.trial.tiny import ANT, CPU, UNET, spec, trial
@@ -113,6 +115,21 @@ def test_a_finished_trial_trains_no_further(tmp_path: Path, monkeypatch: pytest.
     again = trial(tmp_path)
     monkeypatch.setattr(again.trainings[0], "_train_step", None)
     assert list(again.evaluations()) == expected
+
+
+def test_what_it_is_at_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: by hand. With parts of a step each, every step, then that it measures; a resumed trial goes on counting."""
+    monkeypatch.setattr(trial_module, "PART_SEC", 0.0)
+    told: list[Activity] = []
+    for ends_at in (3, None):
+        run = Trial(spec(), Folder(tmp_path / "trial"), Folder(tmp_path / "cache"), device=CPU, tell=told.append)
+        run.told_to_end = lambda run=run, ends_at=ends_at: "SIGTERM" if run.trainings[0].step == ends_at else None  # type: ignore[misc]
+        with suppress(SavedAndEndedError):
+            list(run.evaluations())
+    training = [(step, "training") for step in (1, 2, 3)]
+    before = [(None, "preparing the training"), *training[:2], (2, "measuring"), training[2]]
+    assert [(one.step, one.doing) for one in told] == [*before, before[0], (4, "training"), (4, "measuring")]
+    assert all((one.steps_per_sec or 0) > 0 for one in told if one.doing == "training")
 
 
 def test_damage_to_the_latest_costs_one_interval(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
