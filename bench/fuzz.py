@@ -2,7 +2,8 @@
 
 python bench/fuzz.py [--cases 2000] [--seed 0] [--only KIND [--case N]]
 
-Demanded of each: exit code 0 or 2 within a few seconds; with 2 exactly one line on standard error that names the file or field;
+Demanded of each: exit code 0 or 2 (or 1, where a sweep has nothing to export) within a few seconds; with 2 exactly one line on standard
+error that names the file or field;
 no traceback, no file of the user's changed or removed, no code run from a pickle.
 """
 
