@@ -15,7 +15,10 @@ from fewshot_ray.spec.ranges import FloatRange
 
 
 class SdftConfig(MethodConfig):
-    """`L_simple + lambda_distill L_distill + lambda_aux L_aux`; the defaults are the paper's for MetFaces."""
+    """`L_simple + lambda_distill L_distill + lambda_aux L_aux`; the defaults are the paper's for MetFaces.
+
+    The student is in train mode, so dropout in its blocks acts in both distillations; the teacher is in eval mode.
+    """
 
     lambda_distill: Annotated[float, Field(ge=0), FloatRange(0.01, 1.0, log=True)] = 0.1
     """Weight of the distillation on the target images' x_t."""

@@ -16,7 +16,8 @@ HALF_LEVEL = 1 / 255
 def variational_bound(draw: Draw) -> Tensor:
     """`L_vlb` of each image at its t in bits per dimension, `[b]`: the KL divergence of posterior and model (Eq. 4 to 6).
 
-    At t = 0 it is the decoder's negative log-likelihood. The mean receives no gradient, as in the paper: the term trains the variance.
+    At t = 0 it is the decoder's negative log-likelihood, with the normal distribution function itself; the authors' code has a tanh
+    approximation of it. The mean receives no gradient, as in the paper: the term trains the variance.
     """
     assert draw.output.variance is not None
     schedule, x_0_hat = draw.backbone.schedule, draw.x_0_hat.detach()

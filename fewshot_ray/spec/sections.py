@@ -151,7 +151,7 @@ class EmaSpec(Section):
     """Decay of the average per step."""
 
     warmup: bool = True
-    """Start with a small decay that grows, so that in a short run the average doesn't stay near the source's weights."""
+    """Let the decay grow as (1 + n) / (10 + n) up to `decay`, n the step: a short run's average isn't left near the source's weights."""
 
 
 class TrainSpec(Section):
