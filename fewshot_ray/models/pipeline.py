@@ -76,21 +76,19 @@ def export_scheduler(backbone: Backbone) -> SchedulerMixin:
 
 
 def export_autoencoder(autoencoder: Autoencoder) -> ModelMixin:
-    """The autoencoder's network as the pipelines use it: with its scale in the configuration, and without a shift, which they ignore.
+    """The autoencoder's network without a shift of its latents, which `LDMPipeline` and `DiTPipeline` ignore.
 
     A shift is put into the biases of two 1x1 convolutions of a copy, the last before the latents and the first after them: the
     latents and images are the same.
     """
     model, shift = autoencoder.model, autoencoder.shift
-    if shift == 0 and model.config.scaling_factor == autoencoder.scale:
+    if shift == 0:
         return model
     model = copy.deepcopy(model)
-    model.register_to_config(scaling_factor=autoencoder.scale)
-    if shift != 0:
-        with torch.no_grad():
-            model.quant_conv.bias[: model.config.latent_channels] -= shift  # of the mean; the rest is the log-variance
-            model.post_quant_conv.bias += shift * model.post_quant_conv.weight.sum(dim=(1, 2, 3))
-        model.register_to_config(shift_factor=None)
+    with torch.no_grad():
+        model.quant_conv.bias[: model.config.latent_channels] -= shift  # of the mean; the rest is the log-variance
+        model.post_quant_conv.bias += shift * model.post_quant_conv.weight.sum(dim=(1, 2, 3))
+    model.register_to_config(shift_factor=None)
     return model
 
 

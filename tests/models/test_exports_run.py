@@ -57,6 +57,12 @@ def learned_variance(folder: Path) -> None:
     unet(in_channels=4, out_channels=8).save_pretrained(folder / "unet")
 
 
+def without_scale(folder: Path) -> None:
+    """As published VQ autoencoders are."""
+    path = folder / "vqvae" / "config.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "scaling_factor"}))
+
+
 def fixed_variance(folder: Path) -> None:
     """A transformer with as many channels out as in, which its configuration needn't say."""
     write_dit(folder, out_channels=None)
@@ -96,6 +102,7 @@ RUNS: dict[str, tuple[str, Change]] = {
     "pixels, spacing of null": ("pixel", scheduler(timestep_spacing=None, steps_offset=None, clip_sample=None)),
     "pixels, sigmoid betas": ("pixel", scheduler(beta_schedule="sigmoid")),
     "VQ, a pair": ("ldm-vq", network(sample_size=[8, 8])),
+    "VQ, no scale": ("ldm-vq", without_scale),
     "VQ, thresholded": ("ldm-vq", scheduler(thresholding=True, clip_sample=True, clip_sample_range=None)),
     "KL, a pair": ("ldm-kl", network(sample_size=[8, 8])),
     "KL, the autoencoder's a pair": ("ldm-kl", autoencoder(sample_size=[16, 16])),
