@@ -1,4 +1,4 @@
-"""The commands. Whatever is slow to import is imported inside them, so that --help answers at once."""
+"""The commands. Slow imports are inside them, so that --help answers at once."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ FileArgument = Annotated[Path, typer.Argument(callback=expanded_argument, help="
 SweepArgument = Annotated[str, typer.Argument(callback=expanded_argument, help="A sweep's folder or URL, <storage>/<name>.")]
 AddressOption = Annotated[str | None, typer.Option(envvar="RAY_ADDRESS", help="A running Ray cluster; a local Ray of its own otherwise.")]
 NO_RESULT = 1
-"""Exit code of a sweep that has run to its end and has nothing to export."""
+"""Exit code of a sweep that has run to its end without anything to export."""
 
 
 @app.command()
 def run(file: FileArgument, address: AddressOption = None) -> None:
-    """Run a file: one training, or a sweep where values are ranges. The same file again goes on where it was left."""
+    """Run a file: one training, or a sweep where values are ranges. The same file again resumes it."""
     from fewshot_ray.report.terminal import plain_console
     from fewshot_ray.trial.fields import read_run_file
 
@@ -53,7 +53,7 @@ def resume(
     workers: Annotated[int | None, typer.Option(min=1, help="Workers a trial, from now on.")] = None,
     cluster: ClusterOption = None,
 ) -> None:
-    """Go on with an interrupted sweep, from its folder; with --cluster there, as a job that `launch` would submit."""
+    """Resume an interrupted sweep by its folder; with --cluster on the cluster, as a job like `launch`'s."""
     from fewshot_ray.cli.show import read_sweep
     from fewshot_ray.report.terminal import plain_console
     from fewshot_ray.storage import Folder
@@ -72,7 +72,7 @@ def resume(
 
 @app.command(hidden=True)
 def launched(request: Annotated[Path, typer.Argument()]) -> None:
-    """What a launched job does: `run`, `resume` or `check` on the cluster's head."""
+    """Run `run`, `resume` or `check` on the cluster's head, as the entry point of a launched job."""
     from fewshot_ray.cli import launched as job
 
     asked = job.request_at(request)
@@ -99,7 +99,7 @@ def launched(request: Annotated[Path, typer.Argument()]) -> None:
 
 
 def _joined(address: str | None) -> str | None:
-    """The address of a Ray that this process is to join."""
+    """The address of the Ray cluster to join. Raises UserError for a dashboard's."""
     if is_server(address):
         raise UserError(
             f"--address {address} (or RAY_ADDRESS): is a dashboard, which `fewshot-ray launch` submits to; "
@@ -109,7 +109,7 @@ def _joined(address: str | None) -> str | None:
 
 
 def _trials(extend: str | None) -> int | None:
-    """N of `trials=N`."""
+    """The number in `trials=N`. Raises UserError."""
     if extend is None:
         return None
     name, _, number = extend.partition("=")
@@ -119,7 +119,7 @@ def _trials(extend: str | None) -> int | None:
 
 
 def _preflight(opened: object, address: str | None) -> None:
-    """Before Ray starts, and before the sweep's folder is made: what `check` refuses, else its remarks and warnings."""
+    """The checks of `check` before Ray starts and the sweep's folder is made: raises UserError, or prints remarks and warnings."""
     from fewshot_ray.cluster.needs import check_needs
     from fewshot_ray.cluster.opened import Opened
 
@@ -132,7 +132,7 @@ def _preflight(opened: object, address: str | None) -> None:
 
 
 def _run(opened: object, address: str | None, *, nodes: Any = None, there: str = "") -> None:
-    """`nodes`: how many of what a cluster may grow to; `there`: the option that the user reaches it with."""
+    """Run a sweep and show its results. `nodes`: limits that the cluster may grow to; `there`: the option of its address, for messages."""
     from fewshot_ray.cli.show import show_sweep
     from fewshot_ray.cluster.driver import Interrupted, run_sweep
     from fewshot_ray.cluster.opened import Opened
@@ -167,7 +167,7 @@ def check(
     price: Annotated[list[str] | None, typer.Option(metavar="TYPE=USD", help="An hour of a node type of the cluster file.")] = None,
     address: AddressOption = None,
 ) -> None:
-    """Validate a file, its images, model and storage without training, and print the plan; with --cluster what it takes there."""
+    """Validate a file, its images, model and storage without training, and print the plan; with --cluster for a cluster."""
     from fewshot_ray.report.terminal import plain_console
     from fewshot_ray.trial.fields import read_run_file
 
@@ -271,8 +271,8 @@ register(app)
 
 
 def main() -> None:
-    """The entry point: what the user can put right is a line each on standard error and exit code 2 (docs/resuming.md has them all)."""
-    # A file's name need not be text, and a terminal's encoding need not know every character: neither ends a command.
+    """The entry point: errors that the user can correct are lines on standard error, with exit code 2 (docs/resuming.md has all codes)."""
+    # File names may be no valid text, and a terminal's encoding may lack characters: neither may end a command.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     hush_clients()
@@ -284,7 +284,7 @@ def main() -> None:
 
 
 def say(error: UserError) -> None:
-    """A line on standard error for each of its messages."""
+    """Print each message as a line on standard error."""
     for line in error.lines:
         print(f"error: {one_line(line)}", file=sys.stderr)
 
@@ -304,5 +304,5 @@ def hush_clients() -> None:
 
 
 def one_line(text: str) -> str:
-    """`text` with line ends, and whatever else would steer a terminal (in a file's name, say), written as escapes."""
+    """`text` with line ends and control characters, which a file's name may have, as escapes."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda found: ascii(found[0])[1:-1], text)

@@ -1,4 +1,4 @@
-"""What the workers of a sweep are at between two evaluations: told to the driver's messenger, and read there without waiting."""
+"""Passes the activities of a sweep's workers between evaluations to the driver, through its messenger and without waiting."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Tell = Callable[[Activity], None]
 
 
 def teller(messenger: Any | None, trial_id: str) -> Tell:
-    """For a worker: passes on what it is at, without waiting; without a messenger nobody hears of it."""
+    """A function with which a worker reports its activity to the messenger, without waiting; without a messenger it does nothing."""
     if messenger is None:
         return lambda activity: None
 
@@ -25,7 +25,7 @@ def teller(messenger: Any | None, trial_id: str) -> Tell:
 
 
 class Activities:
-    """For the driver: `look` now and then."""
+    """Shows the driver the workers' activities, at each call of `look`."""
 
     def __init__(self, messenger: Any, show: Callable[[Mapping[str, Activity]], None]) -> None:
         self.messenger = messenger
@@ -33,12 +33,12 @@ class Activities:
         self._asked: Any = messenger.news.remote()
 
     def look(self) -> None:
-        """Show what has been told since the last look, where the messenger has answered by now, and ask it again."""
+        """Show the activities reported since the last look, where the messenger has answered, and ask it again."""
         if not ray.wait([self._asked], timeout=0)[0]:
             return
         try:
             news = ray.get(self._asked)
-        except RayError:  # it is gone with Ray, or with the sweep
+        except RayError:  # the messenger has ended with Ray, or with the sweep
             return
         self._asked = self.messenger.news.remote()
         if news:

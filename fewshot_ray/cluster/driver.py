@@ -257,7 +257,7 @@ def _underlying(error: BaseException, opened: Opened) -> BaseException:
         found = found.__cause__ or found.__context__
     if found is None:
         return error
-    if not isinstance(found, UserError):  # Tune's own state lies there
+    if not isinstance(found, UserError):  # of Tune's own state
         found = FullError(f"{tempfile.gettempdir()}: is full ({found}); freeing space there, or another place in TMPDIR, is right")
     fault = fault_of_the_place(found)
     return found if fault is None else type(fault)(f"{found}; {_goes_on(opened)}")

@@ -25,7 +25,7 @@ STOPPED = "stopped by the search"
 
 
 class Messenger:
-    """An actor that workers wait on: it answers once they are to end. What they say they are at it keeps for the driver."""
+    """An actor that workers wait on: it answers once they are to end. It also stores their activities for the driver."""
 
     def __init__(self) -> None:
         self._said: dict[str, str] = {}
@@ -45,11 +45,11 @@ class Messenger:
             return self._said.get(EVERYBODY) or self._said[trial_id]
 
     async def report(self, trial_id: str, activity: Any) -> None:
-        """What a trial's worker is at."""
+        """Store the activity of a trial's worker."""
         self._reported[trial_id] = activity
 
     async def news(self) -> dict[str, Any]:
-        """What was reported last of each trial, where something was since this was asked before."""
+        """The latest activity of each trial with a new one since the last call."""
         reported, self._reported = self._reported, {}
         return reported
 

@@ -181,7 +181,7 @@ def check_free(folder: Folder) -> None:
 
 
 def is_driven(folder: Folder) -> bool:
-    """Whether a driver seems to run the sweep; nobody is waited for. One whose clock goes ahead of this machine's is taken to live."""
+    """Whether a driver seems to run the sweep, without waiting. One whose clock is ahead of this machine's counts as running."""
     holder = Lease(folder).holder()
     return holder is not None and not holder.ended and (holder.is_here or holder.age_sec <= STALE_SEC)
 

@@ -1,4 +1,4 @@
-"""The sweep's state machine as Tune sees it: a searcher that asks it for jobs, a scheduler that passes results to it."""
+"""Connects the sweep's state machine to Tune: a searcher that asks it for jobs, a scheduler that passes results to it."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ WATCH_SEC = 2.0
 
 
 class RayLost(BaseException):
-    """Ray's process on the driver's machine is gone. As with KeyboardInterrupt, Tune should not try to go on or to clean up."""
+    """Ray's process on the driver's machine is gone. A BaseException, so that Tune neither continues nor cleans up."""
 
     progressed = False
-    """Whether an evaluation had been put on record before that."""
+    """Whether an evaluation was recorded before that."""
 
 
 class _OfTheDriver:
-    """Tune pickles its searcher, scheduler and callbacks into its own state; the sweep stays with the driver: its folder is its state."""
+    """Pickles as empty: Tune pickles searcher, scheduler and callbacks into its own state, but a sweep's state is its folder."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
 class SweepSearcher(_OfTheDriver, Searcher):
-    """Hands the sweep's jobs to Tune and tells the sweep how each ended."""
+    """Gives the sweep's jobs to Tune and tells the sweep when each has ended."""
 
     def __init__(self, sweep: Sweep, shared: dict[str, Any]) -> None:
         super().__init__(metric=None, mode=None)
@@ -63,23 +63,23 @@ class SweepSearcher(_OfTheDriver, Searcher):
         return {"id": job.id, "job": job.to_json(), **self.shared}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Called once a trial, after its last retry."""
+        """Called once per trial, after its last retry."""
         own = self.trial_ids.pop(trial_id, None)
         if own is not None:
             self.sweep.ended(own)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """The scheduler handles results."""
+        """Nothing: the scheduler handles results."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Tune's own state is disposable: a resumed sweep is read from its folder."""
+        """Nothing: a sweep is resumed from its own folder, not from Tune's state."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing, as in `save`."""
 
 
 class SweepScheduler(_OfTheDriver, FIFOScheduler):
-    """Passes every result to the sweep and stops what it says."""
+    """Passes every result to the sweep, and stops the trials that the sweep stops."""
 
     def __init__(self, sweep: Sweep, messenger: Any) -> None:
         super().__init__()
@@ -93,23 +93,23 @@ class SweepScheduler(_OfTheDriver, FIFOScheduler):
             return str(TrialScheduler.CONTINUE)
         if self.sweep.file.resources.workers == 1:
             return str(TrialScheduler.STOP)
-        # Ray Train's workers would outlive the function that started them, with what they hold: they are told, and end by themselves.
+        # Ray Train's workers would outlive a stopped driver function, and keep their resources: so they are told to end.
         self.messenger.say.remote(_job_id(trial), STOPPED)
         return str(TrialScheduler.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """A trial's last result comes here and not to `on_trial_result`; a stopped one's comes to both.
+        """Called with a trial's last result instead of `on_trial_result`; for a stopped trial in addition to it.
 
-        Tune keeps its trials, and each metric's latest values with them, to the sweep's end: the values are let go here.
+        Tune keeps its trials, with each metric's latest values, until the sweep's end; the values are freed here.
         """
         self._record(trial, result)
         trial.metric_analysis.clear()
         trial.metric_n_steps.clear()
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """A worker was lost. Tune would start the trial again for ever: `on_trial_add`, called next, decides."""
+        """A worker was lost. Tune would restart the trial for ever, so `on_trial_add`, called next, decides."""
         error, job_id = _error(trial), _job_id(trial)
-        if trial.status == Trial.PENDING:  # it stands in line already: another report of the same loss
+        if trial.status == Trial.PENDING:  # it is queued already: another report of the same loss
             return
         kills, before = kernel_kills(), self.kernel_kills
         self.kernel_kills = kills
@@ -120,14 +120,14 @@ class SweepScheduler(_OfTheDriver, FIFOScheduler):
             self.messenger.say.remote(EVERYBODY, self.sweep.halted)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """A new trial, or one that lost its worker and stands in line again."""
+        """A trial was queued: a new one, or one whose worker was lost, which is stopped if it may not be restarted."""
         super().on_trial_add(tune_controller, trial)
         job_id = _job_id(trial)
         if job_id in self.sweep.running and not self.sweep.may_go_on(job_id):
             tune_controller.stop_trial(trial)
 
     def _record(self, trial: Any, result: dict[str, Any]) -> bool:
-        """Pass a result on; whether the trial should stop."""
+        """Pass a result to the sweep; returns whether the trial should stop."""
         job_id = _job_id(trial)
         if PROBLEM in result:
             self.sweep.failed(job_id, str(result[PROBLEM]))
@@ -141,9 +141,10 @@ def _job_id(trial: Any) -> str:
 
 
 def _error(trial: Any) -> BaseException | None:
-    """What a trial's worker was lost to. Tune's own reading looks where the error isn't uploaded yet.
+    """The error by which a trial's worker was lost. Tune's own function looks where the error isn't uploaded yet.
 
-    Of an OutOfMemoryError Tune keeps the text alone. Each pickled error is read once: left there, it would pass for the next one's.
+    For an OutOfMemoryError Tune keeps only the text. Each pickled error is read once and removed, so that it isn't taken for the next
+    one's.
     """
     path = trial.pickled_error_file
     if path is not None and os.path.exists(path):
@@ -156,7 +157,7 @@ def _error(trial: Any) -> BaseException | None:
 
 
 def _last_failure(path: str | None) -> str | None:
-    """What Tune wrote of the last failure, without its heading."""
+    """Tune's text of the last failure, without its heading."""
     if path is None or not os.path.exists(path):
         return None
     with open(path, errors="replace") as file:
@@ -165,20 +166,20 @@ def _last_failure(path: str | None) -> str | None:
 
 
 class Silent(TrialProgressCallback):
-    """Stands where Tune would put one that prints."""
+    """A progress callback that prints nothing, in place of Tune's."""
 
     def on_trial_result(self, *args: Any, **info: Any) -> None:
-        """The sweep says it."""
+        """Nothing: the sweep reports it."""
 
     def on_trial_error(self, *args: Any, **info: Any) -> None:
-        """The sweep says it."""
+        """Nothing: the sweep reports it."""
 
     def on_trial_complete(self, *args: Any, **info: Any) -> None:
-        """The sweep says it."""
+        """Nothing: the sweep reports it."""
 
 
 class Watch(_OfTheDriver, Callback):
-    """Ends the sweep where Ray's process on this machine is gone: Tune would wait for ever for what its workers say."""
+    """Ends the sweep where Ray's process on this machine is gone, since Tune would wait for its workers for ever."""
 
     def __init__(self, node_id: str) -> None:
         self.node_id = node_id
@@ -187,7 +188,7 @@ class Watch(_OfTheDriver, Callback):
         self._next_sec = 0.0
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Called some times a second. Raises RayLost."""
+        """Called several times per second; checks every WATCH_SEC. Raises RayLost."""
         if time.monotonic() >= self._next_sec:
             self._next_sec = time.monotonic() + WATCH_SEC
             self.check()
@@ -195,6 +196,6 @@ class Watch(_OfTheDriver, Callback):
                 look()
 
     def check(self) -> None:
-        """Raises RayLost."""
+        """Raise RayLost where this node isn't alive."""
         if not any(node["NodeID"] == self.node_id and node["Alive"] for node in ray.nodes()):
             raise RayLost

@@ -26,7 +26,7 @@ def what_it_is(path: Path) -> str | None:
     if path.is_dir():
         try:
             names = {entry.name for entry in path.iterdir()}
-        except OSError:  # said where it is read
+        except OSError:  # reported where it is read
             return None
         if {"study.journal", "trials"} & names and "spec.yaml" in names:
             return SWEEP.format(path)

@@ -50,13 +50,13 @@ class LeaderboardRow:
     values: Mapping[str, float]
     """Every metric at `step`; empty before the first evaluation."""
     saved_step: int | None = None
-    """Of a trial that has not ended: where its latest checkpoint is; None before the first."""
+    """The step of the latest checkpoint of a trial that hasn't ended; None before the first."""
     interrupted: bool = False
-    """Whether it has not ended and nobody runs the sweep."""
+    """Whether it hasn't ended and no process runs the sweep."""
 
     @property
     def state(self) -> str:
-        """For people."""
+        """The state as text."""
         return "interrupted" if self.interrupted else self.trial.state.lower()
 
 

@@ -1,4 +1,4 @@
-"""A sweep's progress in the terminal: live lines, or plain ones where the output is a file or a pipe."""
+"""Shows a sweep's progress: live in a terminal, as plain lines in a file or pipe."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from fewshot_ray.trial.ranking import Merit, Ranking
 
 Of = TypeVar("Of", int, str)
 QUIET_SEC = 60.0
-"""Without a terminal: so long after the last line there is one with what is under way."""
+"""Without a terminal: time after the last line at which a line with the current activities is printed."""
 MOST_SHOWN = 8
-"""Trials in that line."""
+"""Largest number of trials in that line."""
 STARTING = Activity("starting")
 STATE_STYLE = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red"}
 
@@ -36,36 +36,35 @@ class _Running:
     first_step: int
     steps: int
     activity: Activity = STARTING
-    """Since the last evaluation."""
+    """The latest activity since the last evaluation."""
     reading: str = ""
-    """The last evaluation's."""
+    """The text of the last evaluation."""
     best: tuple[Merit, float, int] | None = None
     """Merit, value of the metric shown, and step."""
     line: TaskID | None = None
 
     @property
     def made_steps(self) -> int:
-        """As far as is known."""
+        """Finished steps, by the latest evaluation or report."""
         return max(self.step, self.activity.step or 0)
 
     @property
     def share(self) -> float:
-        """Of its training that is done, in [0, 1]."""
+        """Finished share of its training, in [0, 1]."""
         return min(self.made_steps / self.steps, 1.0)
 
     def at(self) -> str:
-        """Its step and what it is at, for people."""
+        """Its step and activity, as text."""
         pace = self.activity.steps_per_sec
         doing = self.activity.doing if pace is None else f"{pace:.3g} steps/s"
         return f"{self.made_steps}/{self.steps} {doing}"
 
 
 class Progress:
-    """Shows trials as they start, are evaluated and end; a context manager. Call it from one thread.
+    """A context manager that shows trials as they start, are evaluated and end. Use it from one thread.
 
-    In a terminal: a line for each running trial, a bar for the sweep, and a line left behind by each finished trial.
-    Elsewhere: one plain line an event, and one with what is under way where nothing else was said for QUIET_SEC. No threads but the one
-    rich refreshes with.
+    In a terminal: a line per running trial, a bar for the sweep, and a line for each finished trial. Elsewhere: one plain line per event.
+    It has no thread but rich's refresh.
     """
 
     def __init__(self, steps: int, *, ranking: Ranking | None = None, console: Console | None = None) -> None:
@@ -76,7 +75,7 @@ class Progress:
         self._console = console or plain_console()
         self._running: dict[str, _Running] = {}
         self._trials_ended_here = 0
-        self._steps_skipped = 0.0  # made before a resume: no part of this run's pace
+        self._steps_skipped = 0.0  # steps before a resume don't count for this run's pace
         self._began = self._said_sec = time.monotonic()
         self._best: tuple[Merit, float, str] | None = None
         columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), TextColumn("{task.fields[note]}", markup=False))
@@ -98,13 +97,13 @@ class Progress:
             self._live.stop()
 
     def add_trials(self, count: int, *, done: int = 0) -> None:
-        """The sweep has so many trials more (the search's; confirmations, the refit), `done` of them ended before it was resumed."""
+        """Add trials to the total (the search's; confirmations, the refit); `done` of them ended before a resume."""
         self._total_trials += count
         self._done_trials += done
         self._refresh()
 
     def started(self, id: str, label: str, *, steps: int | None = None, step: int = 0) -> None:
-        """A trial begins, or goes on from `step`; `steps` where its length is not the sweep's."""
+        """A trial starts, or continues from `step`; `steps`: its length where that differs from the sweep's."""
         old = self._running.pop(id, None)
         trial = _Running(label, step, step, steps or self._steps)
         if old is not None:  # a retry of a trial that was lost
@@ -118,7 +117,7 @@ class Progress:
         self._refresh()
 
     def at(self, activities: Mapping[str, Activity]) -> None:
-        """What running trials are at between two evaluations."""
+        """Show the activities of running trials between two evaluations."""
         for id, activity in activities.items():
             if (trial := self._running.get(id)) is not None:
                 trial.activity = activity
@@ -153,14 +152,14 @@ class Progress:
         self._refresh()
 
     def lost(self, id: str, reason: str, *, again: bool) -> None:
-        """A running trial lost its worker; it goes on from its last checkpoint where it is started `again`."""
+        """A running trial lost its worker; with `again` it is restarted from its last checkpoint."""
         if (trial := self._running.get(id)) is not None:
             trial.activity = STARTING
             self._show(trial)
         self._say(f"{id} lost its worker ({reason})" + ("; it is started again" if again else ""), style="yellow")
 
     def left(self, id: str, reason: str) -> None:
-        """A trial can't go on for now, through no fault of its own; it counts as none that is done."""
+        """A trial can't continue for now, by no fault of its own; it doesn't count as done."""
         trial = self._running.pop(id, None)
         if self._live is not None and trial is not None and trial.line is not None:
             self._live.remove_task(trial.line)
@@ -168,7 +167,7 @@ class Progress:
         self._refresh()
 
     def say(self, text: str) -> None:
-        """A line about the sweep itself."""
+        """Print a line about the sweep."""
         self._say(text)
 
     def finished(self, id: str, state: str, values: Mapping[str, float] | None = None, reason: str | None = None) -> None:
@@ -193,7 +192,7 @@ class Progress:
         self._refresh()
 
     def _better(self, metrics: Mapping[str, float], of: Of, than: tuple[Merit, float, Of] | None) -> tuple[Merit, float, Of] | None:
-        """The better of two evaluations, with what each is `of`; only what is past no bound is the best of anything."""
+        """The better of two evaluations, each with its trial or step; infeasible ones never count as best."""
         if self._ranking is None or self._metric is None:
             return than
         merit = self._ranking.merit(metrics)
@@ -217,7 +216,7 @@ class Progress:
         self._live.update(self._bar, total=max(self._total_trials, 1), completed=self._done_trials + under_way, note=note)
 
     def _eta(self) -> str:
-        """`, 12:30 left`, from this run's own pace in trials' worth of work; empty until there is one."""
+        """The time left as `, 12:30 left`, from this run's own pace; empty until that is known."""
         under_way = sum(trial.share for trial in self._running.values())
         skipped = (self._steps_skipped + sum(trial.first_step for trial in self._running.values())) / self._steps
         made = self._trials_ended_here + under_way - skipped

@@ -130,7 +130,7 @@ class SweepFolder:
             folder.write_bytes(ROWS, b"".join([*self._lines(trial_id), line]))
 
     def saved_step(self, trial_id: str) -> int | None:
-        """Where the trial's latest whole checkpoint is; None before the first."""
+        """The step of the trial's latest complete checkpoint; None before the first."""
         folder = self.trial(trial_id) / "checkpoints"
         matches = (re.fullmatch(r"step_(\d+)", name) for name in folder.names())
         steps = sorted((int(match[1]) for match in matches if match), reverse=True)

@@ -20,7 +20,7 @@ def plain_console(file: IO[str] | None = None, *, width: int | None = None) -> C
 
 @contextmanager
 def doing(console: Console, what: str) -> Iterator[None]:
-    """Within the block a terminal shows what takes its time; a file or a pipe gets a line with the time at which it begins."""
+    """Context that shows an activity: live in a terminal, as a line with the time in a file or pipe."""
     if not console.is_terminal:
         console.print(f"{time.strftime('%H:%M:%S')} {what}", soft_wrap=True)
         yield

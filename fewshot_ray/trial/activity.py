@@ -1,4 +1,4 @@
-"""What a trial is at between two evaluations. Imports nothing: the process that passes it on has neither torch nor the trial."""
+"""A trial's activity between two evaluations. Imports nothing: the process that passes it on has neither torch nor the trial."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 
 class Activity(NamedTuple):
-    """What is being done, and how far the training is."""
+    """The current activity, and the progress of training."""
 
     doing: str
-    """`training`, `measuring`, or what is being prepared."""
+    """`training`, `measuring`, or the name of what is being prepared."""
     step: int | None = None
-    """Finished optimiser steps; None where they aren't known yet."""
+    """Finished optimiser steps; None where not known yet."""
     steps_per_sec: float | None = None
-    """While training: of the last few seconds, all folds together."""
+    """Speed of training over the last few seconds, of all folds together; None while not training."""

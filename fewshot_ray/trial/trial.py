@@ -69,7 +69,7 @@ class Trial:
         self.told_to_end = told_to_end
         """Called about every `PART_SEC`; returns why the process is to end soon, or None. Workers of a group may differ."""
         self.tell = tell
-        """Called about every `PART_SEC` while it trains, and when it begins with something else, with what this worker is at."""
+        """Called with the current activity, about every `PART_SEC` while training and whenever the activity changes."""
         self.device = device
         self.group = group or Group()
         self.materials = materials_of(spec, cache, device)
