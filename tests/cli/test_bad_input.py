@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from fewshot_ray.cli import main
 from fewshot_ray.report.sweep_folder import sweep_text
 from fewshot_ray.spec.document import read_document
 from tests.cli.conftest import Answer, Command, Desk, write_pictures, write_pipeline
@@ -299,12 +299,16 @@ def test_a_name_that_would_steer_the_terminal_stays_in_its_line(name: str, desk:
     assert "not a PNG, JPEG or WebP image" in line
 
 
-def test_a_name_that_is_no_text_can_be_said(desk: Desk) -> None:
-    """In a process of its own, whose output is a pipe; a small picture is a finding, which names it."""
+def test_a_name_that_is_no_text_can_be_said(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a pipe for output, as a process opens it; a small picture is a finding, which names it."""
     (desk.folder / "photos" / "logo3.png").rename(desk.folder / "photos" / "caf\udce9.png")
     Image.new("RGB", (3, 2)).save(desk.folder / "photos" / "t\udcfcr.png")
-    command = [sys.executable, "-c", "from fewshot_ray.cli import main; main()", "check", str(desk.write())]
-    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert r"t\udcfcr.png: 3x2 is smaller" in done.stdout
+    monkeypatch.setattr(sys, "argv", ["fewshot-ray", "check", str(desk.write())])
+    pipe = io.BytesIO()
+    with io.TextIOWrapper(pipe, encoding="utf-8", errors="strict") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out.flush()
+        assert ended.value.code in (None, 0)
+        assert rb"t\udcfcr.png: 3x2 is smaller" in pipe.getvalue()
