@@ -23,7 +23,7 @@ VISIBLE = 0.05
 def gans_not_run(benchmark: GanBenchmark) -> str:
     """In a benchmark's place."""
     commands = [f"python bench/claims.py --benchmark {benchmark.name}"]
-    why = "Not run."
+    why = "Not run, or not again since a network changed. The command that would:"
     if benchmark.device == "cuda":
         why, commands = "Needs a GPU; not run. The commands that would:", ["python bench/make_emoji.py emoji", *commands]
     return f"## {benchmark.title}\n\n{why}\n\n```\n" + "\n".join(commands) + "\n```\n"
