@@ -1,10 +1,11 @@
 """Thousands of malformed inputs, most of them valid files with one thing wrong, against the command line in this process.
 
-python bench/fuzz.py [--cases 2000] [--seed 0] [--only KIND [--case N]]
+python bench/fuzz.py [--cases 2000] [--seed 0] [--processes 1] [--only KIND [--case N]]
 
-Demanded of each: exit code 0 or 2 (or 1, where a sweep has nothing to export) within a few seconds; with 2 exactly one line on standard
-error that names the file or field;
-no traceback, no file of the user's changed or removed, no code run from a pickle.
+Demanded of each: exit code 0 or 2 (or 1, where `resume` leaves nothing to export) within a few seconds; with 2 nothing but lines on
+standard error that name the file or field each; no traceback, no file of the user's changed or removed, no code run from a pickle; and of
+some what they must say, or be answered.
+Ctrl-C ends it with what was tried until then.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -23,7 +25,8 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,27 +36,38 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "COLU
 
 import torch
 from fuzz_bases import Bases, make_bases
+from fuzz_brackets import brackets
 from fuzz_case import Case, Kind
+from fuzz_colour import colour
+from fuzz_endings import endings
 from fuzz_models import adm_weights, extractor, gan, pipeline, run_file
 from fuzz_pictures import images, parquet
-from fuzz_run import LIMIT_SEC, changes, contents, first_jobs, judge, run
+from fuzz_places import place, places_of_our_own
+from fuzz_run import WAIT_SEC, changes, contents, first_jobs, judge, run
+from fuzz_schedulers import scheduler
 from fuzz_sweeps import checkpoint, sweep_folder
 from machine import write_result
 
 from fewshot_ray.cluster import driver
+from fewshot_ray.copies import CACHE_VARIABLE
 
 MEMORY_BYTES = 12 * 2**30
 ROOT = Path(__file__).resolve().parents[1]
 KINDS: dict[str, tuple[Kind, int]] = {
-    "run file": (run_file, 25),
-    "images": (images, 12),
-    "parquet": (parquet, 6),
-    "pipeline": (pipeline, 14),
-    "adm": (adm_weights, 7),
-    "gan": (gan, 8),
+    "run file": (run_file, 20),
+    "images": (images, 8),
+    "colour": (colour, 7),
+    "endings": (endings, 5),
+    "parquet": (parquet, 4),
+    "place": (place, 7),
+    "brackets": (brackets, 5),
+    "pipeline": (pipeline, 9),
+    "scheduler": (scheduler, 7),
+    "adm": (adm_weights, 5),
+    "gan": (gan, 5),
     "extractor": (extractor, 2),
-    "checkpoint": (checkpoint, 10),
-    "sweep": (sweep_folder, 16),
+    "checkpoint": (checkpoint, 6),
+    "sweep": (sweep_folder, 10),
 }
 """With the share of the cases, in percent."""
 
@@ -94,7 +108,7 @@ class Fuzz:
             warnings.simplefilter("ignore")
             case = KINDS[kind][0](rng, self.bases, folder)
         before = contents(folder)
-        watchdog = threading.Timer(4 * LIMIT_SEC, self._hung, (kind, number, case))
+        watchdog = threading.Timer(2 * WAIT_SEC, self._hung, (kind, number, case))
         watchdog.start()
         answer = run(case)
         watchdog.cancel()
@@ -134,23 +148,30 @@ def prepared(folder: Path, seed: int, *, memory_bytes: int | None = MEMORY_BYTES
     (folder / "bases").mkdir()
     bases = make_bases(folder / "bases")
     run_sweep, download = driver.run_sweep, torch.hub.download_url_to_file
+    cache = os.environ.get(CACHE_VARIABLE)
     driver.run_sweep, torch.hub.download_url_to_file = first_jobs, refuse
+    os.environ[CACHE_VARIABLE] = str(folder / "copies")
     limits = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     if memory_bytes is not None:
         resource.setrlimit(resource.RLIMIT_AS, (used + memory_bytes, limits[1]))
     try:
-        yield Fuzz(bases, seed)
+        with places_of_our_own(folder):
+            yield Fuzz(bases, seed)
     finally:
+        os.environ.pop(CACHE_VARIABLE)
+        if cache is not None:
+            os.environ[CACHE_VARIABLE] = cache
         resource.setrlimit(resource.RLIMIT_AS, limits)
         driver.run_sweep, torch.hub.download_url_to_file = run_sweep, download
 
 
 def plan(cases: int, only: str | None) -> list[tuple[str, int]]:
-    """Kinds and numbers; at least `cases`."""
+    """Kinds and numbers; at least `cases`, of every beginning of which each kind has its share."""
     kinds = {only: 100} if only else {kind: share for kind, (_, share) in KINDS.items()}
-    total = sum(kinds.values())
-    return [(kind, number) for kind, share in kinds.items() for number in range(-(-cases * share // total))]
+    counts = {kind: -(-cases * share // sum(kinds.values())) for kind, share in kinds.items()}
+    planned = [(kind, number) for kind, count in counts.items() for number in range(count)]
+    return sorted(planned, key=lambda case: case[1] / counts[case[0]])
 
 
 def main() -> None:
@@ -159,22 +180,41 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=KINDS)
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--case", type=int, help="one case of --only, its folder kept")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     wanted = plan(arguments.cases, arguments.only) if arguments.case is None else [(arguments.only, arguments.case)]
-    folder = Path(tempfile.mkdtemp(prefix="fewshot-ray-fuzz-"))
-    outcomes, started = [], time.monotonic()
-    with prepared(folder, arguments.seed) as fuzz:
-        for kind, number in wanted:
-            outcome = fuzz.case(kind, number, keep=arguments.case is not None)
-            outcomes.append(outcome)
-            if outcome.problems or arguments.case is not None:
-                print(f"{kind} {number} ({outcome.said[:200]}): {'; '.join(outcome.problems)}: {outcome.line[:400]}", flush=True)
-    if arguments.case is None:
-        shutil.rmtree(folder)
+    started, keep = time.monotonic(), arguments.case is not None
+    parts = [wanted[number :: arguments.processes] for number in range(arguments.processes)]
+    if len(parts) == 1:
+        outcomes = run_cases(wanted, arguments.seed, keep=keep)
+    else:
+        with ProcessPoolExecutor(len(parts), multiprocessing.get_context("spawn")) as pool:
+            futures = [pool.submit(run_cases, part, arguments.seed) for part in parts]
+            try:
+                wait(futures)
+            except KeyboardInterrupt:  # which the others get as well
+                print("ended by Ctrl-C", flush=True)
+            outcomes = [outcome for future in futures for outcome in future.result()]
+    if not keep:
         report(outcomes, arguments, time.monotonic() - started)
     sys.exit(1 if any(outcome.problems for outcome in outcomes) else 0)
+
+
+def run_cases(wanted: list[tuple[str, int]], seed: int, *, keep: bool = False) -> list[Outcome]:
+    """The cases one after the other, each failure told as it happens; until Ctrl-C."""
+    torch.set_num_threads(1)
+    folder = Path(tempfile.mkdtemp(prefix="fewshot-ray-fuzz-"))
+    outcomes: list[Outcome] = []
+    with suppress(KeyboardInterrupt), prepared(folder, seed) as fuzz:
+        for kind, number in wanted:
+            outcome = fuzz.case(kind, number, keep=keep)
+            outcomes.append(outcome)
+            if outcome.problems or keep:
+                print(f"{kind} {number} ({outcome.said[:200]}): {'; '.join(outcome.problems)}: {outcome.line[:400]}", flush=True)
+    if not keep:
+        shutil.rmtree(folder)
+    return outcomes
 
 
 def report(outcomes: list[Outcome], arguments: argparse.Namespace, seconds: float) -> None:
@@ -193,7 +233,7 @@ def report(outcomes: list[Outcome], arguments: argparse.Namespace, seconds: floa
             "kinds": {kind: dict(sorted(count.items())) for kind, count in counts.items()},
             "failures": [asdict(outcome) for outcome in failed],
         }
-        command = f"python bench/fuzz.py --cases {arguments.cases} --seed {arguments.seed}"
+        command = f"python bench/fuzz.py --cases {arguments.cases} --seed {arguments.seed} --processes {arguments.processes}"
         print(write_result("fuzz", command, json.loads(json.dumps(figures))).relative_to(ROOT))
 
 

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fuzz_bases import Bases
 
@@ -30,6 +30,12 @@ class Case:
     """Globs, relative to `folder`, of what the command may add, and of what it may change."""
     appended: tuple[str, ...] = ()
     """Globs of files that may grow at their end."""
+    must: Literal["refuse", "accept"] | None = None
+    """Where what is given leaves no choice."""
+    shown: tuple[str, ...] = ()
+    """What must be said, whatever is answered; where lines break is no matter."""
+    pictures: int | None = None
+    """Files at `target.images`, folders aside: as many must be read or counted as passed over, where the file is accepted."""
 
     @property
     def marker(self) -> Path:
@@ -50,3 +56,11 @@ def changed(bases: Bases, name: str, **sections: dict[str, Any]) -> dict[str, An
     """A base's tree with other values in some sections."""
     tree = copy.deepcopy(bases.trees[name])
     return {**tree, **{section: {**tree[section], **values} for section, values in sections.items()}}
+
+
+def at_some_place(rng: random.Random, bases: Bases, place: str) -> dict[str, Any]:
+    """A base's tree with `place` as one of those that pictures are read from."""
+    section, name = rng.choice(
+        (("target", "images"), ("target", "images"), ("target", "holdout"), ("target", "test"), ("source", "images"))
+    )
+    return changed(bases, "short", **{section: {name: place}})

@@ -35,7 +35,9 @@ from fewshot_ray.report.progress import Progress
 from fewshot_ray.spec.document import parse_document
 
 LIMIT_SEC = 8.0
-"""A valid input of any kind takes less than one."""
+"""Of this process's computing: a valid input of any kind takes less than one."""
+WAIT_SEC = 60.0
+"""By the clock: nothing waits for so long, however busy the machine."""
 FIELD = re.compile(
     r"\b(name|seed|source|target|method|train|evaluate|search|resources|storage)\.[a-z_]+|--[a-z]+|\bstorage\b|\bimages [^ ]+: |MODEL: "
 )
@@ -54,6 +56,7 @@ class Answer:
     err: str
     exception: str
     seconds: float
+    """Of computing."""
 
 
 def first_jobs(opened: Opened, **_options: object) -> None:
@@ -93,24 +96,27 @@ def captured() -> Iterator[tuple[Any, Any]]:
 
 @contextmanager
 def alarm(seconds: float) -> Iterator[None]:
-    """Raises TooLongError in the block."""
+    """Raises TooLongError in the block after so many seconds of computing, or `WAIT_SEC` by the clock."""
 
     def ring(number: int, frame: FrameType | None) -> None:
         raise TooLongError
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    timers = {signal.SIGALRM: (signal.ITIMER_REAL, WAIT_SEC), signal.SIGPROF: (signal.ITIMER_PROF, seconds)}
+    before = {number: signal.signal(number, ring) for number in timers}
+    for timer, limit in timers.values():
+        signal.setitimer(timer, limit)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for number, (timer, _) in timers.items():
+            signal.setitimer(timer, 0)
+            signal.signal(number, before[number])
 
 
 def run(case: Case) -> Answer:
     """The entry point itself, in the case's folder."""
     code, exception, before, arguments = None, "", Path.cwd(), sys.argv
-    started = time.monotonic()
+    started, computed = time.monotonic(), time.process_time()
     with captured() as (out, err):
         os.chdir(case.folder)
         sys.argv = ["fewshot-ray", *case.arguments]
@@ -121,7 +127,9 @@ def run(case: Case) -> Answer:
         except SystemExit as end:
             code = int(end.code or 0)
         except TooLongError as error:
-            exception = f"no answer in {LIMIT_SEC:g} s, at {_where(error)}"
+            exception = f"no answer in {time.process_time() - computed:.0f} s of {time.monotonic() - started:.0f} s, at {_where(error)}"
+        except KeyboardInterrupt:
+            raise
         except BaseException as error:  # whatever it is, it is the finding
             exception = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} at {_where(error)}"
         finally:
@@ -129,7 +137,7 @@ def run(case: Case) -> Answer:
             sys.argv = arguments
         sys.stdout.flush(), sys.stderr.flush()
         out.seek(0), err.seek(0)
-        return Answer(code, out.read().decode(), err.read().decode(), exception, time.monotonic() - started)
+        return Answer(code, out.read().decode(), err.read().decode(), exception, time.process_time() - computed)
 
 
 def _where(error: BaseException) -> str:
@@ -192,14 +200,32 @@ def judge(case: Case, answer: Answer) -> tuple[str, list[str]]:
     problems = []
     if "Traceback (most recent call last)" in answer.err + answer.out:
         problems.append("a traceback")
-    # 1: a sweep at its end has nothing to export, and the last line says so; the two jobs of `first_jobs` are no sweep's end.
-    if answer.code not in (0, 2) and not (answer.code == NO_RESULT and re.search(r"^error: [^\n]+\n\Z", answer.err, re.MULTILINE)):
+    # The two jobs of `first_jobs` are no sweep's end: there is nothing to export yet, and a line says so.
+    unfinished = case.arguments[0] == "resume" and answer.code == NO_RESULT
+    if answer.code not in (0, 2) and not unfinished:
         problems.append(f"exit code {answer.code}")
-    if answer.code == 2:
+    if answer.code == 2 or unfinished:
         if not re.fullmatch(r"(error: [^\n\r\v\f\x1b\x85\u2028\u2029]+\n)+", answer.err):
             problems.append("not a line an error on standard error")
-        elif not all(any(name in line for name in case.names) or FIELD.search(line) for line in answer.err.splitlines()):
+        elif not unfinished and not all(any(name in line for name in case.names) or FIELD.search(line) for line in answer.err.splitlines()):
             problems.append("neither file nor field is named")
     if answer.seconds > LIMIT_SEC:
         problems.append("too long")
-    return answer.err.strip(), problems
+    return answer.err.strip(), problems + list(_untold(case, answer))
+
+
+def _untold(case: Case, answer: Answer) -> Iterator[str]:
+    """What should have been said, refused or accepted, and wasn't."""
+    if case.must is not None and (answer.code == 2) != (case.must == "refuse"):
+        yield "accepted" if case.must == "refuse" else "refused"
+    said = "".join((answer.out + answer.err).split())
+    for text in case.shown:
+        if "".join(text.split()) not in said:
+            yield f"{text!r} isn't said"
+    if case.pictures is not None and answer.code == 0:
+        passed = re.findall(r"target\.images: passed over: (.*)", answer.out)
+        read = int(re.findall(r"(\d+) different ones", answer.out)[0])
+        # "3 text (a.txt, b.txt, c.txt)": a kind's number stands before its words, which no name in the cases looks like.
+        counted = sum(int(number) for number in re.findall(r"(?:^|, )(\d+) [a-zP]", passed[0])) if passed else 0
+        if read + counted != case.pictures:
+            yield f"of {case.pictures} files {read} are read and {counted} counted as passed over"

@@ -110,10 +110,14 @@ def sweep_folder(rng: random.Random, bases: Bases, folder: Path) -> Case:
         content, said = spoil_bytes(rng, path.read_bytes())
         if rng.random() < 0.5:
             content, said = spoil_json(rng, json.dumps(_plain_yaml(path)).encode())
+            if content.startswith(b"{"):  # the folder's format, without which nothing is trained there
+                content = path.read_bytes().splitlines(keepends=True)[0] + content
         path.write_bytes(content)
     else:
         content, said = _spoil_lines(rng, path.read_bytes())
         path.write_bytes(content)
+    if "spec.yaml" in names:  # the folder's format stands there
+        names.append(sweep.name)
     said = f"{command} {sweep.name}/{path.relative_to(sweep)}: {said}"
     case = _sweep_case(rng, command, folder, sweep, said, tuple(names), None)
     if command == "resume" and path.parent != sweep:  # the trial whose own files are wrong may be run again

@@ -12,7 +12,8 @@ import pytest
 from fewshot_ray.errors import UserError
 
 BENCH = Path(__file__).parents[1] / "bench"
-MODULES = ("machine", "fuzz_mutations", "fuzz_bases", "fuzz_case", "fuzz_pictures", "fuzz_models", "fuzz_sweeps", "fuzz_run", "fuzz")
+PARTS = ("mutations", "bases", "case", "pictures", "colour", "endings", "models", "schedulers", "brackets", "places", "sweeps", "run")
+MODULES = ("machine", *(f"fuzz_{part}" for part in PARTS), "fuzz")
 CASES = 60
 SEED = 4
 
