@@ -27,7 +27,7 @@ from fewshot_ray.cluster.capacity import Growth
 from fewshot_ray.cluster.ending import EVERYBODY, start_messenger
 from fewshot_ray.cluster.journal import Journal
 from fewshot_ray.cluster.lease import Lease
-from fewshot_ray.cluster.losses import error_line
+from fewshot_ray.cluster.lost_workers import error_line
 from fewshot_ray.cluster.needs import JOIN_SEC
 from fewshot_ray.cluster.opened import Opened, put_on_record
 from fewshot_ray.cluster.ray_log import ray_log

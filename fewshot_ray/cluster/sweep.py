@@ -17,7 +17,7 @@ from fewshot_ray.cluster.faults import Fault
 from fewshot_ray.cluster.halving import SuccessiveHalving
 from fewshot_ray.cluster.jobs import Job, after_search, search_job, trial_id
 from fewshot_ray.cluster.journal import Journal
-from fewshot_ray.cluster.kept import KeptCheckpoints
+from fewshot_ray.cluster.kept_checkpoints import KeptCheckpoints
 from fewshot_ray.cluster.study import PLAIN_ORIGIN, SAMPLER, Proposal, Study
 from fewshot_ray.errors import UserError
 from fewshot_ray.metrics.suite import METRICS

@@ -21,7 +21,7 @@ from ray.tune.search import Searcher
 from fewshot_ray.cluster.actors import PROBLEM, ROW
 from fewshot_ray.cluster.ending import EVERYBODY, STOPPED
 from fewshot_ray.cluster.jobs import Job
-from fewshot_ray.cluster.losses import error_line, fault_of, kernel_kills
+from fewshot_ray.cluster.lost_workers import error_line, fault_of, kernel_kills
 from fewshot_ray.cluster.ray_log import RAY_LOGGER
 from fewshot_ray.cluster.sweep import Next, Sweep
 from fewshot_ray.report.sweep_folder import EvaluationRow
@@ -184,7 +184,7 @@ class Watch(_OfTheDriver, Callback):
     def __init__(self, node_id: str) -> None:
         self.node_id = node_id
         self.looks: Sequence[Callable[[], None]] = ()
-        """What else is done now and then."""
+        """Called at every check, for further checks."""
         self._next_sec = 0.0
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:

@@ -19,7 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from fewshot_ray.cluster.ending import NOTICE, STOPPED
-from fewshot_ray.cluster.losses import nodes_watched
+from fewshot_ray.cluster.lost_workers import nodes_watched
 from fewshot_ray.cluster.ray_private import WorkerCallback
 from fewshot_ray.errors import SavedAndEndedError
 from fewshot_ray.spec.sections import ResourcesSpec

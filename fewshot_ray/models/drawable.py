@@ -1,4 +1,4 @@
-"""Whether diffusers' own pipelines can draw with a model: what they take for granted is written out, what they can't is refused."""
+"""Makes a model's exports work in diffusers' own pipelines, or refuses models that those can't sample."""
 
 from __future__ import annotations
 

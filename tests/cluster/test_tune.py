@@ -9,7 +9,7 @@ from ray.train._internal.storage import StorageContext
 from ray.tune.experiment import Trial
 
 from fewshot_ray.cluster.faults import Fault
-from fewshot_ray.cluster.losses import error_line, fault_of
+from fewshot_ray.cluster.lost_workers import error_line, fault_of
 from fewshot_ray.cluster.tune import _error
 from fewshot_ray.errors import SavedAndEndedError
 

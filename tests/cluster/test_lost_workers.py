@@ -10,7 +10,7 @@ from ray.exceptions import ActorDiedError, NodeDiedError, OutOfDiskError, OutOfM
 from ray.train import WorkerGroupError
 
 from fewshot_ray.cluster.faults import Fault
-from fewshot_ray.cluster.losses import NodeLostError, error_line, fault_of, kernel_kills
+from fewshot_ray.cluster.lost_workers import NodeLostError, error_line, fault_of, kernel_kills
 from fewshot_ray.errors import FullError, SavedAndEndedError, UnreachableError, UserError
 
 
