@@ -113,7 +113,7 @@ def taken(training: Training, steps: int) -> dict[str, float]:
     group.seconds, group.bytes = 0.0, 0
     started = time.perf_counter()
     for _ in range(steps):
-        training._train_step()
+        training.take_step()
     seconds = time.perf_counter() - started
     found = {"step": seconds / steps, "reductions": group.seconds / steps, "bytes": group.bytes / steps}
     gradients = [torch.zeros_like(parameter) for parameter in training.method.phases()[0].parameters]

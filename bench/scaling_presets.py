@@ -28,9 +28,7 @@ from torch.utils.flop_counter import flop_registry
 from fewshot_ray.data.images import ImageSet
 from fewshot_ray.data.target import Fold
 from fewshot_ray.errors import UserError
-from fewshot_ray.methods.draw import Draw
 from fewshot_ray.methods.gan import GanMethod
-from fewshot_ray.methods.sadm import Sadm
 from fewshot_ray.models import adm
 from fewshot_ray.models.autoencoder import Autoencoder
 from fewshot_ray.models.backbone import Backbone
@@ -211,12 +209,6 @@ def random_networks() -> Iterator[None]:
     """Within the block the networks that methods read from files are of the same architecture, with random weights."""
     from fewshot_ray.metrics import encoders, extractors
 
-    def compared(sadm: Sadm, draw: Draw) -> int:
-        """The positions are the batch's, `rank::size` of rank 0: a count that needs no values."""
-        if sadm.backbone.autoencoder is None:
-            return len(draw.x_0)
-        return min(len(draw.x_0), -(-sadm.config.decoded_images * len(draw.x_0) // draw.batch.global_size))
-
     def classifier(ingredients: FoldIngredients, stage: Any) -> dict[str, Tensor]:
         backbone = ingredients.backbone
         return NoiseAwareClassifier(backbone.shape[0], backbone.shape[1:]).state_dict()
@@ -224,7 +216,6 @@ def random_networks() -> Iterator[None]:
     weights = SimpleNamespace(hash="random")
     with ExitStack() as stack:
         stack.enter_context(patch.object(FoldIngredients, "read", classifier))
-        stack.enter_context(patch.object(Sadm, "compared", compared))
         stack.enter_context(patch.object(encoders, "find_weights", return_value=weights))
         stack.enter_context(patch.object(encoders, "inception_network", lambda _: inception()))
         stack.enter_context(patch.object(extractors, "find_weights", return_value=weights))
@@ -325,7 +316,7 @@ def counted_step(preset: str, document: Document) -> Step:
             counted.flops, made.step = 0, step
             group.sums.clear()
             group.gathers.clear()
-            made._train_step()
+            made.take_step()
             flops += share * counted.flops
             for bytes_, count in group.sums.items():
                 sums[bytes_] += share * count
@@ -362,7 +353,7 @@ def measured_step_sec(document: Document, device: torch.device, repetitions: int
 
             def again(step: int = step) -> None:
                 made.step = step
-                made._train_step()
+                made.take_step()
 
             again()
             total += share * median(seconds_of(again, device) for _ in range(repetitions))

@@ -479,7 +479,7 @@ class Row:
 
         def work() -> None:
             for _ in self.training.method.phases():
-                self.training._train_step()
+                self.training.take_step()
 
         self.peak = self.held + added_bytes(work, device).most
         self.forget_gradients()
@@ -504,7 +504,7 @@ def measure(space: Space, params: str, cases: Sequence[Case], repetitions: int, 
     for _ in range(repetitions):
         timings.append(parts.time())
         for row in rows:
-            row.steps.append(timed(row.training._train_step, space.device)[0])
+            row.steps.append(timed(row.training.take_step, space.device)[0])
             row.bounds.append(sum(count * timings[-1][part] for part, count in row.passes.items()))
             row.forget_gradients()
     return {
@@ -521,7 +521,7 @@ def prepared(space: Space, params: str, case: Case, encoder_weights: str | None)
     configs = case.configs(space.size, encoder_weights)
     before = live_bytes(space.device)
     training = space.training(configs, params)
-    training._train_step()
+    training.take_step()
     row = Row(case, training, passes(configs, latent=space.autoencoder is not None))
     row.forget_gradients()
     row.held = live_bytes(space.device) - before
@@ -567,6 +567,12 @@ def show(group: Mapping[str, Any]) -> None:
         print(f", {row['peak_to_bound']:.3f} of its bound" if "peak_to_bound" in row else "", flush=True)
 
 
+def loss_of_a_step(training: Training) -> float:
+    """Of the next one."""
+    training.take_step()
+    return training.read_losses()[-1]
+
+
 def compiled_rows(size: Size, device: torch.device, train: TrainSpec, repetitions: int) -> Iterator[dict[str, Any]]:
     """torch.compile against eager, each backbone with plain fine-tuning and with ANT, whose ascent compiles another graph."""
     for name in ("pixel", "latent", "dit"):
@@ -575,8 +581,8 @@ def compiled_rows(size: Size, device: torch.device, train: TrainSpec, repetition
             torch.compiler.reset()
             configs = case.configs(size, None)
             eager, compiled = (space.training(configs, "full", compiled=flag) for flag in (False, True))
-            losses = [(eager._train_step(), compiled._train_step()) for _ in range(COMPILED_STEPS)]
-            seconds = [tuple(timed(one._train_step, device)[0] for one in (eager, compiled)) for _ in range(repetitions)]
+            losses = [(loss_of_a_step(eager), loss_of_a_step(compiled)) for _ in range(COMPILED_STEPS)]
+            seconds = [tuple(timed(one.take_step, device)[0] for one in (eager, compiled)) for _ in range(repetitions)]
             row = {
                 "space": name,
                 "case": case.name,
@@ -646,7 +652,8 @@ def main() -> int:
         return 0
     print(*misses, sep="\n")
     marks = ["step_cost", *(["compile"] if given.compile else []), *(["cuda"] if device.type == "cuda" else [])]
-    name = "_".join([*marks, *(["bf16"] if given.precision == "bf16" else [])])
+    some = [] if given.params == list(PARAMS) else given.params
+    name = "_".join([*marks, *(["bf16"] if given.precision == "bf16" else []), *some])
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     settings = {"gpu": gpu, "threads": given.threads, "precision": given.precision, "repetitions": given.repetitions}
     print(write_result(name, " ".join(["python", "bench/step_cost.py", *sys.argv[1:]]), {**settings, **found, "missed": misses}))

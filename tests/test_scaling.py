@@ -127,7 +127,7 @@ def test_counts_are_a_real_step_s(presets: ModuleType, monkeypatch: pytest.Monke
     with presets.random_networks():
         made = presets.training(presets.compose(presets.resized(document, 80, 2)), CPU, group)
         with FlopCounterMode(display=False) as real:
-            made._train_step()
+            made.take_step()
     assert step.flops_per_image * 40 == pytest.approx(real.get_total_flops())
     gradients = [parameter.grad for parameter in made.method.trained().values()]
     assert step.reduced_bytes == sum(gradient.nbytes for gradient in gradients if gradient is not None) + 4

@@ -102,7 +102,7 @@ def seen_passes(bench: ModuleType, space: Any, configs: Any, params: str = "full
         optimizer.register_step_post_hook(lambda *_, part=part: updates.update([part]))
     mode = Marked(marks)
     with mode:
-        training._train_step()
+        training.take_step()
     return Counter({PART_OF[what]: count for what, count in mode.seen.items()}) + updates
 
 

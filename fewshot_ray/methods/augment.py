@@ -136,11 +136,11 @@ class Ada:
         }
 
     @property
-    def probability(self) -> float:
-        """p, the probability of each transformation."""
-        return float(self.state["probability"])
+    def probability(self) -> Tensor:
+        """p, the probability of each transformation, `[]` on the device."""
+        return self.state["probability"]
 
-    def observe(self, sign_sum: float, count: int) -> None:
+    def observe(self, sign_sum: Tensor, count: Tensor) -> None:
         """Add the signs of D's logits on `count` real images, summed over all workers (for several logits per image their mean sign).
 
         So the statistic is a mean of numbers in [-1, 1] for any number of logits per image.
@@ -150,21 +150,20 @@ class Ada:
 
     def adjust(self, step: int, batch_images: int) -> None:
         """After each `step`, counted from 0: every `every_steps` p moves towards the target by these steps' images / `length_images`."""
-        if (step + 1) % self.config.every_steps or self.state["count"] == 0:
+        if (step + 1) % self.config.every_steps:
             return
-        mean_sign = self.state["sign_sum"] / self.state["count"]
+        mean_sign = self.state["sign_sum"] / self.state["count"].clamp(min=1)
         change = torch.sign(mean_sign - self.config.target) * batch_images * self.config.every_steps / self.config.length_images
-        self.state["probability"].add_(change).clamp_(0.0, 1.0)
+        self.state["probability"].add_(change * (self.state["count"] > 0)).clamp_(0.0, 1.0)
         self.state["sign_sum"].zero_()
         self.state["count"].zero_()
 
     def __call__(self, images: Tensor, uniform: Uniform) -> Tensor:
-        """The images `[b, C, H, W]` after the geometric and the colour transformations."""
-        if self.probability == 0:
-            return images
-        return self._colored(warped(images, self._geometry(images, uniform)), uniform)
+        """The images `[b, C, H, W]` after the geometric and the colour transformations; unchanged to the last bit where p is 0."""
+        changed = self._colored(warped(images, self._geometry(images, uniform)), uniform)
+        return torch.where(self.probability > 0, changed, images)
 
-    def _where(self, uniform: Uniform, name: str, value: Tensor, *, probability: float | None = None) -> Tensor:
+    def _where(self, uniform: Uniform, name: str, value: Tensor, *, probability: Tensor | None = None) -> Tensor:
         """`value` for the images the transformation is applied to, 0 for the others."""
         happens = uniform(f"{name}?") < (self.probability if probability is None else probability)
         return torch.where(happens, value, torch.zeros_like(value))
@@ -173,7 +172,7 @@ class Ada:
         """`[b, 2, 3]`: where each pixel comes from, in coordinates from -1 to 1."""
         height, width = images.shape[-2:]
         # Each of the two rotations, before and after the stretching, has the probability with which at least one happens with p.
-        either = 1 - math.sqrt(1 - self.probability)
+        either = 1 - (1 - self.probability).sqrt()
         flip = 1 - 2 * self._where(uniform, "flip", (uniform("flip") < 0.5).to(uniform("flip").dtype))
         quarters = self._where(uniform, "quarter", (uniform("quarter") * 4).floor())
         right = self._where(uniform, "blit", 2 * whole(uniform("blit-x"), round(width * 0.125)) / width)
@@ -193,7 +192,7 @@ class Ada:
             shift(across, along),
         ):
             total = transformation.to(images.dtype) @ total.to(images.dtype)
-        source: Tensor = torch.linalg.inv(total)[:, :2]
+        source: Tensor = torch.linalg.inv_ex(total).inverse[:, :2]  # `inv` asks the GPU whether there is one; here there always is
         return source
 
     def _colored(self, x: Tensor, uniform: Uniform) -> Tensor:
@@ -246,9 +245,9 @@ def shift(x: Tensor, y: Tensor) -> Tensor:
 def hue_turn(turn: Tensor) -> Tensor:
     """Rotation of colours by the angle `turn` `[b]` about the grey axis (1, 1, 1), `[b, 3, 3]`."""
     cos, sin = turn.cos()[:, None, None], turn.sin()[:, None, None]
-    grey = torch.full((3, 3), 1 / 3, device=turn.device)
-    cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=turn.device) / math.sqrt(3)
-    return cos * torch.eye(3, device=turn.device) + (1 - cos) * grey + sin * cross
+    grey, same = torch.full((3, 3), 1 / 3, device=turn.device), torch.eye(3, device=turn.device)
+    cross = (same.roll(1, dims=0) - same.roll(1, dims=1)) / math.sqrt(3)  # the cross product with (1, 1, 1) / sqrt(3)
+    return cos * same + (1 - cos) * grey + sin * cross
 
 
 def warped(images: Tensor, source: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from fewshot_ray.methods.gan import GanPart, Play
 from fewshot_ray.methods.grouped import others, similarities, ungroup
 from fewshot_ray.methods.phase import Objective
+from fewshot_ray.methods.randomness import on_device
 from fewshot_ray.methods.registry import GanIngredients, MethodConfig, register_gan
 from fewshot_ray.models.gan import Gan
 from fewshot_ray.spec.ranges import FloatRange
@@ -50,7 +51,7 @@ class Cdc:
         drawn, loss = play.draw.integers("G/cdc-layer", len(self.layers)), torch.zeros((), device=play.z.device)
         for index in drawn.unique().tolist():
             log_p, log_q = (self.log_softmax(made.features[self.layers[index]]) for made in (source, play.fakes))
-            loss = torch.where(drawn == index, (log_q.exp() * (log_q - log_p)).sum(dim=1), loss)
+            loss = torch.where(on_device(drawn == index, loss.device), (log_q.exp() * (log_q - log_p)).sum(dim=1), loss)
         return play.term("cdc", loss, self.config.weight)
 
     def log_softmax(self, features: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.methods.draw import Draw, mean_square
+from fewshot_ray.methods.grouped import others
 from fewshot_ray.methods.phase import Objective
 from fewshot_ray.methods.registry import Ingredients, MethodConfig, Part, register
 from fewshot_ray.models.backbone import Backbone
@@ -75,9 +76,7 @@ def divergence(adapted: Tensor, source: Tensor) -> Tensor:
 def log_similarities(images: Tensor) -> Tensor:
     """`log softmax_{j != i} cos(x_i, x_j)`, `[M, M - 1]`."""
     unit = F.normalize(images.flatten(1), dim=1)
-    similarity = unit @ unit.T
-    others = ~torch.eye(len(unit), dtype=torch.bool, device=unit.device)
-    return F.log_softmax(similarity[others].view(len(unit), -1), dim=1)
+    return F.log_softmax(others(unit @ unit.T), dim=1)
 
 
 def high_frequencies(images: Tensor) -> Tensor:

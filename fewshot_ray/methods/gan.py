@@ -64,7 +64,7 @@ class GanDraw:
         self.batch = batch
         self.step = batch.step
         self.randomness = randomness
-        self.signs: tuple[float, int] | None = None
+        self.signs: Tensor | None = None
         """The sum of the signs of the real images' logits (per image their mean) and the number of images; None before D's loss."""
 
     def normal(self, purpose: str, *shape: int) -> Tensor:
@@ -76,12 +76,12 @@ class GanDraw:
         return self.randomness.uniform(self.step, purpose, self.batch.global_size)[self.batch.positions]
 
     def integers(self, purpose: str, high: int) -> Tensor:
-        """Uniform integers `[b]` in [0, high)."""
-        return self.randomness.integers(self.step, purpose, high, self.batch.global_size)[self.batch.positions]
+        """Uniform integers `[b]` in [0, high), on the host: what is computed depends on them."""
+        return self.randomness.host_integers(self.step, purpose, high, self.batch.global_size)[list(self.batch.places)]
 
     def one_uniform(self, purpose: str) -> float:
         """A number in [0, 1) for the whole step."""
-        return float(self.randomness.uniform(self.step, purpose, 1))
+        return self.randomness.host_uniform(self.step, purpose)
 
     def dirichlet(self, purpose: str, alpha: float, count: int) -> Tensor:
         """Draws `[b, count]` from Dir(alpha, ..., alpha), one per image."""
@@ -229,7 +229,8 @@ class GanMethod(ABC):
         """The adversarial terms of real and generated images, and what architecture and methods add."""
         play, terms = Play(self, draw, "D"), Weighted()
         real, fake = play.logits(play.real_view), play.logits(play.judged_view)
-        draw.signs = (float(real.detach().sign().flatten(1).mean(dim=1).sum()), len(real))
+        signs = real.detach().sign().flatten(1).mean(dim=1)
+        draw.signs = torch.stack([signs.sum(), torch.ones_like(signs).sum()])
         terms.add(play.term("real", self.adversarial.real(real, draw.uniform("D/real/margin")), 1.0))
         terms.add(play.term("fake", self.adversarial.fake(fake, draw.uniform("D/fake/margin")), 1.0))
         terms.add(self.extra_terms(play))
@@ -303,9 +304,8 @@ class GanMethod(ABC):
     def after_step(self, context: GanDraw) -> None:
         """Update ADA from all workers' logits, and average BatchNorm's running statistics over the workers."""
         if isinstance(self.augmentation, Ada) and context.signs is not None:
-            seen = torch.tensor(context.signs, device=context.batch.x_0.device)
-            self.workers.sum_([seen])
-            self.augmentation.observe(float(seen[0]), int(seen[1]))
+            self.workers.sum_([context.signs])
+            self.augmentation.observe(*context.signs)
             self.augmentation.adjust(context.step, context.batch.global_size)
         if self.workers.size > 1:
             running = [buffer for name, buffer in self.buffers().items() if name.endswith(RUNNING)]

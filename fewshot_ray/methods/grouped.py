@@ -41,7 +41,12 @@ def distances(x: Tensor, latents: int) -> Tensor:
 
 
 def others(matrix: Tensor) -> Tensor:
-    """`[groups, N, N - 1]`: each row of `[groups, N, N]` without its entry on the diagonal."""
-    groups, count, _ = matrix.shape
-    off = ~torch.eye(count, dtype=torch.bool, device=matrix.device)
-    return matrix[:, off].view(groups, count, count - 1)
+    """`[..., N, N - 1]`: each row of `[..., N, N]` without its entry on the diagonal.
+
+    Without a mask: how many entries a mask chooses the host would have to ask a GPU.
+    """
+    count = matrix.shape[-1]
+    # Without the first entry, rows of N + 1 end with an entry of the diagonal.
+    shifted: Tensor = matrix.flatten(-2)[..., 1:].unflatten(-1, (count - 1, count + 1))
+    off_diagonal: Tensor = shifted[..., :-1].flatten(-2).unflatten(-1, (count, count - 1))
+    return off_diagonal

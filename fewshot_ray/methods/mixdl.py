@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fewshot_ray.methods.gan import GanDraw, GanPart, Play, Player
 from fewshot_ray.methods.grouped import of_group, similarities
 from fewshot_ray.methods.phase import Objective
+from fewshot_ray.methods.randomness import on_device
 from fewshot_ray.methods.registry import GanIngredients, MethodConfig, register_gan
 from fewshot_ray.models.gan import Gan, View
 from fewshot_ray.spec.ranges import FloatRange
@@ -84,7 +85,8 @@ class MixDl:
         drawn, chosen = play.draw.integers("G/layer", len(self.layers)), torch.zeros((), device=play.z.device)
         for index in drawn.unique().tolist():
             anchors, fakes = play.anchors.features[self.layers[index]], play.fakes.features[self.layers[index]]
-            chosen = torch.where((drawn == index)[:, None], similarities(anchors, fakes, self.config.latents), chosen)
+            here = on_device(drawn == index, chosen.device)[:, None]
+            chosen = torch.where(here, similarities(anchors, fakes, self.config.latents), chosen)
         return play.term("distance_g", self.distance(chosen, self.coefficients(play.draw, "G")), self.config.lambda_g)
 
     def discriminator(self, play: Play) -> Objective:

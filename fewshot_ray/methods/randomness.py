@@ -18,13 +18,14 @@ def derived_seed(*parts: int | str) -> int:
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:
     """The host's `tensor` on the device; copied to a GPU from pinned memory, so that the host doesn't wait for queued GPU work."""
-    return tensor.to(device) if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 class Randomness:
     """Draws for the *global* batch, so that neither resuming nor the number of workers changes them.
 
-    The generators live on `device`: CPU and GPU runs draw different numbers.
+    The generators live on `device`: CPU and GPU runs draw different numbers. What the host decides by is drawn on the host, so that it
+    never waits for a GPU.
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
@@ -35,6 +36,10 @@ class Randomness:
     def generator(self, step: int, purpose: str) -> torch.Generator:
         """A fresh generator for this step and purpose."""
         return torch.Generator(self.device).manual_seed(derived_seed(self.seed, step, purpose))
+
+    def host_generator(self, step: int, purpose: str) -> torch.Generator:
+        """The same on the host."""
+        return torch.Generator().manual_seed(derived_seed(self.seed, step, purpose))
 
     def normal(self, step: int, purpose: str, shape: tuple[int, ...]) -> Tensor:
         """Standard normal numbers for the global batch; `shape[0]` is the global batch size."""
@@ -48,6 +53,14 @@ class Randomness:
         """`count` numbers in [0, 1), one per image of the global batch."""
         return self._once(step, purpose, lambda g: torch.rand(count, generator=g, device=self.device))
 
+    def host_integers(self, step: int, purpose: str, high: int, count: int) -> Tensor:
+        """As `integers`, on the host."""
+        return self._once(step, purpose, lambda _: torch.randint(high, (count,), generator=self.host_generator(step, purpose)))
+
+    def host_uniform(self, step: int, purpose: str) -> float:
+        """A number in [0, 1) for the whole step."""
+        return float(self._once(step, purpose, lambda _: torch.rand(1, generator=self.host_generator(step, purpose))))
+
     def dirichlet(self, step: int, purpose: str, alpha: float, entries: int, count: int) -> Tensor:
         """`[count, entries]` drawn from Dir(alpha, ..., alpha), a row per image of the global batch; float32, drawn in float64 on the CPU.
 
@@ -56,7 +69,7 @@ class Randomness:
 
         def rows(_: torch.Generator) -> Tensor:
             drawn = np.random.default_rng(derived_seed(self.seed, step, purpose)).dirichlet([alpha] * entries, size=count)
-            return torch.from_numpy(drawn).to(self.device, torch.float32)
+            return on_device(torch.from_numpy(drawn).float(), self.device)
 
         return self._once(step, purpose, rows)
 

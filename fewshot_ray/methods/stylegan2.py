@@ -99,7 +99,7 @@ class StyleGan2Method(GanMethod):
         styles = self.styles(draw, codes, "G_path")
         image = self.gan.make_styles(styles, [noise[:count] for noise in draw.noise("G_path")]).image
         lengths = path_lengths(image, styles, draw.normal("G_path/y", *image.shape[1:])[:count])
-        seen = torch.stack([lengths.detach().sum(), torch.tensor(float(count), device=lengths.device)])
+        seen = torch.stack([lengths.detach().sum(), torch.ones_like(lengths).sum()])
         self.workers.sum_([seen])
         self.mean_path_length.lerp_(seen[0] / seen[1], self.recipe.path_decay)
         penalty = path_penalty(lengths, self.mean_path_length, self.recipe.path_decay, total=seen[0], count=seen[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,12 +35,22 @@ Rows: TypeAlias = Mapping[RowKey, Tensor]
 class Related:
     """The terms of a phase's relations over the global batch."""
 
-    value: float = 0.0
-    """Their weighted sum, the same on every worker."""
+    value: Tensor | None = None
+    """Their weighted sum `[]`, the same on every worker; None where there is none."""
     pulls: Sequence[Rows] = ()
     """Its gradient with respect to the rows of each micro-batch."""
     rows: Rows | None = None
     """The rows with their graph, where there is one micro-batch."""
+
+
+class Unread(NamedTuple):
+    """A phase's loss in a step, still on the device."""
+
+    step: int
+    """Counted from 0."""
+    phase: str
+    parts: Sequence[Tensor]
+    """`[]` each; the loss is their sum."""
 
 
 class NonFiniteLossError(Exception):
@@ -49,7 +60,8 @@ class NonFiniteLossError(Exception):
 class Training:
     """One model in training. `step` counts the finished steps; `advance` goes on from there.
 
-    It depends on no particular method. All random numbers are functions of (seed, step), so training resumed from a saved state equals
+    It depends on no particular method. A step reads nothing from the device, so that a GPU never waits for the host: losses are read,
+    and checked, at the end of `advance`. All random numbers are functions of (seed, step), so training resumed from a saved state equals
     the uninterrupted run: bit for bit on CPU with as many workers, to 1e-5 with another number.
     """
 
@@ -63,6 +75,7 @@ class Training:
         averaged = {name: method.buffers()[name] for name in method.averaged_buffers}
         self.ema = Ema(method.trained(), decay=config.ema.decay, warmup=config.ema.warmup, buffers=averaged)
         self.step = 0
+        self._unread: list[Unread] = []
         self.micro_batch = self._micro_batch()
         self.recent_losses: list[float] = []
         """The losses of the steps since `take_loss`."""
@@ -78,14 +91,17 @@ class Training:
         return rate
 
     def advance(self, until: int) -> float:
-        """Train up to step `until`; returns the mean of the total loss over these steps. Raises NonFiniteLossError."""
-        losses = []
+        """Train up to step `until`; returns the mean of the total loss over these steps.
+
+        Raises NonFiniteLossError where a loss of these steps isn't finite; the steps after that one have then trained on.
+        """
         for module in self.method.modules().values():
             module.train()
         while self.step < until:
-            losses.append(self._train_step())
+            self.take_step()
         for module in self.method.modules().values():
             module.eval()
+        losses = self.read_losses()
         self.recent_losses += losses
         return sum(losses) / len(losses) if losses else math.nan
 
@@ -94,21 +110,19 @@ class Training:
         losses, self.recent_losses = self.recent_losses, []
         return sum(losses) / len(losses) if losses else math.nan
 
-    def _train_step(self) -> float:
-        step = self.step
-        micro_batches = self.batches.micro_batches(step, self.group, self.micro_batch)
-        phases = [phase for phase in self.method.phases() if phase.active(step)]
+    def take_step(self) -> None:
+        """One step of every phase that is active in it, on networks in training mode; its losses stay on the device, unread."""
+        micro_batches = self.batches.micro_batches(self.step, self.group, self.micro_batch)
+        phases = [phase for phase in self.method.phases() if phase.active(self.step)]
         contexts: list[Any] = [None] * len(micro_batches)
-        total = 0.0
         for phase in phases:
-            total += self._run_phase(phase, micro_batches, contexts, last=phase is phases[-1])
+            self._run_phase(phase, micro_batches, contexts, last=phase is phases[-1])
         if contexts and contexts[-1] is not None:
             self.method.after_step(contexts[-1])
         self.ema.update()
         self.step += 1
-        return total
 
-    def _run_phase(self, phase: Phase, micro_batches: Sequence[Batch], contexts: list[Any], *, last: bool) -> float:
+    def _run_phase(self, phase: Phase, micro_batches: Sequence[Batch], contexts: list[Any], *, last: bool) -> None:
         optimizer = self.method.optimizers()[phase.optimizer]
         optimizer.zero_grad(set_to_none=True)
         related = self._related(phase, micro_batches, contexts, self.group)
@@ -121,14 +135,13 @@ class Training:
             elif not last and not shared_graph:
                 self.method.forget(contexts[part])
         self._reduce(phase, total)
-        value = self._checked(phase, float(total) + related.value)
+        self._unread.append(Unread(self.step, phase.name, [total] if related.value is None else [total, related.value]))
         clip = self.config.gradient_clip if phase.gradient_clip is None else phase.gradient_clip
         if clip is not None:
             torch.nn.utils.clip_grad_norm_(phase.parameters, clip)
         for settings in optimizer.param_groups:
             settings["lr"] = self.learning_rate(self.step) * settings.get(LR_FACTOR, 1.0)
         optimizer.step()
-        return value
 
     def _related(self, phase: Phase, micro_batches: Sequence[Batch], contexts: list[Any], group: Group) -> Related:
         """The relations' terms over the global batch, and their gradient with respect to this worker's rows, by micro-batch.
@@ -155,7 +168,7 @@ class Training:
             own_parts = group.own(gradient).split([len(rows[key]) for rows in parts])
             for pull, own_part in zip(pulls, own_parts, strict=True):
                 pull[key] = own_part
-        return Related(float(value.detach()), pulls, parts[0] if live else None)
+        return Related(value.detach(), pulls, parts[0] if live else None)
 
     def _context(self, batch: Batch, contexts: list[Any], part: int) -> Any:
         """The micro-batch's context, made when first used; layers' noise is seeded anew, so that a second forward pass equals the first."""
@@ -191,15 +204,27 @@ class Training:
         self.group.sum_([parameter.grad for parameter in phase.parameters if parameter.grad is not None])
         self.group.sum_([total])
 
-    def _checked(self, phase: Phase, loss: float) -> float:
-        if not math.isfinite(loss):
-            last = self.last_finite.get(phase.name)
+    def read_losses(self) -> list[float]:
+        """The total loss of each step since the last reading, in one copy from the device. Raises NonFiniteLossError."""
+        unread, self._unread = self._unread, []
+        if not unread:
+            return []
+        values = iter(torch.stack([part for loss in unread for part in loss.parts]).tolist())
+        total: dict[int, float] = {}
+        for loss in unread:
+            value = self._checked(loss, sum(itertools.islice(values, len(loss.parts))))
+            total[loss.step] = total.get(loss.step, 0.0) + value
+        return list(total.values())
+
+    def _checked(self, loss: Unread, value: float) -> float:
+        if not math.isfinite(value):
+            last = self.last_finite.get(loss.phase)
             before = "there was no finite value before it" if last is None else f"the last finite value was {last:.6g}"
             raise NonFiniteLossError(
-                f"the {phase.name} loss is {loss} at step {self.step + 1}; {before} (a lower train.lr, or precision fp32, may help)"
+                f"the {loss.phase} loss is {value} at step {loss.step + 1}; {before} (a lower train.lr, or precision fp32, may help)"
             )
-        self.last_finite[phase.name] = loss
-        return loss
+        self.last_finite[loss.phase] = value
+        return value
 
     def _micro_batch(self) -> int:
         """The micro-batch size; for `auto` the worker's whole batch on a CPU, and on a GPU what fits."""

@@ -135,14 +135,15 @@ def test_adas_statistic_stays_within_its_bounds_and_steers() -> None:
     """Oracle: by hand: of logits all positive the statistic is 1 however many patches are judged; p rises by batch x every / length."""
     ada = Ada(AdaConfig(target=0.6, length_images=1000, every_steps=4))
     for step in range(4):
-        ada.observe(8.0, 8)
+        ada.observe(torch.tensor(8.0), torch.tensor(8.0))
         assert -1 <= float(ada.state["sign_sum"] / ada.state["count"]) <= 1
         assert ada.probability == 0
         ada.adjust(step, 8)
-    assert ada.probability == pytest.approx(8 * 4 / 1000)
+    ada.adjust(7, 8)
+    assert ada.probability == pytest.approx(8 * 4 / 1000)  # also where no image was judged since
     assert float(ada.state["count"]) == 0
     for step in range(4, 12):
-        ada.observe(-8.0, 8)
+        ada.observe(torch.tensor(-8.0), torch.tensor(8.0))
         ada.adjust(step, 8)
     assert ada.probability == 0  # and not below
 

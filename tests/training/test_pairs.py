@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fewshot_ray.data.images import from_model_range
+from fewshot_ray.methods.augment import Augmentation
 from fewshot_ray.methods.diffusion import DiffusionMethod
 from fewshot_ray.methods.gan import GanPart
 from fewshot_ray.methods.registry import METHODS
@@ -23,6 +24,7 @@ from fewshot_ray.models.source import load_backbone
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.batches import Batches
 from fewshot_ray.training.group import Group
+from fewshot_ray.training.loop import Training
 from tests.conftest import Workers
 from tests.methods.conftest import DIFFUSION_METHODS, ToyIngredients
 from tests.tiny_diffusion import images
@@ -76,8 +78,8 @@ def backbone_of(root: Path, kind: str) -> Backbone:
     return Backbone(network, source.scheduler, autoencoder=source.autoencoder, class_names=("cats", "dogs"))
 
 
-def diffusion_losses(root: Path, kind: str, pair: tuple[str, ...], batch_size: int, micro_batch: int | str) -> list[float]:
-    """Of two steps, of which the second has Psi's phase."""
+def diffusion_training(root: Path, kind: str, pair: tuple[str, ...], batch_size: int, micro_batch: int | str) -> Training:
+    """Psi's phase begins with the second step."""
     backbone = backbone_of(root, kind)
     tuned = tune(backbone.network, "full", FullConfig(), seed=0)
     ingredients = ToyIngredients(Folder(root / "cache"), backbone)
@@ -93,21 +95,34 @@ def diffusion_losses(root: Path, kind: str, pair: tuple[str, ...], batch_size: i
     run = training(method, pictures, group=Group(), lr=1e-3, batch_size=batch_size, micro_batch=micro_batch)
     labels = torch.arange(6) % 2 if backbone.class_names else None
     run.batches = Batches(pictures, batch_size, seed=0, flip=True, device="cpu", autoencoder=backbone.autoencoder, labels=labels)
+    return run
+
+
+def diffusion_losses(root: Path, kind: str, pair: tuple[str, ...], batch_size: int, micro_batch: int | str) -> list[float]:
+    """Of two steps."""
+    run = diffusion_training(root, kind, pair, batch_size, micro_batch)
     return [run.advance(step) for step in (1, 2)]
 
 
-def gan_losses(place: Path, gan: Gan, source: Gan, pair: tuple[str, ...], batch_size: int) -> list[float]:
-    """Of two steps, of which the second is MixDL's."""
+def gan_training(
+    place: Path, gan: Gan, source: Gan, pair: tuple[str, ...], batch_size: int, augmentation: Augmentation | None = None
+) -> Training:
+    """The second step is MixDL's."""
     gan = gan.copy()  # what is sent to workers is in memory that they share
     for network in (source.generator, source.discriminator):
         network.eval().requires_grad_(network is source.generator)
     torch.manual_seed(0)  # heads
     ingredients = GanIngredients(gan, source, Folder(place))
     parts: list[GanPart] = [METHODS[name].make(METHODS[name].config(**SETTINGS.get(name, {})), ingredients) for name in pair]
-    method = method_of(gan, parts)
+    method = method_of(gan, parts, augmentation)
     method.workers = group = Group()
-    pictures = from_model_range(images(6, channels=1, size=gan.size[0]))
-    run = training(method, pictures, group=group, lr=1e-3, batch_size=batch_size)
+    pictures = from_model_range(images(6, channels=gan.channels, size=gan.size[0]))
+    return training(method, pictures, group=group, lr=1e-3, batch_size=batch_size)
+
+
+def gan_losses(place: Path, gan: Gan, source: Gan, pair: tuple[str, ...], batch_size: int) -> list[float]:
+    """Of two steps."""
+    run = gan_training(place, gan, source, pair, batch_size)
     return [run.advance(step) for step in (1, 2)]
 
 

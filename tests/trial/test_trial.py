@@ -6,9 +6,11 @@ import importlib.metadata
 import io
 import itertools
 import logging
+import math
 import re
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ from PIL import Image
 from safetensors.torch import load
 
 from fewshot_ray.errors import SavedAndEndedError, UserError
+from fewshot_ray.methods.draw import Draw
+from fewshot_ray.methods.phase import Objective
 from fewshot_ray.storage import Folder
-from fewshot_ray.training.checkpoint import Checkpoint, latest_checkpoint, saved_steps
+from fewshot_ray.training.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint, saved_steps
 from fewshot_ray.training.group import Group
 from fewshot_ray.training.loop import NonFiniteLossError
 from fewshot_ray.trial import diffusion as diffusion_module
@@ -89,21 +93,21 @@ def test_resuming_between_evaluations(method: str, tmp_path: Path, monkeypatch: 
     killed = trial(tmp_path / "killed", **sections)
     monkeypatch.setattr(trial_module, "PART_SEC", 0.0)
     last = killed.trainings[-1]
-    train_step = last._train_step
+    train_step = last.take_step
 
-    def dying() -> float:
+    def dying() -> None:
         if last.step == 6:
             raise KeyboardInterrupt
-        return train_step()
+        train_step()
 
-    monkeypatch.setattr(last, "_train_step", dying)
+    monkeypatch.setattr(last, "take_step", dying)
     with pytest.raises(KeyboardInterrupt):
         list(killed.evaluations())
     resumed = trial(tmp_path / "killed", **sections)
     seen: list[int] = []
     first = resumed.trainings[0]
-    own_step = first._train_step
-    monkeypatch.setattr(first, "_train_step", lambda: (seen.append(first.step), own_step())[1])
+    own_step = first.take_step
+    monkeypatch.setattr(first, "take_step", lambda: (seen.append(first.step), own_step())[1])
     assert rows(list(resumed.evaluations())) == rows(expected)
     assert seen == [6, 7]
     assert_same(latest(resumed), latest(whole))
@@ -113,7 +117,7 @@ def test_a_finished_trial_trains_no_further(tmp_path: Path, monkeypatch: pytest.
     """Oracle: the same evaluations, with a training that would fail."""
     expected = list(trial(tmp_path).evaluations())
     again = trial(tmp_path)
-    monkeypatch.setattr(again.trainings[0], "_train_step", None)
+    monkeypatch.setattr(again.trainings[0], "take_step", None)
     assert list(again.evaluations()) == expected
 
 
@@ -314,6 +318,27 @@ def test_a_loss_that_is_no_number_ends_the_trial(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteLossError, match="at step 3"):
         next(stream)
     assert latest(run).step == 2
+
+
+@pytest.mark.parametrize("breaks_at", [2, 5, 8])
+def test_no_checkpoint_holds_what_came_of_a_loss_that_is_no_number(breaks_at: int, tmp_path: Path) -> None:
+    """Oracle: the saved tensors: a loss within a part of many steps is read at the part's end, before anything is saved."""
+    run = trial(tmp_path, train={"steps": 12, "checkpoint_sec": 0.0}, evaluate={"every": 4})
+    method, loss = run.trainings[0].method, run.trainings[0].method.loss
+
+    def broken(draw: Draw) -> Objective:
+        objective = loss(draw)
+        factor = math.nan if draw.batch.step + 1 == breaks_at else 1.0
+        return Objective({name: value * factor for name, value in objective.per_sample.items()}, objective.weight)
+
+    method._phases = [replace(phase, loss=broken) for phase in method.phases()]
+    with pytest.raises(NonFiniteLossError, match=f"denoiser loss is nan at step {breaks_at}; the last finite value was"):
+        list(run.evaluations())
+    steps = saved_steps(run.checkpoints)
+    assert steps
+    assert max(steps) < breaks_at
+    for step in steps:
+        assert all(tensor.isfinite().all() for tensor in read_checkpoint(run.checkpoints, step).tensors.values())
 
 
 def test_remote_storage_does_as_a_disk(tmp_path: Path) -> None:
