@@ -1,9 +1,9 @@
-"""Every bench that a GPU changes, one after another; without a GPU the same at a size that shows that it runs.
+"""Every bench that a GPU changes, in 12 minutes: the most valuable first, each part in under two; without a GPU the same, tiny.
 
-python bench/gpu.py [--claims]
+python bench/gpu.py [--minutes 12]
 
-Writes what each of them writes; with --claims also the claims on emoji (hours), for which bench/make_emoji.py's folder must be there.
-Ends with 1 where a bench does.
+Each part is a program of its own, which is stopped after two minutes. What it measured it writes to results/ itself; after each part
+`results/gpu.json` says how it ended and its last lines, so that nothing is lost where the machine goes. Ends with 1 where a part does.
 """
 
 from __future__ import annotations
@@ -11,38 +11,79 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
+from machine import write_result
 
 BENCH = Path(__file__).parent
+MOST_SEC = 120.0
+"""Of a part."""
+LAST_LINES = 60
 GPU = (
-    ("step_cost.py", "--device", "cuda"),
-    ("step_cost.py", "--device", "cuda", "--precision", "bf16"),
-    ("step_cost.py", "--device", "cuda", "--compile"),
-    ("gan_cost.py", "--device", "cuda", "--repetitions", "9"),
+    ("step_settings.py", "--device", "cuda"),
+    ("step_cost.py", "--device", "cuda", "--params", "full", "--repetitions", "3"),
+    ("gan_cost.py", "--device", "cuda", "--repetitions", "3"),
+    ("step_cost.py", "--device", "cuda", "--params", "full", "--precision", "bf16", "--repetitions", "3"),
+    ("step_cost.py", "--device", "cuda", "--compile", "--repetitions", "3"),
+    ("step_cost.py", "--device", "cuda", "--params", "lora", "adaptor", "--repetitions", "3"),
 )
-CLAIMS = (
-    ("claims.py", "--benchmark", "emoji", "--processes", "4"),
-    ("claims.py", "--benchmark", "gans-emoji", "--processes", "4"),
+CPU = (
+    ("step_settings.py", "--quick"),
+    ("step_cost.py", "--quick", "--params", "full", "--repetitions", "1"),
+    ("gan_cost.py", "--quick", "--repetitions", "1"),
 )
-CPU = (("step_cost.py", "--quick"), ("gan_cost.py", "--quick"))
+
+
+def run_part(script: str, *arguments: str, most_sec: float) -> dict[str, Any]:
+    """The part's code (None where it was stopped), seconds and last lines; its output is shown as it comes."""
+    started, lines, stopped = time.monotonic(), [], threading.Event()
+    command = [sys.executable, str(BENCH / script), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as running:
+
+        def stop() -> None:
+            stopped.set()
+            running.kill()
+
+        timer = threading.Timer(most_sec, stop)
+        timer.start()
+        assert running.stdout is not None
+        for line in running.stdout:
+            print(line, end="", flush=True)
+            lines.append(line.rstrip())
+        running.wait()
+        timer.cancel()
+    return {
+        "part": " ".join([script, *arguments]),
+        "code": None if stopped.is_set() else running.returncode,
+        "sec": round(time.monotonic() - started, 1),
+        "output": lines[-LAST_LINES:],
+    }
 
 
 def main() -> int:
-    """Run them all, whatever becomes of each."""
+    """Run them in turn, whatever becomes of each, for as long as there is time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--claims", action="store_true")
+    parser.add_argument("--minutes", type=float, default=12.0)
     given = parser.parse_args()
-    commands = GPU + (CLAIMS if given.claims else ()) if torch.cuda.is_available() else CPU
-    codes = {}
-    for number, (script, *arguments) in enumerate(commands, start=1):
-        shown, started = " ".join([script, *arguments]), time.monotonic()
-        print(f"[{number}/{len(commands)}] {shown}", flush=True)
-        codes[shown] = subprocess.run([sys.executable, BENCH / script, *arguments]).returncode
-        print(f"[{number}/{len(commands)}] ended with {codes[shown]} after {time.monotonic() - started:.0f} s", flush=True)
-    return int(any(codes.values()))
+    end = time.monotonic() + 60 * given.minutes
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    parts = GPU if gpu else CPU
+    ended: list[dict[str, Any]] = []
+    for number, part in enumerate(parts, start=1):
+        left = end - time.monotonic()
+        if left <= 0:
+            break
+        print(f"[{number}/{len(parts)}] {' '.join(part)}", flush=True)
+        ended.append(run_part(*part, most_sec=min(MOST_SEC, left)))
+        how = "was stopped" if ended[-1]["code"] is None else f"ended with {ended[-1]['code']}"
+        print(f"[{number}/{len(parts)}] {how} after {ended[-1]['sec']} s", flush=True)
+        if gpu:
+            write_result("gpu", " ".join(["python", "bench/gpu.py", *sys.argv[1:]]), {"gpu": gpu, "parts": ended})
+    return int(len(ended) < len(parts) or any(part["code"] != 0 for part in ended))
 
 
 if __name__ == "__main__":
