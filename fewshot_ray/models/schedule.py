@@ -40,7 +40,7 @@ def alphas_cumprod(config: Mapping[str, Any]) -> Tensor:
 
 def _betas(alpha_bar: Callable[[float], float], timesteps: int) -> Tensor:
     """beta `[T]` of a continuous alpha_bar(s), s = t / T in [0, 1], at most .999 (Nichol & Dhariwal 2021, Eq. 17)."""
-    bars = [alpha_bar(t / timesteps) for t in range(timesteps + 1)]
+    bars = [alpha_bar(t / max(timesteps, 1)) for t in range(timesteps + 1)]
     return torch.tensor([min(1 - after / before, 0.999) for before, after in pairwise(bars)], dtype=torch.float64)
 
 

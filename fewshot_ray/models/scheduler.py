@@ -64,7 +64,7 @@ def read_scheduler(config: Mapping[str, Any], named: Any, path: Path) -> DDPMSch
     for name in names or ["scheduler without a _class_name"]:
         if name not in SCHEDULERS:
             raise UserError(
-                f"source.model: {path} is of a {name}, which isn't supported (training uses DDPM's forward process); "
+                f"source.model: {path} is of a {name[:100]}, which isn't supported (training uses DDPM's forward process); "
                 f"one of {', '.join(SCHEDULERS)} would be right"
             )
     defaults = _defaults(SCHEDULERS[names[0]])

@@ -1,7 +1,7 @@
 """Configurations as their authors published them on the hub, key for key: what a file leaves out is left out here.
 
-Those of DDPM (CIFAR-10, cat) and of LDM were compared with copies of the hub's files in public repositories; those of DiT with diffusers'
-script that converted it, but for keys of the writing version.
+DDPM's (CIFAR-10, cat), LDM's and DiT's transformer's (512) were compared with copies of the hub's files in public repositories, key for
+key. No copy was found of DiT's autoencoder and scheduler, nor of the other DDPMs of 256 pixels, which are taken to be as the cats'.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DDPM_SCHEDULER: Config = {
     "trained_betas": None,
     "variance_type": "fixed_small",
 }
-"""Of google/ddpm-*-256; google/ddpm-cifar10-32's is `fixed_large`."""
+"""google/ddpm-cat-256; google/ddpm-cifar10-32's is `fixed_large`."""
 
 DDPM_CIFAR10: Config = {
     "_class_name": "UNet2DModel",
@@ -53,7 +53,7 @@ DDPM_256: Config = {
     "sample_size": 256,
     "up_block_types": ["UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"],
 }
-"""google/ddpm-celebahq-256, -church-256, -bedroom-256, -cat-256."""
+"""google/ddpm-cat-256."""
 
 LDM_CELEBAHQ_SCHEDULER: Config = {
     "_class_name": "DDIMScheduler",
@@ -127,6 +127,7 @@ DIT_TRANSFORMER: Config = {
     "upcast_attention": False,
     "use_linear_projection": False,
 }
+"""facebook/DiT-XL-2-256; -512's has 64 as sample_size."""
 
 DIT_VAE: Config = {
     "_class_name": "AutoencoderKL",

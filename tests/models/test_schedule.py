@@ -51,6 +51,8 @@ def test_log_variances_against_numpy(schedule: NoiseSchedule) -> None:
         {"trained_betas": [0.1, 0.2, 0.3], "num_train_timesteps": 3},
         {"rescale_betas_zero_snr": True},
         {"num_train_timesteps": 1},
+        {"num_train_timesteps": 0},
+        {"num_train_timesteps": 0, "beta_schedule": "squaredcos_cap_v2"},
     ],
 )
 def test_every_schedule_is_diffusers(settings: dict[str, Any]) -> None:
