@@ -19,6 +19,10 @@ from fewshot_ray.spec.document import to_yaml
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SAMPLE = ("-n", "1", "--steps", "2")
+SCHEDULERS = (
+    *("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "HeunDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"),
+    *("FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "KarrasVeScheduler", "LCMScheduler", "ScoreSdeVeScheduler", "TCDScheduler"),
+)
 YAML_TEXTS = (
     *(b"", b"\n", b"---\n", b"null", b"[]", b"- a\n- b\n", b"a: b: c", b"{", b"a: &a [*a]", b"&a {a: *a}", b"%YAML 1.1\n---\na: 1\n"),
     *(
@@ -112,9 +116,22 @@ def _spoil_folder(rng: random.Random, original: Path, model: Path) -> tuple[Path
         path.unlink()
         path.with_suffix(rng.choice((".bin", ".safetensors", ".bin"))).write_bytes(content)
         return path, said
+    schedulers = [file for file in files if file.name == "scheduler_config.json"]
+    if way < 0.26 and schedulers:
+        return schedulers[0], _other_scheduler(rng, schedulers[0])
     content, said = (spoil_json if path.suffix == ".json" else spoil_safetensors)(rng, path.read_bytes())
     path.write_bytes(content)
     return path, said
+
+
+def _other_scheduler(rng: random.Random, path: Path) -> str:
+    """Another class of scheduler, of the same theory or not, with all its settings left out or some of another theory's put in."""
+    config = {"_class_name": rng.choice(SCHEDULERS)}
+    if rng.random() < 0.5:
+        config = json.loads(path.read_text()) | config
+    config |= rng.choice(({}, {}, {"use_flow_sigmas": True}, {"timestep_type": "continuous"}, {"predict_epsilon": False}))
+    path.write_text(json.dumps(config))
+    return f"{config}"
 
 
 def gan(rng: random.Random, bases: Bases, folder: Path) -> Case:
