@@ -185,10 +185,11 @@ def test_live_bytes_counts_a_storage_once(bench: ModuleType) -> None:
 
 
 def test_held_is_weights_moments_and_average(bench: ModuleType, spaces: dict[str, Any]) -> None:
-    """Oracle: weights, Adam's two moments and the EMA are four copies; SDFT's teacher is a fifth."""
+    """Oracle: weights, Adam's two moments and the EMA are four copies, SDFT's teacher a fifth; a schedule's ten tables, and a float64."""
+    tables = (10 * 4 + 8) * spaces["pixel"].source.schedule.timesteps
     weights = sum(parameter.nbytes for parameter in spaces["pixel"].source.network.parameters())
     plain, sdft = (bench.prepared(spaces["pixel"], "full", case, None).held for case in (bench.EACH[0], bench.EACH[2]))
-    assert plain == pytest.approx(4 * weights, rel=0.05)
+    assert plain == pytest.approx(4 * weights + tables, rel=0.05)
     assert sdft - plain == pytest.approx(weights, rel=0.05)
 
 
