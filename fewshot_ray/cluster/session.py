@@ -68,6 +68,10 @@ def ray_session(address: str | None, *, dashboard: bool = False) -> Iterator[boo
         ) from error
     except (OSError, ValueError, RuntimeError, RayError) as error:
         raise _not_there(address, error) from error
+    except Exception as error:
+        if type(error) is not Exception:  # that class itself is Ray's where its processes take more than 30 s to start
+            raise
+        raise _not_there(address, error) from error
     try:
         yield address is None
     finally:

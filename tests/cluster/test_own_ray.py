@@ -45,6 +45,19 @@ def test_a_folder_that_refuses_although_its_mode_does_not(monkeypatch: pytest.Mo
     assert "/proc/sys/ray" in refusal()
 
 
+def test_processes_that_take_too_long_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own words (ray/_private/node.py), in an exception of no class of its own; mistakes of other classes are not taken for it."""
+    errors = iter([Exception("The current node timed out during startup."), KeyError("mistake")])
+
+    def start(**_: object) -> None:
+        raise next(errors)
+
+    monkeypatch.setattr("ray.init", start)
+    assert refusal().startswith("Ray can't be started here (The current node timed out during startup.); its folder is ")
+    with pytest.raises(KeyError), ray_session(None):
+        pass
+
+
 @pytest.mark.parametrize(("home", "brought"), [("home", False), ("file", True), ("file/below", True)])
 def test_the_token_without_a_home_directory(home: str, brought: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in TOKEN_VARIABLES:
