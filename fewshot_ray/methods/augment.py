@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
+from fewshot_ray.methods.precision import without_autocast
 from fewshot_ray.spec.ranges import FloatRange
 from fewshot_ray.spec.sections import Section
 
@@ -159,9 +160,14 @@ class Ada:
         self.state["count"].zero_()
 
     def __call__(self, images: Tensor, uniform: Uniform) -> Tensor:
-        """The images `[b, C, H, W]` after the geometric and the colour transformations; unchanged to the last bit where p is 0."""
-        changed = self._colored(warped(images, self._geometry(images, uniform)), uniform)
-        return torch.where(self.probability > 0, changed, images)
+        """The images `[b, C, H, W]` after the geometric and the colour transformations; unchanged to the last bit where p is 0.
+
+        In float32 under autocast too: coordinates in bfloat16 are off by a quarter of a pixel at 256, and a GPU inverts no such matrix.
+        """
+        with without_autocast(images.device):
+            images = images.to(torch.promote_types(images.dtype, torch.float32))
+            changed = self._colored(warped(images, self._geometry(images, uniform)), uniform)
+            return torch.where(self.probability > 0, changed, images)
 
     def _where(self, uniform: Uniform, name: str, value: Tensor, *, probability: Tensor | None = None) -> Tensor:
         """`value` for the images the transformation is applied to, 0 for the others."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fewshot_ray.methods.precision import without_autocast
+
 
 def by_group(x: Tensor, latents: int) -> Tensor:
     """`[b, ...]` as `[groups, N, ...]`: image i belongs to group `i mod (b / N)`.
@@ -27,10 +29,14 @@ def of_group(x: Tensor, latents: int) -> Tensor:
 
 
 def similarities(anchors: Tensor, others: Tensor, latents: int) -> Tensor:
-    """Cosine similarities `[b, N]` of each anchor's activations `[b, ...]`, flattened, with those of its group's members."""
-    a, o = (by_group(x.flatten(1).float(), latents) for x in (anchors, others))
-    norms = a.norm(dim=2)[:, :, None] * o.norm(dim=2)[:, None, :]
-    return ungroup((a @ o.transpose(1, 2)) / norms.clamp(min=1e-8))
+    """Cosine similarities `[b, N]` of each anchor's activations `[b, ...]`, flattened, with those of its group's members.
+
+    In float32 under autocast too: bfloat16 rounds similarities near 1 by up to .004, as much as they differ.
+    """
+    with without_autocast(anchors.device):
+        a, o = (by_group(x.flatten(1).float(), latents) for x in (anchors, others))
+        norms = a.norm(dim=2)[:, :, None] * o.norm(dim=2)[:, None, :]
+        return ungroup((a @ o.transpose(1, 2)) / norms.clamp(min=1e-8))
 
 
 def distances(x: Tensor, latents: int) -> Tensor:

@@ -131,6 +131,16 @@ def test_ada_at_probability_zero_changes_nothing() -> None:
     assert torch.equal(Ada(AdaConfig())(x, drawn(4)), x)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ada_computes_in_float32_under_autocast(channels: int, dtype: torch.dtype) -> None:
+    """Oracle: the same without autocast, of real images (float32) and of generated ones (bfloat16)."""
+    ada, x = Ada(AdaConfig(initial_probability=0.8)), images(4, channels=channels, size=32).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = ada(x, drawn(4))
+    torch.testing.assert_close(out, ada(x.float(), drawn(4)))
+
+
 def test_adas_statistic_stays_within_its_bounds_and_steers() -> None:
     """Oracle: by hand: of logits all positive the statistic is 1 however many patches are judged; p rises by batch x every / length."""
     ada = Ada(AdaConfig(target=0.6, length_images=1000, every_steps=4))

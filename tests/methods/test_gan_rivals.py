@@ -12,6 +12,7 @@ from fewshot_ray.methods.distance_gan import DistanceGanConfig, distance_gan, di
 from fewshot_ray.methods.ewc import Ewc, EwcConfig, ewc_part, fisher_information
 from fewshot_ray.methods.freezed import FreezeDConfig, freezed_part
 from fewshot_ray.methods.gan import GanPart
+from fewshot_ray.methods.grouped import similarities
 from fewshot_ray.methods.msgan import MsGanConfig, ms_gan, ms_gan_part
 from fewshot_ray.methods.ndiv import NDivConfig, n_div, n_div_part
 from fewshot_ray.models.gan import Gan
@@ -89,6 +90,14 @@ def test_cdc_against_numpy(name: str) -> None:
         expected.append(kl(q, p))
     np.testing.assert_allclose(loss.detach(), expected, rtol=1e-3, atol=1e-7)
     assert float(Cdc(CdcConfig(), gan, gan).generator(play).per_sample["cdc"].detach().abs().max()) < 1e-6
+
+
+def test_similarities_near_1_keep_their_digits_under_autocast() -> None:
+    """Oracle: the same without autocast."""
+    features = 3 + torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = similarities(features, features.bfloat16(), 4)
+    torch.testing.assert_close(found, similarities(features, features.bfloat16().float(), 4))
 
 
 @pytest.mark.parametrize("name", GANS)
