@@ -72,6 +72,8 @@ def export_scheduler(backbone: Backbone) -> SchedulerMixin:
         config["variance_type"] = "fixed_small"  # else diffusers looks for channels that there aren't
     elif backbone.learned_variance and config["variance_type"] not in LEARNED:
         config["variance_type"] = "learned_range"  # else it takes all channels for the mean
+    elif config["variance_type"] == "fixed_large_log":
+        config["variance_type"] = "fixed_large"  # the same variance, of whose log diffusers takes the root: NaN
     return DDPMScheduler.from_config(config)
 
 

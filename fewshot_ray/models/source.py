@@ -283,6 +283,11 @@ def checked_backbone(network: ModelMixin, scheduler: Any, place: str, autoencode
             f"source.model: {place} has {config.in_channels} channels in and {config.out_channels} out; "
             "as many out as in, or twice as many (a learned variance), would be right"
         )
+    if config.out_channels == 2 * config.in_channels and scheduler.config.variance_type == "learned":
+        raise UserError(
+            f"source.model: the network at {place} predicts its variance itself (variance_type learned), which isn't supported; "
+            "one that predicts where it lies in its range (learned_range) would be right"
+        )
     if getattr(config, "class_embed_type", None) is not None or getattr(config, "num_class_embeds", None) is not None:
         raise UserError(
             f"source.model: {place} is a class-conditional {type(network).__name__}, which isn't supported; "
