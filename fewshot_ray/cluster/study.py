@@ -183,7 +183,8 @@ class Study:
         """
         while True:
             proposals = self.proposals()
-            on_record = {self._key(one.values): one.number for one in reversed(proposals) if one.values.keys() == self.ranges.keys()}
+            searched = [one for one in reversed(proposals) if one.origin not in self.outside and one.values.keys() == self.ranges.keys()]
+            on_record = {self._key(one.values): one.number for one in searched}
             in_a_row = next((place for place, one in enumerate(reversed(proposals)) if one.repeats is None), len(proposals))
             values = self._asked() if in_a_row < MOST_REPEATS else self._drawn(on_record, len(proposals))
             number = on_record.get(self._key(values))

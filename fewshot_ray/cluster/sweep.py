@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
-from typing import Any, cast
+from typing import Any
 
 from optuna.trial import TrialState
 
@@ -144,7 +144,10 @@ class Sweep:
     # Resuming
 
     def _reconcile(self) -> None:
-        """Reconcile records and journal, rebuild the rungs, and queue the trials that were running."""
+        """Reconcile records and journal, rebuild the rungs, and queue the trials that were running.
+
+        The record decides: one whose folder was removed to run it again has ended in the journal, but not on record.
+        """
         trained = [proposal for proposal in self.study.proposals() if proposal.repeats is None]
         jobs = [(proposal, search_job(self.document, self.file, proposal)) for proposal in trained]
         stopped = self._replay_rungs([job for _, job in jobs])
@@ -153,13 +156,9 @@ class Sweep:
             if record is None:  # only proposed, or its folder was removed to run it again
                 self._write_record(job, None)
                 self.pending.append(job)
-            elif proposal.state.is_finished():
-                if record.state == "RUNNING":
-                    self._settle(job, record, cast(State, proposal.state.name), None)
-                else:
-                    self.kept.ended(record)
             elif record.state != "RUNNING":
-                self._tell(proposal.number, record)
+                if not proposal.state.is_finished():
+                    self._tell(proposal.number, record)
                 self.kept.ended(record)
             elif self._ended(job) or job.id in stopped:
                 self._settle(job, record, "PRUNED" if job.id in stopped else "COMPLETE", None)

@@ -330,6 +330,20 @@ def test_a_repeat_of_what_still_runs_is_told_when_that_has_ended(tmp_path: Path)
     assert (told.intermediate_values, told.constraints) == ({2: 0.5}, {"kid": 0.5})
 
 
+def test_plain_fine_tuning_beside_methods_is_repeated_by_nothing(tmp_path: Path) -> None:
+    """Oracle: without the methods it is another configuration than the search's, though it has the same values below `train`."""
+    ranges: dict[str, Range] = {"train.lr": Choice((1e-3, 1e-2))}
+
+    def second(name: str, plain: float) -> Proposal:
+        s = Study(tmp_path / name, "s", SearchSpec(sampler="random", **ONE), ranges, seed=3, outside=("plain",))
+        s.add({"train.lr": plain}, "plain")
+        return s.propose()
+
+    asked = {plain: second(str(plain), plain) for plain in (1e-3, 1e-2)}
+    assert asked[1e-3] == asked[1e-2]  # the sampler doesn't see the plain trial
+    assert asked[1e-3].number == 1
+
+
 @pytest.mark.parametrize("repeats", ["true", '"x"', "2", "-1", "9"])
 def test_a_repeat_of_nothing_is_refused(repeats: str, tmp_path: Path) -> None:
     """Oracle: the rule for messages."""

@@ -723,6 +723,23 @@ def test_a_removed_folder_runs_again(tmp_path: Path) -> None:
     assert outcome(again) == expected
 
 
+def test_a_removed_folder_runs_again_after_an_interruption(tmp_path: Path) -> None:
+    """Oracle: the same record as before, with every evaluation, though the journal says that the trial has ended."""
+    document = file(search={"trials": 3})
+    sweep = open_sweep(Folder(tmp_path), document)
+    finish(sweep)
+    expected = outcome(sweep)
+    shutil.rmtree(tmp_path / "trials" / "t0001")
+    interrupted = open_sweep(Folder(tmp_path), document)
+    job = interrupted.next_job()
+    assert isinstance(job, Job)
+    interrupted.evaluated(job.id, next(evaluations(job)))
+    interrupted.abandon()
+    again = open_sweep(Folder(tmp_path), document)
+    assert finish(again) == ["t0001"]
+    assert outcome(again) == expected
+
+
 def test_abandoned_trials_go_on(tmp_path: Path) -> None:
     """Oracle: RUNNING on record, first in the queue afterwards, with no evaluation twice."""
     document = file(search={"trials": 2})
