@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import os
-import shutil
 import signal
 import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -141,12 +140,14 @@ def _run_trials(opened: Opened, fits: int, console: Console, lease: Lease, watch
     file = opened.file
     at_most = file.search.concurrent or math.inf
     steps = compose(Document(next(iter(endpoint_trees(opened.document.tree))), "spec")).file.train.steps
-    scratch = tempfile.mkdtemp(prefix="fewshot-ray-tune-")
     trials = search_trials(opened.document, file)
     if trials < file.search.trials:
         console.print(f"search.trials is {file.search.trials}; there are {trials} configurations, each trained once", highlight=False)
-    with Progress(steps, ranking=Ranking.of(file.search), console=console) as progress:
-        journal = Journal(opened.folder.folder)
+    with ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="fewshot-ray-tune-", ignore_cleanup_errors=True))
+        progress = stack.enter_context(Progress(steps, ranking=Ranking.of(file.search), console=console))
+        # Closed also where a signal cuts the last upload short.
+        journal = stack.enter_context(closing(Journal(opened.folder.folder)))
 
         def may_begin() -> None:  # the inputs may have changed since the last trial began
             check_inputs(opened.folder.folder, opened.document.tree)
@@ -195,11 +196,7 @@ def _run_trials(opened: Opened, fits: int, console: Console, lease: Lease, watch
         finally:
             with suppress(RayError):  # where Ray itself is gone
                 ray.kill(messenger)
-            try:
-                sweep.abandon()
-            finally:  # also where a signal cuts the last upload short
-                journal.close()
-                shutil.rmtree(scratch, ignore_errors=True)
+            sweep.abandon()
     if not sweep.done:
         raise _unfinished(sweep, received)
     sweep.kept.tidy()  # the workers have ended by now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import weakref
 from pathlib import Path
 
 from fewshot_ray.storage import Folder
@@ -19,14 +20,17 @@ class Journal:
         if folder.local is not None:
             self.path = folder.local / JOURNAL
             return
-        self.path = Path(tempfile.mkdtemp(prefix="fewshot-ray-journal-")) / JOURNAL
-        if folder.exists(JOURNAL):
-            self.path.write_bytes(folder.read_bytes(JOURNAL))
+        earlier = folder.read_bytes(JOURNAL) if folder.exists(JOURNAL) else None
+        scratch = tempfile.mkdtemp(prefix="fewshot-ray-journal-")
+        self._remove_copy = weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)  # at the latest when the process ends
+        self.path = Path(scratch) / JOURNAL
+        if earlier is not None:
+            self.path.write_bytes(earlier)
 
     def close(self) -> None:
         """Remove the local copy of a remote folder's journal."""
         if self.folder.local is None:
-            shutil.rmtree(self.path.parent, ignore_errors=True)
+            self._remove_copy()
 
     def sync(self) -> None:
         """Upload the journal, where the folder is remote."""
