@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from fewshot_ray.data.inputs import Listed, listed_file, listed_folder
 from fewshot_ray.data.places import picture_files
 from fewshot_ray.errors import UserError
+from fewshot_ray.metrics.encoders import DINOV2_FILES
 from fewshot_ray.models.gan_checkpoint import is_checkpoint
 from fewshot_ray.models.source import source_files
 from fewshot_ray.patience import place_errors, reason
@@ -52,10 +54,11 @@ def inputs_of(tree: dict[str, Any]) -> Iterator[Input]:
 
 
 def _weights(field: str, place: str) -> Listed | None:
-    """A file of weights, or an encoder's folder; None for a hub id, whose files the hub's own cache stores by their hashes."""
+    """A file of weights, or the files read in an encoder's folder; None for a hub id, whose files the hub's own cache stores by hash."""
     local = Path(place.removeprefix("file://")).expanduser()
     if not is_remote(place) and local.is_dir():
-        return listed_folder(place, local, (file.relative_to(local).as_posix() for file in local.rglob("*") if file.is_file()))
+        names = [file.name for file in local.iterdir()]
+        return listed_folder(place, local, (name for name in names if any(fnmatch(name, kind) for kind in DINOV2_FILES)))
     try:
         return listed_file(place)
     except place_errors() as error:

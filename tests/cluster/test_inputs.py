@@ -211,6 +211,17 @@ def test_every_place_is_an_input(tmp_path: Path) -> None:
     assert [one.field for one in inputs_of({"source": {"images": "generated"}, "target": {"holdout": 3}})] == []
 
 
+def test_of_an_encoders_folder_only_what_is_read_counts(tmp_path: Path) -> None:
+    """Oracle: what transformers reads; notes and what a file manager or a download leaves there change no result."""
+    for name in ("config.json", "model.safetensors", "README.md", ".DS_Store", ".cache/huggingface/model.safetensors.metadata"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (one,) = inputs_of({"method": {"sadm": {"encoder_weights": str(tmp_path)}}})
+    listed = one.look()
+    assert listed is not None
+    assert set(listed.files) == {"config.json", "model.safetensors"}
+
+
 def test_it_is_asked_before_each_trial(tmp_path: Path) -> None:
     """Oracle: images that change while a sweep runs: the trial after the change isn't begun, and the sweep ends with the line."""
     sweep = open_sweep(Folder(tmp_path), file())
