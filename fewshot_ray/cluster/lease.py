@@ -104,9 +104,14 @@ class Lease:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
-        seen = look(self.folder, LEASE) if not self.lost else Seen(None)
-        if self._is_mine(seen):
-            remove_where(self.folder, LEASE, seen)
+        if self.lost:
+            return
+        try:
+            seen = look(self.folder, LEASE)
+            if self._is_mine(seen):
+                remove_where(self.folder, LEASE, seen)
+        except UserError as problem:  # not raised in place of the sweep's own error
+            logger.warning("%s: the lease couldn't be given back (%s); the sweep is free in %.0f s", self.folder.url, problem, STALE_SEC)
 
     def check(self) -> None:
         """Raise UserError where the lease is lost."""

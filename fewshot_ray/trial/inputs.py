@@ -56,10 +56,10 @@ def inputs_of(tree: dict[str, Any]) -> Iterator[Input]:
 def _weights(field: str, place: str) -> Listed | None:
     """A file of weights, or the files read in an encoder's folder; None for a hub id, whose files the hub's own cache stores by hash."""
     local = Path(place.removeprefix("file://")).expanduser()
-    if not is_remote(place) and local.is_dir():
-        names = [file.name for file in local.iterdir()]
-        return listed_folder(place, local, (name for name in names if any(fnmatch(name, kind) for kind in DINOV2_FILES)))
     try:
+        if not is_remote(place) and local.is_dir():
+            names = [file.name for file in local.iterdir()]
+            return listed_folder(place, local, (name for name in names if any(fnmatch(name, kind) for kind in DINOV2_FILES)))
         return listed_file(place)
     except place_errors() as error:
         if not is_remote(place) and place.count("/") == 1 and not local.parent.exists():

@@ -21,7 +21,7 @@ import pytest
 
 from fewshot_ray.cluster import lease as module
 from fewshot_ray.cluster.lease import LEASE, STALE_SEC, Holder, Lease, _started, _system, is_driven
-from fewshot_ray.conditional import OutdatedError, look, write_where
+from fewshot_ray.conditional import OutdatedError, Seen, look, write_where
 from fewshot_ray.errors import UserError
 from fewshot_ray.storage import Folder
 from tests.faulty_proxy import KEYS, Fault, FaultyProxy, s3_server
@@ -351,3 +351,21 @@ def test_whether_a_sweep_is_driven(tmp_path: Path) -> None:
         assert is_driven(folder) == driven
     folder.write_text(LEASE, "{")
     assert not is_driven(folder)
+
+
+@pytest.mark.parametrize("error", [ValueError("why the sweep ended"), None])
+def test_a_lease_that_can_not_be_given_back_hides_nothing(
+    error: Exception | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Oracle: the storage is away at the end: the sweep's own error, or its end, is what is seen, and one line is logged."""
+
+    def away(folder: Folder, name: str) -> Seen:
+        raise UserError("storage away")
+
+    with suppress(ValueError), Lease(Folder(tmp_path)):
+        monkeypatch.setattr(module, "look", away)
+        if error is not None:
+            raise error
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: the lease couldn't be given back (storage away); the sweep is free in 60 s"
+    ]
