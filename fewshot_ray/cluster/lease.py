@@ -27,6 +27,7 @@ STALE_SEC = 60.0
 WATCH_SEC = 2.5 * RENEW_SEC
 MOST_SKEW_SEC = 3600.0
 """Largest assumed difference between clocks; an older lease is stale without watching."""
+STARTED_SOMETIME = "alive"
 SETTLE_SEC = 1.0
 """Wait without conditional writes: two drivers that wrote at once both read again after it, and the last one has the lease."""
 
@@ -39,7 +40,7 @@ class Holder:
     host: str
     pid: int
     started: str
-    """Start time of the process, since numbers are reused; "" where the system doesn't tell."""
+    """Start time of the process, since numbers are reused; STARTED_SOMETIME where the system doesn't tell (macOS)."""
     renewed_sec: float
     """Seconds since 1970."""
     boot: str = ""
@@ -58,9 +59,14 @@ class Holder:
         return self.is_here and _started(self.pid) != self.started
 
     @property
+    def is_running(self) -> bool:
+        """Whether it runs here for certain: where the system doesn't tell when a process started, its number may be another one's now."""
+        return self.is_here and not self.ended and self.started != STARTED_SOMETIME
+
+    @property
     def lives(self) -> bool:
         """Whether it runs here or has renewed the lease recently; one that neither lives nor has `ended` must be watched."""
-        return not self.ended and (self.is_here or 0 <= self.age_sec <= STALE_SEC)
+        return not self.ended and (self.is_running or 0 <= self.age_sec <= STALE_SEC)
 
     @property
     def age_sec(self) -> float:
@@ -134,10 +140,10 @@ class Lease:
         raise UserError(f"{self.folder.url}: another process{who} began to run this sweep at the same moment; one of them is right")
 
     def _is_gone(self, holder: Holder) -> bool:
+        if holder.lives:  # a suspended laptop's runs here, however old its lease is
+            return False
         if holder.ended or holder.age_sec > MOST_SKEW_SEC:
             return True
-        if holder.lives:
-            return False
         logger.warning("%s: waiting %.0f s to see whether %s still runs this sweep", self.folder.url, WATCH_SEC, holder.host)
         ends_sec = time.monotonic() + WATCH_SEC
         while time.monotonic() < ends_sec:
@@ -188,7 +194,7 @@ def check_free(folder: Folder) -> None:
 def is_driven(folder: Folder) -> bool:
     """Whether a driver seems to run the sweep, without waiting. One whose clock is ahead of this machine's counts as running."""
     holder = Lease(folder).holder()
-    return holder is not None and not holder.ended and (holder.is_here or holder.age_sec <= STALE_SEC)
+    return holder is not None and not holder.ended and (holder.is_running or holder.age_sec <= STALE_SEC)
 
 
 def _holder(seen: Seen) -> Holder | None:
@@ -208,11 +214,11 @@ def _system() -> tuple[str, str]:
 
 
 def _started(pid: int) -> str:
-    """Start time of a local process in clock ticks; "" where there is no such process, or the system doesn't tell."""
+    """Start time of a local process in clock ticks; "" where there is no such process, STARTED_SOMETIME where the system doesn't tell."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
     except (OSError, IndexError):
-        return "" if not _alive(pid) else "alive"
+        return "" if not _alive(pid) else STARTED_SOMETIME
 
 
 def _alive(pid: int) -> bool:

@@ -20,7 +20,7 @@ import fsspec
 import pytest
 
 from fewshot_ray.cluster import lease as module
-from fewshot_ray.cluster.lease import LEASE, STALE_SEC, Holder, Lease, _started, _system, is_driven
+from fewshot_ray.cluster.lease import LEASE, STALE_SEC, Holder, Lease, _started, _system, check_free, is_driven
 from fewshot_ray.conditional import OutdatedError, Seen, look, write_where
 from fewshot_ray.errors import UserError
 from fewshot_ray.storage import Folder
@@ -369,3 +369,27 @@ def test_a_lease_that_can_not_be_given_back_hides_nothing(
     assert [record.getMessage() for record in caplog.records] == [
         f"{tmp_path}: the lease couldn't be given back (storage away); the sweep is free in 60 s"
     ]
+
+
+def test_a_driver_that_was_suspended_for_hours_keeps_its_sweep(tmp_path: Path) -> None:
+    """Oracle: by hand: its process runs here (a laptop that was closed), though its lease is two hours old."""
+    folder = Folder(tmp_path)
+    held_by(folder, **HERE, pid=os.getpid(), started=_started(os.getpid()), renewed_sec=time.time() - 7200)
+    with pytest.raises(UserError, match="runs this sweep"), Lease(folder):
+        pass
+
+
+def test_a_number_alone_holds_no_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: by hand: on macOS, after a restart, another process has the number of the driver that is gone."""
+    monkeypatch.setattr(module, "_started", lambda pid: "alive")
+    monkeypatch.setattr(module, "_system", lambda: ("", ""))
+    folder = Folder(tmp_path)
+    held_by(folder, host=socket.gethostname(), pid=os.getpid(), started="alive")
+    with pytest.raises(UserError, match="runs this sweep"):
+        check_free(folder)
+    assert is_driven(folder)
+    held_by(folder, host=socket.gethostname(), pid=os.getpid(), started="alive", renewed_sec=time.time() - 7200)
+    check_free(folder)
+    assert not is_driven(folder)
+    with Lease(folder) as lease:
+        assert lease.holder() is not None
