@@ -18,17 +18,17 @@ def alphas_cumprod(config: Mapping[str, Any]) -> Tensor:
     """
     start, end, timesteps = config["beta_start"], config["beta_end"], config["num_train_timesteps"]
     if config["trained_betas"] is not None:
-        betas = torch.as_tensor(config["trained_betas"], dtype=torch.float64)
+        betas = torch.as_tensor(config["trained_betas"], dtype=torch.float64, device="cpu")
     elif config["beta_schedule"] == "linear":
-        betas = torch.linspace(start, end, timesteps, dtype=torch.float64)
+        betas = torch.linspace(start, end, timesteps, dtype=torch.float64, device="cpu")
     elif config["beta_schedule"] == "scaled_linear":
-        betas = torch.linspace(start**0.5, end**0.5, timesteps, dtype=torch.float64) ** 2
+        betas = torch.linspace(start**0.5, end**0.5, timesteps, dtype=torch.float64, device="cpu") ** 2
     elif config["beta_schedule"] == "squaredcos_cap_v2":
         betas = _betas(lambda s: math.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2, timesteps)
     elif config["beta_schedule"] == "laplace":
         betas = _betas(_laplace, timesteps)
     elif config["beta_schedule"] == "sigmoid":
-        betas = torch.linspace(-6, 6, timesteps, dtype=torch.float64).sigmoid() * (end - start) + start
+        betas = torch.linspace(-6, 6, timesteps, dtype=torch.float64, device="cpu").sigmoid() * (end - start) + start
     else:
         raise ValueError(f"beta_schedule {config['beta_schedule']!r} isn't supported")
     bars = (1 - betas).cumprod(0)
@@ -41,7 +41,7 @@ def alphas_cumprod(config: Mapping[str, Any]) -> Tensor:
 def _betas(alpha_bar: Callable[[float], float], timesteps: int) -> Tensor:
     """beta `[T]` of a continuous alpha_bar(s), s = t / T in [0, 1], at most .999 (Nichol & Dhariwal 2021, Eq. 17)."""
     bars = [alpha_bar(t / max(timesteps, 1)) for t in range(timesteps + 1)]
-    return torch.tensor([min(1 - after / before, 0.999) for before, after in pairwise(bars)], dtype=torch.float64)
+    return torch.tensor([min(1 - after / before, 0.999) for before, after in pairwise(bars)], dtype=torch.float64, device="cpu")
 
 
 def _laplace(s: float) -> float:
@@ -72,7 +72,7 @@ class NoiseSchedule:
             "posterior_of_x_0": before.sqrt() * (1 - alpha) / (1 - bar),
             "posterior_of_x_t": alpha.sqrt() * (1 - before) / (1 - bar),
             "log_beta": (1 - alpha).log(),
-            "log_posterior_variance": variance[torch.arange(len(bar)).clamp(min=min(1, len(bar) - 1))].log(),
+            "log_posterior_variance": variance[torch.arange(len(bar), device="cpu").clamp(min=min(1, len(bar) - 1))].log(),
         }
         self._tables = {name: table.to(device, torch.float32) for name, table in tables.items()}
 
