@@ -45,19 +45,23 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def folder(kind: str, comparing: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
+def folder(kind: str, comparing: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder]:
     """A sweep's folder, empty; the settling time is cut."""
     monkeypatch.setattr(module, "SETTLE_SEC", 0.05)
     if kind == "disk":
-        return Folder(tmp_path / "sweep")
+        yield Folder(tmp_path / "sweep")
+        return
     if kind == "memory":
-        return Folder(f"memory://{uuid4().hex}")
+        yield Folder(f"memory://{uuid4().hex}")
+        return
     port = comparing.port if KINDS[kind] else comparing.upstream_port
     for name, value in {"ENDPOINT_URL": f"http://127.0.0.1:{port}", "ACCESS_KEY_ID": KEYS[0], "SECRET_ACCESS_KEY": KEYS[1]}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    return Folder(f"s3://bucket/{uuid4().hex}")
+    clients = fsspec.get_filesystem_class("s3")
+    clients.clear_instance_cache()  # the next client takes its endpoint from the environment as it is then
+    yield Folder(f"s3://bucket/{uuid4().hex}")
+    clients.clear_instance_cache()
 
 
 def held_by(folder: Folder, **changes: object) -> Holder:
