@@ -16,25 +16,28 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import torch
-from machine import write_result
+
+from bench.machine import write_result
 
 BENCH = Path(__file__).parent
 MOST_SEC = 120.0
 """Of a part."""
 LAST_LINES = 60
 GPU = (
-    ("step_settings.py", "--device", "cuda"),
-    ("step_cost.py", "--device", "cuda", "--params", "full", "--repetitions", "3"),
-    ("gan_cost.py", "--device", "cuda", "--repetitions", "3"),
-    ("step_cost.py", "--device", "cuda", "--params", "full", "--precision", "bf16", "--repetitions", "3"),
-    ("step_cost.py", "--device", "cuda", "--compile", "--repetitions", "3"),
-    ("step_cost.py", "--device", "cuda", "--params", "lora", "adaptor", "--repetitions", "3"),
+    ("costs/step/step_settings.py", "--device", "cuda"),
+    ("costs/step/step_cost.py", "--device", "cuda", "--params", "full", "--repetitions", "3"),
+    ("costs/step/gan_cost.py", "--device", "cuda", "--repetitions", "3"),
+    ("costs/step/step_cost.py", "--device", "cuda", "--params", "full", "--precision", "bf16", "--repetitions", "3"),
+    ("costs/step/step_cost.py", "--device", "cuda", "--compile", "--repetitions", "3"),
+    ("costs/step/step_cost.py", "--device", "cuda", "--params", "lora", "adaptor", "--repetitions", "3"),
 )
 CPU = (
-    ("step_settings.py", "--quick"),
-    ("step_cost.py", "--quick", "--params", "full", "--repetitions", "1"),
-    ("gan_cost.py", "--quick", "--repetitions", "1"),
+    ("costs/step/step_settings.py", "--quick"),
+    ("costs/step/step_cost.py", "--quick", "--params", "full", "--repetitions", "1"),
+    ("costs/step/gan_cost.py", "--quick", "--repetitions", "1"),
 )
 
 

@@ -1,7 +1,7 @@
 """The first ten steps of every file in sweeps/ on its tiny model: their losses, and a hash of what they leave.
 
 python -m tests.golden            writes golden_losses.json anew
-python -m tests.golden --exact    prints, as JSON, what bench/golden.py compares bit for bit
+python -m tests.golden --exact    prints, as JSON, what bench/faults/golden.py compares bit for bit
 """
 
 from __future__ import annotations

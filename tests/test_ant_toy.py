@@ -1,8 +1,5 @@
-"""bench/ant_toy.py: its parts against hand-derived equations, and its claims on few seeds."""
+"""bench/claims/ant_toy.py: its parts against hand-derived equations, and its claims on few seeds."""
 
-from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -10,26 +7,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.claims import ant_toy as toy
 from fewshot_ray.methods.ant import AntConfig
-from tests.bench_modules import bench_module
 
-BENCH = Path(__file__).parents[1] / "bench"
 BETA = np.linspace(1e-4, 0.02, 1000)
 ALPHA_BAR = np.cumprod(1 - BETA)
 
 
 @pytest.fixture(scope="module")
-def toy() -> Iterator[ModuleType]:
-    with bench_module("ant_toy") as module:
-        yield module
-
-
-@pytest.fixture(scope="module")
-def network(toy: ModuleType) -> Any:
+def network() -> Any:
     return toy.pretrain(toy.toy_schedule(), 3000)
 
 
-def test_exact_classifier_is_bayes_rule(toy: ModuleType) -> None:
+def test_exact_classifier_is_bayes_rule() -> None:
     """Oracle: the two densities in NumPy float64; the gradient of log p is `(1 - p) sqrt(alpha_bar) (mu_target - mu_source)`."""
     x_t = np.random.default_rng(0).normal(size=(4, 2)) * 2
     t = np.array([0, 100, 500, 999])
@@ -45,7 +35,7 @@ def test_exact_classifier_is_bayes_rule(toy: ModuleType) -> None:
     np.testing.assert_allclose(shift.flatten(1).numpy(), np.broadcast_to(expected, (4, 2)), rtol=1e-4, atol=1e-5)
 
 
-def test_ascent_climbs_the_plane_s_loss_and_keeps_each_length(toy: ModuleType) -> None:
+def test_ascent_climbs_the_plane_s_loss_and_keeps_each_length() -> None:
     """Oracle: for eps_theta(x_t) = M x_t, `eps + 2 omega (I - sqrt(1 - alpha_bar) M)^T (eps - M x_t)` at eps's length, in NumPy, J = 3."""
     generator = np.random.default_rng(0)
     matrix, t = generator.normal(size=(2, 2)), np.array([10, 200, 500, 900])
@@ -67,7 +57,7 @@ def test_ascent_climbs_the_plane_s_loss_and_keeps_each_length(toy: ModuleType) -
     assert np.abs(expected - eps).max() > 0.05
 
 
-def test_pretrained_network_and_sampler_know_the_source(toy: ModuleType, network: Any) -> None:
+def test_pretrained_network_and_sampler_know_the_source(network: Any) -> None:
     """Oracle: eps_theta of N(mu, I) is `sqrt(1 - alpha_bar) (x_t - sqrt(alpha_bar) mu)`; samples have mean 1 and the noise's std (1)."""
     schedule = toy.toy_schedule()
     x_t, t = toy.draw(5, 2000, 0.5), torch.linspace(0, 999, 2000).long()
@@ -82,7 +72,7 @@ def test_pretrained_network_and_sampler_know_the_source(toy: ModuleType, network
     np.testing.assert_allclose(samples.std(0).numpy(), noise.flatten(1).std(0).numpy(), atol=0.1)
 
 
-def test_guidance_turns_the_gradient_and_noise_raises_the_loss(toy: ModuleType, network: Any) -> None:
+def test_guidance_turns_the_gradient_and_noise_raises_the_loss(network: Any) -> None:
     """Oracle: the bench's own targets, with 12 seeds instead of 40; the angle itself against (1, 1) and (1, 0)."""
     assert toy.degrees(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0])) == pytest.approx(45)
     figures = toy.gradient_figures(network, toy.toy_schedule(), seeds=12, draws=100)
@@ -94,7 +84,7 @@ def test_guidance_turns_the_gradient_and_noise_raises_the_loss(toy: ModuleType, 
     assert 0.02 < rise < 0.2
 
 
-def test_ten_shots_bring_the_mean_closer_early(toy: ModuleType, network: Any) -> None:
+def test_ten_shots_bring_the_mean_closer_early(network: Any) -> None:
     """Oracle: the bench's own target on 3 seeds; the source is 2.83 away, plain fine-tuning between the two."""
     plain, ant, closer = toy.training_figures(network, toy.toy_schedule(), seeds=3, steps=100, least=1.0)
     assert closer.met, str(closer)
@@ -102,9 +92,7 @@ def test_ten_shots_bring_the_mean_closer_early(toy: ModuleType, network: Any) ->
     assert 0.5 < plain.value < 2.0
 
 
-def test_a_missed_target_is_said_and_ends_with_1(
-    toy: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missed_target_is_said_and_ends_with_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Oracle: by hand; the result's file is not written here."""
     written: dict[str, Any] = {}
     monkeypatch.setattr(toy, "write_result", lambda name, command, figures: written.update(figures))

@@ -1,4 +1,4 @@
-"""bench/chaos.py for six kills, two of each target."""
+"""bench/faults/chaos.py for six kills, two of each target."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench_modules import bench_module
+from bench.faults import chaos
 
 pytestmark = pytest.mark.ray
 
@@ -27,10 +27,9 @@ def short_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_six_kills(short_folder: Path) -> None:
     """Oracle: the same sweep undisturbed, bit for bit; nothing redone, lost, hung, broken, or left running."""
-    with bench_module("chaos") as chaos:
-        tally = chaos.Tally(chaos.quotas(["disk"], 6))
-        chaos.run_kind("disk", short_folder / "disk", tally, random.Random(5))
-        assert sum(tally.kills.values()) == 6
-        assert set(tally.kills) == {"actor", "raylet", "driver"}
-        assert tally.clean, tally
-        assert not tally.gave_up
+    tally = chaos.Tally(chaos.quotas(["disk"], 6))
+    chaos.run_kind("disk", short_folder / "disk", tally, random.Random(5))
+    assert sum(tally.kills.values()) == 6
+    assert set(tally.kills) == {"actor", "raylet", "driver"}
+    assert tally.clean, tally
+    assert not tally.gave_up

@@ -1,12 +1,8 @@
-"""bench/claims.py: its statistics, who is compared with whom, a small run, and the page."""
+"""bench/claims/claims.py: its statistics, who is compared with whom, a small run, and the page."""
 
-import importlib
 import math
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,22 +10,11 @@ import pytest
 import torch
 from scipy import stats
 
+from bench.claims import arms, claims, comparisons, gans, gans_page, intervals, page, trials
 from fewshot_ray.errors import UserError
 from fewshot_ray.metrics.extractors import load_extractor
 
-BENCH = Path(__file__).parents[1] / "bench"
-MODULES = ("intervals", "claims_arms", "claims_trials", "claims_comparisons", "claims_gans", "claims_gans_page", "claims_page", "claims")
 MACHINE = {"date": "2000-01-01", "cores": 2, "cpu": "a processor", "torch": "2.0"}
-
-
-@pytest.fixture(scope="module")
-def bench() -> Iterator[Any]:
-    """The bench's modules by name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCH)
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
-        for name in MODULES:
-            del sys.modules[name]
 
 
 def trial(lr: float, setting: int, losses: list[float], kids: list[float] | None = None) -> dict[str, Any]:
@@ -51,9 +36,9 @@ def records(plain_test: dict[str, float], method_test: dict[str, float]) -> dict
     method = [trial(1, 0, [5, 5]), trial(1, 1, [1, 6]), trial(2, 0, [9, 4]), trial(2, 1, [9, 9])]
     sides = {"plain": (plain, plain_test), "sdft": (method, method_test)}
     found: dict[str, Any] = {}
-    for arm, (trials, test) in sides.items():
+    for arm, (tried, test) in sides.items():
         measured = {key: every_measure(loss) for key, loss in test.items()}
-        found[arm] = {"arm": arm, "trials": trials, "test": measured, "images": {"shots": 10, "validation": 200, "test": 587}}
+        found[arm] = {"arm": arm, "trials": tried, "test": measured, "images": {"shots": 10, "validation": 200, "test": 587}}
     found["plain"]["test"]["source"] = every_measure(9.0)
     return found
 
@@ -61,14 +46,14 @@ def records(plain_test: dict[str, float], method_test: dict[str, float]) -> dict
 PLAIN_TEST = {"2@10": 1.0, "1@20": 2.0, "1@10": 3.0, "0@20": 4.0, "2@20": 5.0}
 
 
-def test_paired_interval_is_scipy_s(bench: Any) -> None:
+def test_paired_interval_is_scipy_s() -> None:
     """Oracle: SciPy's interval of the mean; by hand for 1, 2, 3: 2 -+ 4.303 / sqrt(3)."""
     differences = np.random.default_rng(0).normal(0.3, 1, size=5)
     low, high = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
-    found = bench.intervals.paired(differences.tolist(), "min")
+    found = intervals.paired(differences.tolist(), "min")
     assert (found["difference"], found["low"], found["high"]) == pytest.approx((differences.mean(), low, high))
-    assert bench.intervals.paired([1, 2, 3], "min")["low"] == pytest.approx(2 - 4.30265 / math.sqrt(3), abs=1e-5)
-    assert math.isinf(bench.intervals.paired([1], "min")["high"])
+    assert intervals.paired([1, 2, 3], "min")["low"] == pytest.approx(2 - 4.30265 / math.sqrt(3), abs=1e-5)
+    assert math.isinf(intervals.paired([1], "min")["high"])
 
 
 @pytest.mark.parametrize(
@@ -83,15 +68,15 @@ def test_paired_interval_is_scipy_s(bench: Any) -> None:
         ((0.9 - 0.8, 0.3 - 0.2), "no verdict: the same difference on every seed", "no verdict: the same difference on every seed"),
     ],
 )
-def test_verdict(bench: Any, differences: tuple[float, ...], if_min: str, if_max: str) -> None:
+def test_verdict(differences: tuple[float, ...], if_min: str, if_max: str) -> None:
     """Oracle: by hand, in both directions; an interval that holds zero shows nothing, nor does one without a width."""
-    assert [bench.intervals.paired(differences, direction)["verdict"] for direction in ("min", "max")] == [if_min, if_max]
+    assert [intervals.paired(differences, direction)["verdict"] for direction in ("min", "max")] == [if_min, if_max]
 
 
-def test_sides_of_a_comparison(bench: Any) -> None:
+def test_sides_of_a_comparison() -> None:
     """Oracle: by hand from the validation values in `records`."""
-    c, one = bench.claims_comparisons, records(PLAIN_TEST, {"1@10": 1.5, "2@20": 2.5})
-    chosen = {moment: c.winner(one["sdft"], "holdout_loss", moment) for moment in ("best", "last")}
+    one = records(PLAIN_TEST, {"1@10": 1.5, "2@20": 2.5})
+    chosen = {moment: comparisons.winner(one["sdft"], "holdout_loss", moment) for moment in ("best", "last")}
     assert [(found["lr"], found["setting"], found["step"]) for found in chosen.values()] == [(1, 1, 10), (2, 0, 20)]
     for question, moment, expected in (
         ("tuned", "best", 1.0),  # plain's lowest loss is 2, at 2@10
@@ -99,55 +84,54 @@ def test_sides_of_a_comparison(bench: Any) -> None:
         ("matched", "best", 2.0),  # of its trial 1 (lr 1, second seed) the lower is the second
         ("matched", "last", 5.0),  # of its trial 2 the last
     ):
-        other = c.control(one["plain"], chosen[moment], "holdout_loss", moment, question)
+        other = comparisons.control(one["plain"], chosen[moment], "holdout_loss", moment, question)
         assert other["test"]["holdout_loss"] == expected, (question, moment)
-    assert bench.claims_trials.choose(one["plain"]["trials"], "kid", "best") == (0, 10)
-    table = c.comparisons([one, records({**PLAIN_TEST, "2@10": 1.2}, {"1@10": 1.5, "2@20": 2.5})], ["sdft"])
+    assert trials.choose(one["plain"]["trials"], "kid", "best") == (0, 10)
+    table = comparisons.comparisons([one, records({**PLAIN_TEST, "2@10": 1.2}, {"1@10": 1.5, "2@20": 2.5})], ["sdft"])
     assert table["tuned/best"]["sdft"]["holdout_loss"]["difference"] == pytest.approx((0.5 + 0.3) / 2)
-    expected = {"difference": -2.5, "low": -2.5, "high": -2.5, "verdict": bench.intervals.paired([-2.5, -2.5], "min")["verdict"]}
+    expected = {"difference": -2.5, "low": -2.5, "high": -2.5, "verdict": intervals.paired([-2.5, -2.5], "min")["verdict"]}
     assert table["matched/last"]["sdft"]["holdout_loss"] == expected
 
 
-def test_settings_are_judged_where_nothing_is_chosen(bench: Any) -> None:
+def test_settings_are_judged_where_nothing_is_chosen() -> None:
     """Oracle: setting 1 ends at 5 and 4 against plain's 4 and 7: -1 in the mean over the learning rates."""
     by_seed = [records(PLAIN_TEST, {})] * 2
-    first, second = bench.claims_comparisons.settings_table(by_seed, bench.claims_arms.DIGITS, ["sdft"])["sdft"]
+    first, second = comparisons.settings_table(by_seed, arms.DIGITS, ["sdft"])["sdft"]
     assert first["holdout_loss"]["difference"] == pytest.approx(-1)
     assert second["holdout_loss"]["difference"] == pytest.approx((6 - 3 + 9 - 8) / 2)
 
 
-def test_guidance_is_not_judged_by_the_loss_and_psi_not_by_itself(bench: Any) -> None:
+def test_guidance_is_not_judged_by_the_loss_and_psi_not_by_itself() -> None:
     """Oracle: by hand, for every arm."""
-    arms = bench.claims_arms
     by_name = {measure.name: measure for measure in arms.MEASURES}
     assert [arm for arm in arms.DIGITS.arms if not arms.judged(arm, by_name["holdout_loss"])] == ["ant_guided"]
     assert all(arms.judged(arm, by_name["kid"]) for arm in arms.DIGITS.arms)
     assert arms.criteria("ant_guided") == ("kid",)
     assert [arm for arm in arms.DIGITS.arms if arms.graded_by_psi(arm, by_name["kid"])] == ["sadm", "ant+sdft+sadm"]
     assert not any(arms.graded_by_psi("sadm", by_name[name]) for name in ("holdout_loss", "kid_pixels"))
-    for claim in bench.claims_page.CLAIMS:
+    for claim in page.CLAIMS:
         assert not any(arms.graded_by_psi(claim.arm, by_name[name]) for name in claim.measures), claim
         assert all(arms.judged(claim.arm, by_name[name]) for name in claim.measures), claim
 
 
-def test_every_trial_is_valid_and_budgets_are_equal(bench: Any) -> None:
+def test_every_trial_is_valid_and_budgets_are_equal() -> None:
     """Oracle: the checks that a run's file goes through; as many settings everywhere."""
-    for benchmark in bench.claims_arms.BENCHMARKS.values():
+    for benchmark in arms.BENCHMARKS.values():
         assert {len(settings) for settings in benchmark.arms.values()} == {2}
         for arm, settings in benchmark.arms.items():
             for setting in settings:
                 try:
-                    bench.claims_arms.trial_spec(benchmark, 0, setting.method, 1e-4, training_seed=7, sampled=True)
+                    arms.trial_spec(benchmark, 0, setting.method, 1e-4, training_seed=7, sampled=True)
                 except UserError as error:
                     pytest.fail(f"{benchmark.name}, {arm}: {error}")
 
 
-def test_a_small_run(bench: Any, tmp_path: Path) -> None:
+def test_a_small_run(tmp_path: Path) -> None:
     """Oracle: by hand what is evaluated and measured; the controls share the method's training seeds; pixels in a formula of its own."""
-    digits = bench.claims.quick(bench.claims_arms.DIGITS)
-    plain, sadm = (bench.claims_trials.run_arm(digits, arm, 1, str(tmp_path)) for arm in ("plain", "sadm"))
+    digits = claims.quick(arms.DIGITS)
+    plain, sadm = (trials.run_arm(digits, arm, 1, str(tmp_path)) for arm in ("plain", "sadm"))
     assert [one["training_seed"] for one in plain["trials"]] == [one["training_seed"] for one in sadm["trials"]] == [100, 101]
-    names = {measure.name for measure in bench.claims_arms.MEASURES}
+    names = {measure.name for measure in arms.MEASURES}
     for one, everywhere in ((plain, True), (sadm, False)):
         assert [evaluation["step"] for evaluation in one["trials"][0]["evaluations"]] == [2, 4]
         assert [names <= set(evaluation) for evaluation in one["trials"][1]["evaluations"]] == [everywhere, True]
@@ -155,37 +139,37 @@ def test_a_small_run(bench: Any, tmp_path: Path) -> None:
     assert sadm["images"] == {"shots": 10, "validation": 200, "test": 587}
     assert {"source", "0@4", "1@4"} <= set(plain["test"])
     one = {"plain": plain, "sadm": sadm}
-    assert set(bench.claims_comparisons.comparisons([one, one], ["sadm"])) == set(bench.claims_page.QUESTIONS)
-    pixels = bench.claims_trials.PixelExtractor().features(torch.tensor([[[[0, 255], [51, 102]]]], dtype=torch.uint8))
+    assert set(comparisons.comparisons([one, one], ["sadm"])) == set(page.QUESTIONS)
+    pixels = trials.PixelExtractor().features(torch.tensor([[[[0, 255], [51, 102]]]], dtype=torch.uint8))
     torch.testing.assert_close(pixels, torch.tensor([[0, 1, 0.2, 0.4]]))
 
 
-def small_result(bench: Any, plain_test: list[dict[str, float]], method_test: dict[str, float]) -> dict[str, Any]:
+def small_result(plain_test: list[dict[str, float]], method_test: dict[str, float]) -> dict[str, Any]:
     by_seed = [records(one, method_test) for one in plain_test]
-    c, digits = bench.claims_comparisons, bench.claims_arms.DIGITS
+    digits = arms.DIGITS
     return {
         "benchmark": "digits",
-        "command": "python bench/claims.py",
+        "command": "python bench/claims/claims.py",
         "machine": MACHINE,
         "seeds": len(by_seed),
         "processes": 2,
         "trials": 8,
         "wall_sec": 60.0,
         "cpu_sec": 90.0,
-        "protocol": bench.claims.protocol(digits, by_seed[0]),
-        "arms": bench.claims_page.arms_in_words(digits, ["sdft"]),
-        "levels": c.levels(by_seed),
-        "comparisons": c.comparisons(by_seed, ["sdft"]),
-        "settings": c.settings_table(by_seed, digits, ["sdft"]),
-        "winners": c.winners(by_seed, ["sdft"]),
-        "relative_cost": c.relative_cost(by_seed, ["sdft"]),
+        "protocol": claims.protocol(digits, by_seed[0]),
+        "arms": page.arms_in_words(digits, ["sdft"]),
+        "levels": comparisons.levels(by_seed),
+        "comparisons": comparisons.comparisons(by_seed, ["sdft"]),
+        "settings": comparisons.settings_table(by_seed, digits, ["sdft"]),
+        "winners": comparisons.winners(by_seed, ["sdft"]),
+        "relative_cost": comparisons.relative_cost(by_seed, ["sdft"]),
     }
 
 
-def test_page(bench: Any) -> None:
+def test_page() -> None:
     """Oracle: the figures by hand; equal measures are not confirmed, and the emoji part says that it wasn't run."""
-    result = small_result(bench, [PLAIN_TEST, {**PLAIN_TEST, "2@10": 1.2, "2@20": 5.02}], {"1@10": 1.5, "2@20": 2.5})
-    text = bench.claims_page.page({"digits": result})
+    result = small_result([PLAIN_TEST, {**PLAIN_TEST, "2@10": 1.2, "2@20": 5.02}], {"1@10": 1.5, "2@20": 2.5})
+    text = page.page({"digits": result})
     assert "SDFT's claim that distilling from the source counters overfitting isn't confirmed here. |" in text
     assert "ANT's claim" not in text  # it isn't among the arms
     assert "+0.4<br>(-0.871 .. +1.67)<br>no difference shown |" in text
@@ -195,12 +179,11 @@ def test_page(bench: Any) -> None:
     assert "1.5 minutes of CPU time" in text
     assert "| `sdft` | 1, 2, 10 | 1, 2, 10 |" in text
     assert "Needs a GPU; not run." in text
-    assert "python bench/claims.py --benchmark emoji" in text
+    assert "python bench/claims/claims.py --benchmark emoji" in text
 
 
-def test_claims_in_words(bench: Any) -> None:
+def test_claims_in_words() -> None:
     """Oracle: by hand; confirmed needs every measure better at the tuned best checkpoint, whatever the others say."""
-    page: ModuleType = bench.claims_page
     claim = page.Claim("X's", "x", "it helps", ("kid", "kid_pixels"))
     for verdicts, opening in (
         (("better", "better"), "**X's claim that it helps is confirmed here.**"),
@@ -234,13 +217,12 @@ def gan_record(case: str, arm: str, seed: int, kid: float, path: float) -> dict[
     }
 
 
-def test_gans_are_compared_by_seed(bench: Any) -> None:
+def test_gans_are_compared_by_seed() -> None:
     """Oracle: by hand; the order in which the trials came back doesn't matter."""
-    gans = bench.claims_gans
     finished = [gan_record("fastgan", "plain", seed, 8.0 + seed, 0.5) for seed in (1, 0)]
     finished += [gan_record("fastgan", "mixdl", seed, 6.0 + seed, 0.5 - 0.1 * (seed + 1)) for seed in (0, 1)]
     found = gans.gan_comparison(finished, "fastgan", 2)
-    no_verdict = bench.intervals.paired([-2.5, -2.5], "min")["verdict"]
+    no_verdict = intervals.paired([-2.5, -2.5], "min")["verdict"]
     assert found["last"]["kid"] == {"difference": -2.0, "low": -2.0, "high": -2.0, "verdict": no_verdict}
     assert found["best"]["kid"]["difference"] == -1.0
     assert found["last"]["path_uniformity"]["difference"] == pytest.approx(-0.15)
@@ -250,9 +232,8 @@ def test_gans_are_compared_by_seed(bench: Any) -> None:
     assert gans.chosen_steps(evaluations) == {"last": 40, "best": 20}
 
 
-def test_gan_files_are_valid_and_differ_in_the_method_alone(bench: Any) -> None:
+def test_gan_files_are_valid_and_differ_in_the_method_alone() -> None:
     """Oracle: the checks that a run's file goes through; settings, seeds and images of both arms."""
-    gans = bench.claims_gans
     for benchmark in gans.GAN_BENCHMARKS.values():
         for case in benchmark.cases:
             plain, mixdl = (gans.gan_spec(benchmark, case, arm, 3) for arm in gans.ARMS)
@@ -263,9 +244,8 @@ def test_gan_files_are_valid_and_differ_in_the_method_alone(bench: Any) -> None:
 
 
 @pytest.mark.parametrize("case", ["stylegan2", "fastgan"])
-def test_a_small_run_of_gans(bench: Any, tmp_path: Path, case: str) -> None:
+def test_a_small_run_of_gans(tmp_path: Path, case: str) -> None:
     """Oracle: by hand what is evaluated; two models' measures on the test split, where the last isn't the best."""
-    gans = bench.claims_gans
     quick = gans.quick_gans(gans.GAN_BENCHMARKS[case])
     one = gans.run_gan(quick, case, "mixdl", 1, str(tmp_path))
     assert [evaluation["step"] for evaluation in one["evaluations"]] == [2, 4]
@@ -275,9 +255,8 @@ def test_a_small_run_of_gans(bench: Any, tmp_path: Path, case: str) -> None:
     assert (one["step"]["best"] == 4) == (one["test"]["best"] == one["test"]["last"])
 
 
-def test_the_best_checkpoint_is_measured_as_it_was(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_checkpoint_is_measured_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: a training that stops there; FastGAN's generator is its spectral norms' vectors too, which no average holds."""
-    gans = bench.claims_gans
     quick = gans.quick_gans(gans.FASTGAN)
     case = quick.cases["fastgan"]
     of_steps = [
@@ -288,17 +267,16 @@ def test_the_best_checkpoint_is_measured_as_it_was(bench: Any, tmp_path: Path, m
     assert longer["test"]["best"] == stopped["test"]["last"]
 
 
-def test_enlarged_digits_are_seen_as_digits(bench: Any) -> None:
+def test_enlarged_digits_are_seen_as_digits() -> None:
     """Oracle: each pixel eight times as large is the digit itself."""
     images = torch.randint(256, (3, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     inner = load_extractor("digits", device=torch.device("cpu"))
     enlarged = images.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
-    torch.testing.assert_close(bench.claims_gans.Shrunk(inner).features(enlarged), inner.features(images))
+    torch.testing.assert_close(gans.Shrunk(inner).features(enlarged), inner.features(images))
 
 
-def test_the_gans_section(bench: Any) -> None:
+def test_the_gans_section() -> None:
     """Oracle: by hand; confirmed is what is better at both moments, and a share of copies of a tenth is memorising."""
-    gans, page = bench.claims_gans, bench.claims_gans_page
     finished = [
         gan_record(case, arm, seed, 8.0, 0.5 if arm == "plain" else 0.301 - 0.002 * seed)
         for case in gans.GANS_EMOJI.cases
@@ -306,7 +284,7 @@ def test_the_gans_section(bench: Any) -> None:
         for seed in (0, 1)
     ]
     result = {
-        "command": "python bench/claims.py --benchmark gans-emoji",
+        "command": "python bench/claims/claims.py --benchmark gans-emoji",
         "machine": MACHINE,
         "seeds": 2,
         "wall_sec": 60.0,
@@ -324,11 +302,11 @@ def test_the_gans_section(bench: Any) -> None:
         "comparisons": {case: gans.gan_comparison(finished, case, 2) for case in gans.GANS_EMOJI.cases},
         "trials": finished,
     }
-    text = page.gans_section(result, gans.GANS_EMOJI)
+    text = gans_page.gans_section(result, gans.GANS_EMOJI)
     assert text.count("**MixDL's claim that it makes images change evenly along paths through the latent space is confirmed here**") == 2
     assert "MixDL's claim that it keeps the images diverse isn't confirmed here" in text
     assert "Plain training memorises at this length: 10.0 % of its last images are copies of a shot." in text
     assert "-0.2<br>(-0.213 .. -0.187)<br>better" in text
     assert "How they were chosen: nothing was tried before." in text
-    assert "Needs a GPU; not run." in page.gans_not_run(gans.GANS_EMOJI)
-    assert "Needs a GPU" not in page.gans_not_run(gans.FASTGAN)
+    assert "Needs a GPU; not run." in gans_page.gans_not_run(gans.GANS_EMOJI)
+    assert "Needs a GPU" not in gans_page.gans_not_run(gans.FASTGAN)

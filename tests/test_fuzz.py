@@ -1,52 +1,45 @@
-"""bench/fuzz.py on few cases of every kind, and its own eyes on answers that are wrong."""
+"""bench/faults/fuzz/fuzz.py on few cases of every kind, and its own eyes on answers that are wrong."""
 
 import importlib
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from fewshot_ray.errors import UserError
 
-BENCH = Path(__file__).parents[1] / "bench"
-PARTS = ("mutations", "bases", "case", "pictures", "colour", "endings", "models", "schedulers", "brackets", "places", "sweeps", "run")
-MODULES = ("machine", *(f"fuzz_{part}" for part in PARTS), "fuzz")
 CASES = 60
 SEED = 4
 
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[Any]:
-    """The bench's modules by name."""
+def bench() -> Iterator[ModuleType]:
+    """The script, which sets variables when it is imported."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCH)
         for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS", "COLUMNS"):
-            patch.setenv(name, "")  # to be put back: the bench sets its own
-        modules = SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
-        modules.fuzz_run.LIMIT_SEC = 60  # other tests run beside these: what counts here is that there is an answer
-        yield modules
-        for name in MODULES:
-            del sys.modules[name]
+            patch.setenv(name, "")  # to be put back
+        # other tests run beside these: what counts here is that there is an answer
+        patch.setattr("bench.faults.fuzz.run.LIMIT_SEC", 60)
+        yield importlib.import_module("bench.faults.fuzz.fuzz")
 
 
 @pytest.fixture(scope="module")
-def fuzz(bench: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with bench.fuzz.prepared(tmp_path_factory.mktemp("fuzz"), SEED, memory_bytes=None) as fuzz:
+def fuzz(bench: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with bench.prepared(tmp_path_factory.mktemp("fuzz"), SEED, memory_bytes=None) as fuzz:
         yield fuzz
 
 
-def test_no_case_fails(bench: Any, fuzz: Any) -> None:
+def test_no_case_fails(bench: ModuleType, fuzz: Any) -> None:
     """Oracle: the bench's own rules for an answer."""
-    outcomes = [fuzz.case(kind, number) for kind, number in bench.fuzz.plan(CASES, None)]
+    outcomes = [fuzz.case(kind, number) for kind, number in bench.plan(CASES, None)]
     assert [outcome for outcome in outcomes if outcome.problems] == []
-    assert {outcome.kind for outcome in outcomes} == set(bench.fuzz.KINDS)
+    assert {outcome.kind for outcome in outcomes} == set(bench.KINDS)
     assert sum(outcome.code == 2 for outcome in outcomes) > len(outcomes) // 3
 
 
-def test_a_case_is_the_same_every_time(bench: Any, fuzz: Any) -> None:
+def test_a_case_is_the_same_every_time(bench: ModuleType, fuzz: Any) -> None:
     one, other = fuzz.case("run file", 3), fuzz.case("run file", 3)
     assert (one.said, one.arguments, one.code, one.line) == (other.said, other.arguments, other.code, other.line)
 
@@ -104,7 +97,7 @@ def give_up(case: Any) -> None:
         (give_up, "exit code 1"),
     ],
 )
-def test_what_is_wrong_is_seen(misbehave: Any, problem: str, bench: Any, fuzz: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_wrong_is_seen(misbehave: Any, problem: str, bench: ModuleType, fuzz: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: a command line that does one thing wrong."""
     cases = []
 
@@ -112,8 +105,8 @@ def test_what_is_wrong_is_seen(misbehave: Any, problem: str, bench: Any, fuzz: A
         cases.append(case)
         return own_run(case)
 
-    own_run = bench.fuzz.run
-    monkeypatch.setattr(bench.fuzz, "run", run)
-    monkeypatch.setattr(bench.fuzz_run, "LIMIT_SEC", 0.2)
+    own_run = bench.run
+    monkeypatch.setattr(bench, "run", run)
+    monkeypatch.setattr("bench.faults.fuzz.run.LIMIT_SEC", 0.2)
     monkeypatch.setattr(importlib.import_module("fewshot_ray.cli.main"), "app", lambda: misbehave(cases[-1]) or sys.exit(0))
     assert problem in fuzz.case("run file", 1).problems

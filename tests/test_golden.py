@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.bench_modules import bench_module
+from bench.faults import golden
 from tests.golden import GOLDEN, STEPS, of_file, tolerance
 from tests.small_sweeps import FILES
 
@@ -16,9 +16,9 @@ from tests.small_sweeps import FILES
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_first_ten_losses(path: Path) -> None:
     """Oracle: golden_losses.json, as it was when the equations had been checked; `python -m tests.golden` writes it anew."""
-    golden = json.loads(GOLDEN.read_text())[path.stem]
-    assert len(golden) == STEPS
-    for step, (now, then) in enumerate(zip(of_file(path, portable=True).losses, golden, strict=True), start=1):
+    recorded = json.loads(GOLDEN.read_text())[path.stem]
+    assert len(recorded) == STEPS
+    for step, (now, then) in enumerate(zip(of_file(path, portable=True).losses, recorded, strict=True), start=1):
         within = {phase: pytest.approx(loss, rel=tolerance(path.stem, phase), abs=0) for phase, loss in then.items()}
         assert now == within, f"step {step}"
 
@@ -44,13 +44,11 @@ STEPS_OF_ONE = [{"D": 1.0, "G": 2.0}, {"D": 0.5}]
 )
 def test_what_the_bench_says_of_a_difference(then: dict[str, Any], line: str | None) -> None:
     """Oracle: by hand, of two steps."""
-    with bench_module("golden") as bench:
-        found = list(bench.differences({"one": {"losses": STEPS_OF_ONE, "state": "a"}}, {"one": then}))
+    found = list(golden.differences({"one": {"losses": STEPS_OF_ONE, "state": "a"}}, {"one": then}))
     assert found == ([] if line is None else [f"one: {line}"])
 
 
 def test_the_bench_names_files_that_one_side_lacks() -> None:
     """Oracle: by hand."""
     one = {"losses": STEPS_OF_ONE, "state": "a"}
-    with bench_module("golden") as bench:
-        assert list(bench.differences({"new": one}, {"old": one})) == ["new: only here", "old: only at the revision"]
+    assert list(golden.differences({"new": one}, {"old": one})) == ["new: only here", "old: only at the revision"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.bench_modules import bench_module
+from bench import gpu
 
 
 def test_a_part_is_recorded_however_it_ends(tmp_path: Path) -> None:
@@ -12,15 +12,13 @@ def test_a_part_is_recorded_however_it_ends(tmp_path: Path) -> None:
     ends, stays = tmp_path / "ends.py", tmp_path / "stays.py"
     ends.write_text("import sys\nprint('measured', *sys.argv[1:])\nsys.exit(3)\n")
     stays.write_text("import time\nwhile True:\n    time.sleep(1)\n")
-    with bench_module("gpu") as bench:
-        ended = bench.run_part(str(ends), "--quick", most_sec=300.0)
-        stopped = bench.run_part(str(stays), most_sec=0.2)
+    ended = gpu.run_part(str(ends), "--quick", most_sec=300.0)
+    stopped = gpu.run_part(str(stays), most_sec=0.2)
     assert (ended["code"], ended["output"]) == (3, ["measured --quick"])
     assert stopped["code"] is None
 
 
 def test_all_parts_fit_into_twelve_minutes() -> None:
     """Oracle: each is stopped after two."""
-    with bench_module("gpu") as bench:
-        assert len(bench.GPU) * bench.MOST_SEC <= 12 * 60
-        assert all((bench.BENCH / script).is_file() for script, *_ in (*bench.GPU, *bench.CPU))
+    assert len(gpu.GPU) * gpu.MOST_SEC <= 12 * 60
+    assert all((gpu.BENCH / script).is_file() for script, *_ in (*gpu.GPU, *gpu.CPU))

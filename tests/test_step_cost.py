@@ -1,9 +1,8 @@
-"""bench/step_cost.py: its counts of passes against what a real step runs, and its memory tracker on known cases; no times."""
+"""bench/costs/step/step_cost.py: its counts of passes against what a real step runs, and its memory tracker on known cases; no times."""
 
 import gc
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -12,22 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench.costs.step import step_cost
 from fewshot_ray.methods.diffusion import DiffusionMethod
 from fewshot_ray.models.parameters import PARAMS
-from tests.bench_modules import bench_module
 
-BENCH = Path(__file__).parents[1] / "bench"
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch, bench_module("step_cost") as module:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KINETO_LOG_LEVEL", "6")
         torch.set_num_threads(1)
         gc.collect()
         gc.freeze()  # as the bench's main does
-        yield module
+        yield step_cost
         gc.unfreeze()
 
 

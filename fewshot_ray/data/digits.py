@@ -1,6 +1,6 @@
 """The embedded digits benchmark: handwritten digits at 8x8 as source, slanted and thickened ones as target.
 
-`bench/make_digits.py` makes them from scikit-learn's digits.
+`bench/data/make_digits.py` makes them from scikit-learn's digits.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The bundled feature extractor of the digits benchmark: a small CNN over 8x8 grey images.
 
-`bench/make_digit_network.py` trains it, on source digits only.
+`bench/data/make_digit_network.py` trains it, on source digits only.
 """
 
 from pathlib import Path

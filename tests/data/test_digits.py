@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from bench.data import make_digits
 from fewshot_ray.data.digits import digit_indices, digits
 from fewshot_ray.errors import UserError
 
-ROOT = Path(__file__).parents[2]
 
-
-@pytest.fixture(scope="module")
-def make_digits() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("make_digits", ROOT / "bench" / "make_digits.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-def test_the_archive_is_rebuilt_byte_for_byte(make_digits: ModuleType, tmp_path: Path) -> None:
-    """Oracle: scikit-learn's digits, through bench/make_digits.py. (Another zlib may pack them otherwise: then the arrays decide.)"""
+def test_the_archive_is_rebuilt_byte_for_byte(tmp_path: Path) -> None:
+    """Oracle: scikit-learn's digits, through bench/data/make_digits.py. (Another zlib may pack them otherwise: then the arrays decide.)"""
     make_digits.main(tmp_path / "digits.npz")
     rebuilt, embedded = (tmp_path / "digits.npz").read_bytes(), make_digits.EMBEDDED.read_bytes()
     assert len(embedded) < 100_000
@@ -60,7 +47,7 @@ def test_target_is_bolder_and_slanted() -> None:
     assert slope(target) == pytest.approx(slope(plain) - 0.4, abs=0.1)
 
 
-def test_restyle_by_hand(make_digits: ModuleType) -> None:
+def test_restyle_by_hand() -> None:
     """Oracle: one bright pixel worked out by hand: a block of 8x8 dilated by 0 is itself again; by 1 it gains four sides of 8."""
     image = np.zeros((1, 8, 8))
     image[0, 4, 4] = 1

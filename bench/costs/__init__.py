@@ -1,0 +1,1 @@
+"""Seconds and bytes: of checkpoints, of the quickstart, of Ray."""

@@ -1,0 +1,1 @@
+"""What more workers bring: measured, counted and on paper."""

@@ -1,0 +1,1 @@
+"""What a training step takes: its time, its parts', and its memory."""

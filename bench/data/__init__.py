@@ -1,0 +1,1 @@
+"""Makes the pictures and the network that the package and the benchmarks use."""
