@@ -3,7 +3,6 @@
 import gc
 from collections import Counter
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,27 +11,31 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.costs.step import step_cost
+from bench.costs.step.cases import EACH, QUICK, Case
+from bench.costs.step.passes import passes
+from bench.costs.step.rows import prepared
+from bench.costs.step.space import make_space
+from bench.costs.step.time_and_memory import MIB, Added, added_bytes, live_bytes
 from fewshot_ray.methods.diffusion import DiffusionMethod
 from fewshot_ray.models.parameters import PARAMS
+from fewshot_ray.spec.sections import TrainSpec
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def bench() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KINETO_LOG_LEVEL", "6")
-        torch.set_num_threads(1)
-        gc.collect()
-        gc.freeze()  # as the bench's main does
-        yield step_cost
-        gc.unfreeze()
+@pytest.fixture(scope="module", autouse=True)
+def _as_main_does() -> Iterator[None]:
+    torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
-def spaces(bench: ModuleType) -> dict[str, Any]:
-    train = bench.TrainSpec(batch_size=bench.QUICK.batch, micro_batch=bench.QUICK.batch)
-    return {name: bench.make_space(name, bench.QUICK, CPU, train) for name in ("pixel", "latent")}
+def spaces() -> dict[str, Any]:
+    train = TrainSpec(batch_size=QUICK.batch, micro_batch=QUICK.batch)
+    return {name: make_space(name, QUICK, CPU, train) for name in ("pixel", "latent")}
 
 
 class Marked(TorchDispatchMode):
@@ -76,7 +79,7 @@ def first_convolution(network: nn.Module) -> Tensor:
     return next(module.weight for module in network.modules() if isinstance(module, nn.Conv2d))
 
 
-def seen_passes(bench: ModuleType, space: Any, configs: Any, params: str = "full") -> Counter[str]:
+def seen_passes(space: Any, configs: Any, params: str = "full") -> Counter[str]:
     """Of one real step."""
     teachers: list[nn.Module] = []
     training = space.training(configs, params, given=teachers)
@@ -123,32 +126,32 @@ CASES = {
     ("space", "case"),
     [pytest.param(space, case) for space in ("pixel", "latent") for case in CASES],
 )
-def test_counts_are_a_real_step_s(bench: ModuleType, spaces: dict[str, Any], space: str, case: str) -> None:
+def test_counts_are_a_real_step_s(spaces: dict[str, Any], space: str, case: str) -> None:
     """Oracle: the convolutions that PyTorch runs for each network, and the gradients it takes in them."""
-    configs = bench.Case(case, CASES[case]).configs(bench.QUICK, None)
-    assert seen_passes(bench, spaces[space], configs) == bench.passes(configs, latent=space == "latent")
+    configs = Case(case, CASES[case]).configs(QUICK, None)
+    assert seen_passes(spaces[space], configs) == passes(configs, latent=space == "latent")
 
 
-def test_some_counts_by_hand(bench: ModuleType) -> None:
+def test_some_counts_by_hand() -> None:
     """Oracle: written out."""
-    both = bench.Case("", {"ant": {"noise_steps": 4}, "sdft": {}}).configs(bench.QUICK, None)
-    assert bench.passes(both, latent=False) == {
+    both = Case("", {"ant": {"noise_steps": 4}, "sdft": {}}).configs(QUICK, None)
+    assert passes(both, latent=False) == {
         **{"forward": 1 + 4 + 1, "backward to input": 4, "backward to weights": 1 + 1, "update": 1},
         **{"classifier forward": 1, "classifier backward to input": 1, "teacher forward": 2},
     }
 
 
 @pytest.mark.parametrize("params", sorted(set(PARAMS) - {"full"}))
-def test_counts_hold_for_all_params(bench: ModuleType, spaces: dict[str, Any], params: str) -> None:
+def test_counts_hold_for_all_params(spaces: dict[str, Any], params: str) -> None:
     """Oracle: as above; in a frozen last layer a gradient to weights looks like one to the input, so the two are added."""
-    configs = bench.Case("", {"ant": {}, "sdft": {}}).configs(bench.QUICK, None)
-    counts = [bench.passes(configs, latent=False), seen_passes(bench, spaces["pixel"], configs, params)]
+    configs = Case("", {"ant": {}, "sdft": {}}).configs(QUICK, None)
+    counts = [passes(configs, latent=False), seen_passes(spaces["pixel"], configs, params)]
     for count in counts:
         count["backward"] = count.pop("backward to input", 0) + count.pop("backward to weights", 0)
     assert counts[0] == counts[1]
 
 
-def test_allocations_on_known_cases(bench: ModuleType) -> None:
+def test_allocations_on_known_cases() -> None:
     """Oracle: by hand: a and b together, then a dies and c comes; numbers of 1 MiB."""
     kept: list[Tensor] = []
 
@@ -160,62 +163,60 @@ def test_allocations_on_known_cases(bench: ModuleType) -> None:
         del b
         kept.append(torch.zeros(1 << 18))
 
-    added = bench.added_bytes(work, CPU)
-    assert (added.most, added.kept) == (7 * bench.MIB, 5 * bench.MIB)
+    added = added_bytes(work, CPU)
+    assert (added.most, added.kept) == (7 * MIB, 5 * MIB)
 
 
-def test_a_graph_is_what_it_saves(bench: ModuleType) -> None:
+def test_a_graph_is_what_it_saves() -> None:
     """Oracle: of `exp(exp(x))` autograd keeps both results, without a graph only the last is left; each takes 1 MiB."""
     x = torch.zeros(1 << 18, requires_grad=True)
-    assert bench.added_bytes(lambda: x.exp().exp(), CPU).kept == 2 * bench.MIB
+    assert added_bytes(lambda: x.exp().exp(), CPU).kept == 2 * MIB
     with torch.no_grad():
-        assert bench.added_bytes(lambda: x.exp().exp(), CPU) == bench.Added(most=2 * bench.MIB, kept=bench.MIB)
+        assert added_bytes(lambda: x.exp().exp(), CPU) == Added(most=2 * MIB, kept=MIB)
 
 
-def test_live_bytes_counts_a_storage_once(bench: ModuleType) -> None:
+def test_live_bytes_counts_a_storage_once() -> None:
     """Oracle: a tensor of 1 MiB and a view of it, then neither."""
-    before = bench.live_bytes(CPU)
+    before = live_bytes(CPU)
     tensor = torch.zeros(1 << 18)
     view = tensor[:10]
-    assert bench.live_bytes(CPU) - before == bench.MIB
+    assert live_bytes(CPU) - before == MIB
     del tensor, view
-    assert bench.live_bytes(CPU) == before
+    assert live_bytes(CPU) == before
 
 
-def test_held_is_weights_moments_and_average(bench: ModuleType, spaces: dict[str, Any]) -> None:
+def test_held_is_weights_moments_and_average(spaces: dict[str, Any]) -> None:
     """Oracle: weights, Adam's two moments and the EMA are four copies, SDFT's teacher a fifth; a schedule's ten tables, and a float64."""
     tables = (10 * 4 + 8) * spaces["pixel"].source.schedule.timesteps
     weights = sum(parameter.nbytes for parameter in spaces["pixel"].source.network.parameters())
-    plain, sdft = (bench.prepared(spaces["pixel"], "full", case, None).held for case in (bench.EACH[0], bench.EACH[2]))
+    plain, sdft = (prepared(spaces["pixel"], "full", case, None).held for case in (EACH[0], EACH[2]))
     assert plain == pytest.approx(4 * weights + tables, rel=0.05)
     assert sdft - plain == pytest.approx(weights, rel=0.05)
 
 
-def test_quick_run(bench: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quick_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Oracle: a line a case; a step's passes are all timed."""
     monkeypatch.setattr("sys.argv", ["step_cost.py", "--quick", "--repetitions", "1", "--params", "lora"])
-    monkeypatch.setattr(bench, "EACH", bench.EACH[:3])
-    assert bench.main() == 0
+    monkeypatch.setattr(step_cost, "EACH", EACH[:3])
+    assert step_cost.main() == 0
     said = capsys.readouterr().out
     assert [line.split()[0] for line in said.splitlines() if line.startswith(("finetune", "ant", "sdft"))] == ["finetune", "ant", "sdft"]
 
 
-def test_missed_targets_are_said_and_end_with_1(
-    bench: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missed_targets_are_said_and_end_with_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Oracle: by hand; the result's file is not written here."""
     good = {"case": "ant", "ratio": 1.15, "peak_to_plain": 1.2}
     slow, large = good | {"ratio": 1.16}, good | {"peak_to_plain": 1.21}
     taught = {"case": "sdft", "ratio": 1.0, "peak_to_plain": 2.0, "peak_to_bound": 1.02}
     group = {"space": "pixel", "params": "full", "rows": [good, slow, large, taught]}
-    assert len(list(bench.missed(group, "cpu"))) == 3
-    assert len(list(bench.missed({**group, "rows": [good]}, "cuda"))) == 1
+    assert len(list(step_cost.missed(group, "cpu"))) == 3
+    assert len(list(step_cost.missed({**group, "rows": [good]}, "cuda"))) == 1
     written: dict[str, Any] = {}
-    monkeypatch.setattr(bench, "write_result", lambda name, command, figures: written.update(figures, name=name))
+    monkeypatch.setattr(step_cost, "write_result", lambda name, command, figures: written.update(figures, name=name))
     monkeypatch.setattr("sys.argv", ["step_cost.py"])
     for misses in ([], ["too slow"]):
-        monkeypatch.setattr(bench, "run_steps", lambda *_, misses=misses: ({"groups": []}, misses))
-        assert bench.main() == len(misses)
+        monkeypatch.setattr(step_cost, "run_steps", lambda *_, misses=misses: ({"groups": []}, misses))
+        assert step_cost.main() == len(misses)
         assert written["missed"] == misses
         assert written["name"] == "step_cost"
         assert "\n".join(misses) in capsys.readouterr().out

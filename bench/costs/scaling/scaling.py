@@ -49,7 +49,8 @@ from bench.costs.scaling.model import (
     weak_efficiency,
 )
 from bench.costs.scaling.presets import PRESETS, Step, counted_step, documents, measured_step_sec
-from bench.costs.step.step_cost import EACH, QUICK, SIZES, Size, make_space
+from bench.costs.step.cases import EACH, QUICK, SIZES, Size
+from bench.costs.step.space import make_space
 from bench.machine import write_result
 from fewshot_ray.spec.sections import TrainSpec
 from fewshot_ray.training.group import Group

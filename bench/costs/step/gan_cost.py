@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 import torch
 from torch import Tensor
 
-from bench.costs.step.step_cost import added_bytes
+from bench.costs.step.time_and_memory import added_bytes
 from bench.machine import write_result
 from fewshot_ray.methods.fastgan import FastGanRecipe
 from fewshot_ray.methods.gan import GanMethod

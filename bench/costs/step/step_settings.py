@@ -26,7 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import torch
 
-from bench.costs.step.step_cost import EACH, QUICK, SIZES, Case, Space, loss_of_a_step, make_space, timed
+from bench.costs.step.cases import EACH, QUICK, SIZES, Case
+from bench.costs.step.space import Space, loss_of_a_step, make_space
+from bench.costs.step.time_and_memory import timed
 from bench.machine import write_result
 from fewshot_ray.spec.sections import TrainSpec
 from fewshot_ray.training.loop import Training
