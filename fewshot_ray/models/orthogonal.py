@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from peft.tuners.boft import layer as peft_boft
 from torch import Tensor, nn
 
 from fewshot_ray.errors import UserError
@@ -63,4 +62,6 @@ class BlockDiagonal:
 
 def use_plain_block_diagonal() -> None:
     """Replace peft's extension by `BlockDiagonal`, in this process from now on."""
+    from peft.tuners.boft import layer as peft_boft  # here, as in `parameters.py`
+
     peft_boft._FBD_CUDA = BlockDiagonal

@@ -1,15 +1,17 @@
-"""Which parameters of a network are trained: all, some, or new ones beside them (`train.params`)."""
+"""Which parameters of a network are trained: all, some, or new ones beside them (`train.params`).
+
+peft is imported by what uses it: with transformers, which it needs, it takes a second and a half.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from diffusers import ModelMixin, UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
-from peft import BOFTConfig, LoraConfig, OFTConfig, PeftConfig, get_peft_model
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
@@ -19,6 +21,9 @@ from fewshot_ray.models.class_table import new_tables
 from fewshot_ray.models.difffit import add_gammas, difffit_names
 from fewshot_ray.models.orthogonal import check_blocks, use_plain_block_diagonal
 from fewshot_ray.spec.ranges import Choice, IntRange
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 
 class ParamsConfig(BaseModel):
@@ -171,6 +176,8 @@ def _check_adaptable(network: ModelMixin) -> None:
 
 
 def _lora(network: ModelMixin, config: LoraParamsConfig) -> TunedNetwork:
+    from peft import LoraConfig
+
     targets = _targets(network, convolutions=config.convolutions, feed_forward=config.feed_forward)
     if not targets:
         raise UserError("train.params.lora: the model has no attention; convolutions: true would be right")
@@ -178,6 +185,8 @@ def _lora(network: ModelMixin, config: LoraParamsConfig) -> TunedNetwork:
 
 
 def _oft(network: ModelMixin, config: OftParamsConfig) -> TunedNetwork:
+    from peft import OFTConfig
+
     targets = _targets(network, convolutions=False, feed_forward=config.feed_forward)
     if not targets:
         raise UserError("train.params.oft: the model has no attention; lora, or boft with convolutions: true, would be right")
@@ -187,6 +196,8 @@ def _oft(network: ModelMixin, config: OftParamsConfig) -> TunedNetwork:
 
 
 def _boft(network: ModelMixin, config: BoftParamsConfig) -> TunedNetwork:
+    from peft import BOFTConfig
+
     targets = _targets(network, convolutions=config.convolutions, feed_forward=config.feed_forward)
     if not targets:
         raise UserError("train.params.boft: the model has no attention; convolutions: true would be right")
@@ -205,6 +216,8 @@ def _targets(network: ModelMixin, *, convolutions: bool, feed_forward: bool) -> 
 
 
 def _wrap(network: ModelMixin, config: PeftConfig, prefix: str) -> TunedNetwork:
+    from peft import get_peft_model
+
     wrapped = get_peft_model(network, config)
     return _select(wrapped, lambda name: prefix in name, wrapped.merge_and_unload)
 
