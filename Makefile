@@ -31,13 +31,13 @@ quickstart: $(STAMP)
 	$(BIN)/fewshot-ray sample runs/quickstart/model runs/quickstart/samples --overwrite
 	$(BIN)/fewshot-ray evaluate runs/quickstart
 
-# What starts no Ray, then what does, file by file on two cores, as most of it waits for one process to start; both, whatever the first
-# has found. A thread each.
+# What starts no Ray, then what does, file by file on two cores (those that take longest first: tests/conftest.py), as most of it waits for
+# one process to start; both, whatever the first has found. A thread each.
 test: export OMP_NUM_THREADS = 1
 test: $(STAMP)
 	@failed=0; trap 'exit 130' INT; set -x; \
 	$(BIN)/python -m pytest -m "not ray and not roundtrip" --numprocesses=logical --maxprocesses=4 --dist=worksteal || failed=1; \
-	$(BIN)/python -m pytest -m ray --numprocesses=logical --maxprocesses=2 --dist=loadfile --durations=10 || failed=1; \
+	$(BIN)/python -m pytest -m ray --numprocesses=logical --maxprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=10 || failed=1; \
 	exit $$failed
 
 # On Debian: apt-get install openssh-server openssh-client rsync iproute2 chromium g++ python3-dev. Where it can't run, it says why and skips.

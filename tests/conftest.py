@@ -15,6 +15,15 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 SIZE = 2
+LONGEST_FIRST = ("test_chaos", "test_real_images", "test_interrupts", "test_driver", "test_launch", "test_nodes", "test_kill_resume")
+"""Files that start a Ray, those that take longest: two processes that take file by file then end at about the same time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests that start a Ray, in the order of `LONGEST_FIRST`."""
+    order = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    last = len(order)
+    items.sort(key=lambda item: order.get(item.path.stem, last) if item.get_closest_marker("ray") else last)
 
 
 class Workers:

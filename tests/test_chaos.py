@@ -1,4 +1,4 @@
-"""bench/faults/chaos.py for six kills, two of each target."""
+"""bench/faults/chaos.py for six kills, two of each target, on a sweep of half its length."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ def short_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def test_six_kills(short_folder: Path) -> None:
+def test_six_kills(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: the same sweep undisturbed, bit for bit; nothing redone, lost, hung, broken, or left running."""
+    monkeypatch.setattr(chaos, "STEPS", 40)
+    monkeypatch.setitem(chaos.TRIALS, "disk", 3)
+    monkeypatch.setattr(chaos, "PAUSE_SEC", 1.0)
     tally = chaos.Tally(chaos.quotas(["disk"], 6))
     chaos.run_kind("disk", short_folder / "disk", tally, random.Random(5))
     assert sum(tally.kills.values()) == 6

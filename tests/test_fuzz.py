@@ -10,7 +10,7 @@ import pytest
 
 from fewshot_ray.errors import UserError
 
-CASES = 60
+CASES = 40
 SEED = 4
 
 

@@ -46,6 +46,10 @@ HANG_SEC = 240.0
 """Nothing new on record for so long, while nobody kills: a hang."""
 WRITE_BACK_SEC = 2.0
 """The S3 server may keep an object for a moment before it is a file."""
+STEPS = 80
+TRIALS = {"disk": 6, "s3": 6, "workers": 3}
+PAUSE_SEC = 4.0
+"""A kill comes up to so long after something new is on record."""
 GRACE_SEC = 90.0
 """Ray's own agents give up on a raylet that was killed after a minute."""
 TARGETS = {"disk": ("actor", "raylet", "driver"), "s3": ("actor", "driver", "s3"), "workers": ("worker", "raylet", "driver")}
@@ -77,23 +81,22 @@ class Sweep:
     def write(self) -> Path:
         """The quickstart's sweep, shorter, with checkpoints every second."""
         tree = read_document(ROOT / "sweeps" / "quickstart.yaml").tree
-        few = self.kind == "workers"
         short: dict[str, Any] = {
             **tree,
             "name": self.name,
             "storage": "s3://bucket" if self.proxy else str(self.home),
-            "train": {**tree["train"], "steps": 80, "checkpoint_sec": 1.0},
-            "evaluate": {**tree["evaluate"], "every": 20, "samples": 32, "loss_draws": 200},
+            "train": {**tree["train"], "steps": STEPS, "checkpoint_sec": 1.0},
+            "evaluate": {**tree["evaluate"], "every": STEPS // 4, "samples": 32, "final_samples": 32, "loss_draws": 200},
             "search": {
                 **tree["search"],
-                "trials": 3 if few else 6,
+                "trials": TRIALS[self.kind],
                 "concurrent": 1,
                 "retries": 1000,
-                "scheduler": {"asha": {"metric": "holdout_loss", "grace_steps": 20, "reduction_factor": 2}},
+                "scheduler": {"asha": {"metric": "holdout_loss", "grace_steps": STEPS // 4, "reduction_factor": 2}},
                 "confirm": {"top": 1, "seeds": [1]},
             },
             # Fewer workers would be equal to 1e-5, not to the bit.
-            "resources": {"workers": 2, "min_workers": 2} if few else {"workers": 1},
+            "resources": {"workers": 2, "min_workers": 2} if self.kind == "workers" else {"workers": 1},
         }
         path = self.home / f"{self.name}.yaml"
         path.write_text(to_yaml(short))
@@ -274,7 +277,7 @@ def disturb(sweep: Sweep, tally: Tally, draw: random.Random) -> None:
             continue
         if not tally.open(sweep.kind):
             continue
-        time.sleep(draw.uniform(0, 4))
+        time.sleep(draw.uniform(0, PAUSE_SEC))
         targets = [target for target in tally.open(sweep.kind) if target == "s3" or sweep.members(target)]
         if sweep.process.poll() is None and targets:
             strike(sweep, min(targets, key=lambda target: (tally.kills[target], draw.random())), tally, draw)

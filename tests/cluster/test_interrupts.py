@@ -31,10 +31,12 @@ def until(condition: Callable[[], object], process: subprocess.Popen[bytes], sai
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize(("number", "code", "name"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")])
-def test_a_signal(number: int, code: int, name: str, short_folder: Path, tmp_path: Path) -> None:
-    """Oracle: the exit code, the state on record, a checkpoint past the last evaluation's, nothing left below the process."""
-    folder = short_folder / f"i{number}"
+def test_ctrl_c(short_folder: Path, tmp_path: Path) -> None:
+    """Oracle: the exit code, the state on record, a checkpoint past the last evaluation's, nothing left below the process.
+
+    A SIGTERM's end is test_launch.py's: that is how a Ray job is stopped.
+    """
+    folder = short_folder / "ctrl-c"
     folder.mkdir()
     long = sweep_file("long", tmp_path, train={"steps": 1_000_000}, evaluate={"every": 500}, search={"trials": 2, "scheduler": None})
     file, sweep = tmp_path / "long.yaml", tmp_path / "long"
@@ -44,13 +46,13 @@ def test_a_signal(number: int, code: int, name: str, short_folder: Path, tmp_pat
         rows = sweep / "trials" / "t0000" / "metrics.jsonl"
         until(lambda: rows.exists() and rows.read_bytes().endswith(b"\n"), process, folder / "output.txt")
         family = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
         ended = process.wait(60)
     finally:
         kill_all(process) if process.poll() is None else None
     said = (folder / "output.txt").read_text()
-    assert ended == code, said
-    assert f"{name}: the trials save where they are" in said
+    assert ended == 130, said
+    assert "Ctrl-C: the trials save where they are" in said
     assert f"go on with: fewshot-ray resume {sweep}" in said
     assert "Traceback" not in said
     _, alive = psutil.wait_procs(family, timeout=20)
@@ -64,7 +66,7 @@ def test_a_signal(number: int, code: int, name: str, short_folder: Path, tmp_pat
 
 
 def test_twice_ends_at_once(short_folder: Path, tmp_path: Path) -> None:
-    """Oracle: the second signal is not waited out; the trial stays one to go on with."""
+    """Oracle: the second signal, whichever, is not waited out, and the exit code is of that one; the trial stays one to go on with."""
     folder = short_folder / "twice"
     folder.mkdir()
     file, sweep = tmp_path / "tiny.yaml", tmp_path / "tiny"
@@ -74,12 +76,12 @@ def test_twice_ends_at_once(short_folder: Path, tmp_path: Path) -> None:
         until((sweep / "trials" / "t0000" / "trial.json").exists, process, folder / "output.txt")
         process.send_signal(signal.SIGINT)
         time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         code = process.wait(30)
     finally:
         kill_all(process) if process.poll() is None else None
     said = (folder / "output.txt").read_text()
-    assert code == 130, said
+    assert code == 143, said
     assert "Traceback" not in said
     assert not (sweep / "lease.json").exists()
     assert [record.state for record in SweepFolder(Folder(sweep)).trials()] == ["RUNNING"]
