@@ -16,12 +16,14 @@ help:
 
 .venv: $(STAMP)
 
-# pip would compile all packages on one core, which takes a third of the time. What no Python can read (a template, say) is left.
+# pip would compile all packages on one core, which takes a third of the time. What no Python can read (a template, say) is left, and so is
+# a third that hardly anything imports.
+UNCOMPILED := /tests/|/transformers/models/|/diffusers/(modular_)?pipelines/|/ray/rllib/
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed, %s is %s: make PYTHON=... names another" % (sys.executable, sys.version.split()[0]) if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
-	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
+	@$(BIN)/python -m compileall -qq -j 0 -x '$(UNCOMPILED)' .venv/lib || true
 	@touch $@
 
 # Run again, it goes on with an interrupted sweep, or shows the finished one.
@@ -31,18 +33,25 @@ quickstart: $(STAMP)
 	$(BIN)/fewshot-ray sample runs/quickstart/model runs/quickstart/samples --overwrite
 	$(BIN)/fewshot-ray evaluate runs/quickstart
 
-# What starts no Ray, then what does, file by file on two cores (those that take longest first: tests/conftest.py), as most of it waits for
-# one process to start; both, whatever the first has found. A thread each.
+# What starts no Ray, one process more than there are cores, as tests of stores wait for these. Then what does, file by file on two cores
+# (those that take longest first: tests/conftest.py), as most of it waits for one process to start. Both, whatever the first has found. A
+# thread each.
 test: export OMP_NUM_THREADS = 1
 test: $(STAMP)
-	@failed=0; trap 'exit 130' INT; set -x; \
-	$(BIN)/python -m pytest -m "not ray and not roundtrip" --numprocesses=logical --maxprocesses=4 --dist=worksteal || failed=1; \
+	@failed=0; trap 'exit 130' INT; processes=$$($(BIN)/python -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))'); set -x; \
+	$(BIN)/python -m pytest -m "not ray and not roundtrip" --numprocesses=$$processes --dist=worksteal || failed=1; \
 	$(BIN)/python -m pytest -m ray --numprocesses=logical --maxprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=10 || failed=1; \
 	exit $$failed
 
 # On Debian: apt-get install openssh-server openssh-client rsync iproute2 chromium g++ python3-dev. Where it can't run, it says why and skips.
+# What needs no hosts runs beside those that wait for them.
+BESIDE := tests/roundtrip/test_a_full_disk.py tests/roundtrip/test_compile.py
 test-cluster: $(STAMP)
-	$(BIN)/python -m pytest -m roundtrip tests/roundtrip
+	@failed=0; trap 'exit 130' INT; set -x; \
+	nice $(BIN)/python -m pytest -m roundtrip $(BESIDE) & beside=$$!; \
+	$(BIN)/python -m pytest -m roundtrip tests/roundtrip $(addprefix --ignore=,$(BESIDE)) || failed=1; \
+	wait $$beside || failed=1; \
+	exit $$failed
 
 check: $(STAMP)
 	$(BIN)/ruff check .
