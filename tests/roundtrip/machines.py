@@ -61,12 +61,13 @@ def _public(host: Host, name: str) -> str:
 
 
 def _node(host: Host, key: str, store: str) -> None:
-    """Takes SSH with `key`. What its administrator has set for everybody: where Python is, and the store."""
+    """Takes SSH with `key`. What its administrator has set for everybody: where Python is, the store, and how long Ray misses its head."""
     host.environment |= {
         "AWS_ENDPOINT_URL": store,
         "AWS_ACCESS_KEY_ID": KEYS[0],
         "AWS_SECRET_ACCESS_KEY": KEYS[1],
         "AWS_DEFAULT_REGION": "us-east-1",
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "20",  # by default a minute, which would be waited for after `ray down`
         "PYTHONPATH": f"{HOME}/fewshot-ray",  # in place of its installation: the code that `ray up` has brought
     }
     variables = " ".join(f"{name}={value}" for name, value in host.environment.items() if name not in ("HOME", "USER", "SHELL"))
