@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from fewshot_ray.report.paired import paired_interval
+from fewshot_ray.search.paired import paired_interval
 
 
 def paired(differences: Sequence[float], direction: Literal["min", "max"]) -> dict[str, Any]:

@@ -25,10 +25,10 @@ from rich.console import Console
 from bench.claims.intervals import paired
 from bench.machine import write_result
 from fewshot_ray.cluster.driver import run_sweep
-from fewshot_ray.cluster.opened import planned_sweep
 from fewshot_ray.cluster.session import ray_session
 from fewshot_ray.report.export import trial_spec
-from fewshot_ray.report.winner import exported_trial
+from fewshot_ray.search.opened import planned_sweep
+from fewshot_ray.search.winner import exported_trial
 from fewshot_ray.spec.document import Document, read_document
 from fewshot_ray.trial.finished import TestSplit, load_finished
 

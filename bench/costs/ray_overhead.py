@@ -26,9 +26,9 @@ from rich.console import Console
 
 from bench.machine import write_result
 from fewshot_ray.cluster.driver import run_sweep
-from fewshot_ray.cluster.opened import planned_sweep
 from fewshot_ray.cluster.session import ray_session
-from fewshot_ray.report.sweep_folder import SweepFolder
+from fewshot_ray.search.opened import planned_sweep
+from fewshot_ray.search.sweep_folder import SweepFolder
 from fewshot_ray.spec.document import Document, read_document
 from fewshot_ray.storage import Folder
 from fewshot_ray.trial.compose import compose, with_values

@@ -17,9 +17,9 @@ from rich.console import Console
 
 from bench.machine import write_result
 from fewshot_ray.cluster.driver import run_sweep
-from fewshot_ray.cluster.opened import planned_sweep
 from fewshot_ray.cluster.session import ray_session
-from fewshot_ray.report.sweep_folder import EvaluationRow
+from fewshot_ray.search.opened import planned_sweep
+from fewshot_ray.search.sweep_folder import EvaluationRow
 from fewshot_ray.spec.document import Document, read_document
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from fewshot_ray.cli.cost import Work, here_lines, plan_lines, work
 from fewshot_ray.cluster.needs import JOIN_SEC, check_needs
-from fewshot_ray.cluster.opened import Opened, planned_sweep
+from fewshot_ray.search.opened import Opened, planned_sweep
 from fewshot_ray.spec.document import Document
 from fewshot_ray.trial.materials import Materials
 

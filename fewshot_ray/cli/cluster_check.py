@@ -12,13 +12,13 @@ from rich.console import Console
 from fewshot_ray.cli.check import Say, check_plan
 from fewshot_ray.cli.cost import duration
 from fewshot_ray.cli.remote import check_there
-from fewshot_ray.cluster.capacity import hourly, nodes_for, workers_at_once
-from fewshot_ray.cluster.cluster_file import ClusterFile, NodeType
-from fewshot_ray.cluster.head import Head
-from fewshot_ray.cluster.instances import INSTANCES
 from fewshot_ray.cluster.needs import check_sources
-from fewshot_ray.cluster.package import check_storage, pack
 from fewshot_ray.errors import UserError
+from fewshot_ray.launch.capacity import hourly, nodes_for, workers_at_once
+from fewshot_ray.launch.cluster_file import ClusterFile, NodeType
+from fewshot_ray.launch.head import Head
+from fewshot_ray.launch.instances import INSTANCES
+from fewshot_ray.launch.package import check_storage, pack
 from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.sections import FileSpec, ResourcesSpec
 from fewshot_ray.storage import Folder

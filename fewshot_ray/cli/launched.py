@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def check_versions(laptops: Mapping[str, str], modules: Mapping[str, str]) -> None:
     """Raise UserError where versions differ from the laptop's, since training would."""
-    from fewshot_ray.cluster.versions import different
+    from fewshot_ray.launch.versions import different
 
     differences = different(laptops, modules)
     if differences:
@@ -29,8 +29,8 @@ def check_versions(laptops: Mapping[str, str], modules: Mapping[str, str]) -> No
 
 def received(request: Mapping[str, Any], package: Path, *, stays: bool = False) -> tuple[Document, list[Path]]:
     """The file that was sent, with the places of its images, and the paths for `store`; with `stays` the places are those paths."""
-    from fewshot_ray.cluster.package import unpack
-    from fewshot_ray.report.sweep_folder import SPEC
+    from fewshot_ray.launch.package import unpack
+    from fewshot_ray.search.sweep_folder import SPEC
     from fewshot_ray.spec.validate import file_spec
 
     document = Document(read_document(package / SPEC).tree, str(request["name"]), request["lines"])
@@ -41,7 +41,7 @@ def check_here(document: Document, console: Console) -> None:
     """Check model, images and storage from a node. Raises UserError. The laptop makes the plan."""
     from fewshot_ray.cli.check import Say
     from fewshot_ray.cluster.needs import check_sources
-    from fewshot_ray.cluster.opened import planned_sweep
+    from fewshot_ray.search.opened import planned_sweep
     from fewshot_ray.writable import check_writable
 
     opened = planned_sweep(document)

@@ -39,7 +39,7 @@ def run(file: FileArgument, address: AddressOption = None) -> None:
     _joined(address)
     document = read_run_file(file)  # before the imports that take seconds
     with plain_console().status("loading"):  # PyTorch
-        from fewshot_ray.cluster.opened import planned_sweep
+        from fewshot_ray.search.opened import planned_sweep
 
         opened = planned_sweep(document)
     _run(opened, address)
@@ -64,7 +64,7 @@ def resume(
     address = _joined(address or os.environ.get("RAY_ADDRESS"))
     read_sweep(sweep)  # before the imports that take seconds
     with plain_console().status("loading"):  # PyTorch
-        from fewshot_ray.cluster.opened import changed, existing_sweep
+        from fewshot_ray.search.opened import changed, existing_sweep
 
         opened = changed(existing_sweep(Folder(sweep)), trials=trials, workers=workers)
     _run(opened, address)
@@ -77,7 +77,7 @@ def launched(request: Annotated[Path, typer.Argument()]) -> None:
 
     asked = job.request_at(request)
     job.check_versions(asked["versions"], asked["code"])
-    from fewshot_ray.cluster.opened import changed, existing_sweep, planned_sweep
+    from fewshot_ray.search.opened import changed, existing_sweep, planned_sweep
     from fewshot_ray.storage import Folder
 
     if asked["command"] == "check":
@@ -88,7 +88,7 @@ def launched(request: Annotated[Path, typer.Argument()]) -> None:
     if asked["command"] == "resume":
         opened = changed(existing_sweep(Folder(asked["sweep"])), trials=asked["trials"], workers=asked["workers"])
     else:
-        from fewshot_ray.cluster.package import store
+        from fewshot_ray.launch.package import store
         from fewshot_ray.patience import LONG_PATIENCE_SEC, patience
 
         document, arrived = job.received(asked, request.parent)
@@ -121,7 +121,7 @@ def _trials(extend: str | None) -> int | None:
 def _preflight(opened: object, address: str | None) -> None:
     """The checks of `check` before Ray starts and the sweep's folder is made: raises UserError, or prints remarks and warnings."""
     from fewshot_ray.cluster.needs import check_needs
-    from fewshot_ray.cluster.opened import Opened
+    from fewshot_ray.search.opened import Opened
 
     assert isinstance(opened, Opened)
     said: list[tuple[str, str]] = []
@@ -135,9 +135,9 @@ def _run(opened: object, address: str | None, *, nodes: Any = None, there: str =
     """Run a sweep and show its results. `nodes`: limits that the cluster may grow to; `there`: the option of its address, for messages."""
     from fewshot_ray.cli.show import show_sweep
     from fewshot_ray.cluster.driver import Interrupted, run_sweep
-    from fewshot_ray.cluster.opened import Opened
     from fewshot_ray.report.terminal import doing, plain_console
-    from fewshot_ray.report.winner import exported_trial
+    from fewshot_ray.search.opened import Opened
+    from fewshot_ray.search.winner import exported_trial
 
     assert isinstance(opened, Opened)
     console = plain_console()

@@ -18,7 +18,7 @@ from fewshot_ray.cli.arguments import expanded_argument
 from fewshot_ray.errors import UserError
 
 if TYPE_CHECKING:
-    from fewshot_ray.cluster.cluster_file import ClusterFile
+    from fewshot_ray.launch.cluster_file import ClusterFile
     from fewshot_ray.spec.document import Document
     from fewshot_ray.spec.sections import FileSpec
 
@@ -45,7 +45,7 @@ def launch(
     detach: Annotated[bool, typer.Option("--detach", help="Don't follow what it prints.")] = False,
 ) -> None:
     """Run a file on a cluster as a Ray job, which continues when this machine is closed, and follow it. The same file again resumes it."""
-    from fewshot_ray.cluster.package import check_storage, pack
+    from fewshot_ray.launch.package import check_storage, pack
     from fewshot_ray.spec.validate import file_spec
     from fewshot_ray.storage import Folder
     from fewshot_ray.trial.fields import read_run_file
@@ -64,8 +64,8 @@ def launch(
 
 def check_cluster(path: Path, file: FileSpec) -> ClusterFile:
     """The cluster file at `path`, checked for a run of `file`. Raises UserError, at once and without a network."""
-    from fewshot_ray.cluster.capacity import workers_at_once
-    from fewshot_ray.cluster.cluster_file import check_file_mounts, check_ssh_key, read_cluster_file
+    from fewshot_ray.launch.capacity import workers_at_once
+    from fewshot_ray.launch.cluster_file import check_file_mounts, check_ssh_key, read_cluster_file
 
     cluster = read_cluster_file(path)
     check_ssh_key(cluster)
@@ -83,8 +83,8 @@ def resume_there(sweep: str, cluster: Path | None, address: str | None, *, trial
 
 def check_there(document: Document, file: FileSpec, cluster: Path) -> int:
     """Run `check` on a cluster's head, for what it reaches of storage, hub and images; returns the exit code."""
-    from fewshot_ray.cluster.package import pack
-    from fewshot_ray.cluster.submission import CHECK, job_server
+    from fewshot_ray.launch.package import pack
+    from fewshot_ray.launch.submission import CHECK, job_server
 
     with tempfile.TemporaryDirectory(prefix="fewshot-ray-launch-") as scratch, job_server(cluster, None) as server:
         _write(Path(scratch), {"command": CHECK}, _there(cluster, None), pack(document, Path(scratch), _say_image))
@@ -103,7 +103,7 @@ def status(
     """List the sweeps launched on a cluster, with their state; for one sweep also its latest output."""
     from rich.table import Table
 
-    from fewshot_ray.cluster.submission import job_server
+    from fewshot_ray.launch.submission import job_server
     from fewshot_ray.report.terminal import plain_console
 
     with job_server(cluster, address) as server:
@@ -130,7 +130,7 @@ def logs(
     address: ServerOption = None,
 ) -> None:
     """Print a launched sweep's output; with -f until it ends, with its exit code."""
-    from fewshot_ray.cluster.submission import job_server
+    from fewshot_ray.launch.submission import job_server
 
     with job_server(cluster, address) as server:
         job = server.latest(sweep)
@@ -142,7 +142,7 @@ def logs(
 
 def stop(sweep: SweepName, cluster: ClusterOption = None, address: ServerOption = None) -> None:
     """End a launched sweep: its trials save their state, and `resume` continues from there."""
-    from fewshot_ray.cluster.submission import STOP_SEC, job_server
+    from fewshot_ray.launch.submission import STOP_SEC, job_server
 
     with job_server(cluster, address) as server:
         job = server.latest(sweep)
@@ -207,9 +207,9 @@ def board_there(sweep: str, cluster: Path, port: int) -> int:
 
 def _on_head(sweep: str, cluster: Path | None, command: str) -> tuple[Any, str]:
     """The head and the sweep's URL; a bare name is looked up among the launched sweeps."""
-    from fewshot_ray.cluster.cluster_file import read_cluster_file
-    from fewshot_ray.cluster.head import DASHBOARD_PORT, Head
-    from fewshot_ray.cluster.submission import JobServer
+    from fewshot_ray.launch.cluster_file import read_cluster_file
+    from fewshot_ray.launch.head import DASHBOARD_PORT, Head
+    from fewshot_ray.launch.submission import JobServer
 
     if cluster is None:
         raise UserError(f"{command} goes through a cluster's head: --cluster FILE (as for `ray up`) would be right")
@@ -231,7 +231,7 @@ def _submit(
     document: Document | None = None,
 ) -> int:
     """Submit a request as a job, and follow it unless `detach`; returns the exit code."""
-    from fewshot_ray.cluster.submission import job_server
+    from fewshot_ray.launch.submission import job_server
 
     with job_server(cluster, address) as server:
         if request["command"] == "resume":
@@ -257,8 +257,8 @@ def _submit(
 
 def _growth(cluster: Path) -> str:
     """Limits that a cluster may grow to (`capacity.Growth`), as JSON; "" where its file doesn't say what its nodes have."""
-    from fewshot_ray.cluster.capacity import most_nodes
-    from fewshot_ray.cluster.cluster_file import read_cluster_file
+    from fewshot_ray.launch.capacity import most_nodes
+    from fewshot_ray.launch.cluster_file import read_cluster_file
 
     nodes = most_nodes(read_cluster_file(cluster))
     return json.dumps(nodes) if nodes else ""
@@ -266,9 +266,9 @@ def _growth(cluster: Path) -> str:
 
 def _write(package: Path, request: dict[str, Any], there: str, document: Document | None) -> None:
     """Write the request with the versions that the cluster should have, and the run's file for the cluster."""
-    from fewshot_ray.cluster.submission import write_request
-    from fewshot_ray.cluster.versions import code, versions
-    from fewshot_ray.report.sweep_folder import SPEC
+    from fewshot_ray.launch.submission import write_request
+    from fewshot_ray.launch.versions import code, versions
+    from fewshot_ray.search.sweep_folder import SPEC
     from fewshot_ray.spec.document import to_yaml
 
     if document is not None:
@@ -279,7 +279,7 @@ def _write(package: Path, request: dict[str, Any], there: str, document: Documen
 
 def _follow(server: Any, job: Any, cluster: Path | None = None, address: str | None = None) -> int:
     """Print a job's output until it ends; returns its exit code. Ctrl-C leaves the job running."""
-    from fewshot_ray.cluster.submission import CHECK
+    from fewshot_ray.launch.submission import CHECK
 
     there = _there(cluster, address)
     try:

@@ -18,10 +18,10 @@ from fewshot_ray.cli.show import read_sweep
 from fewshot_ray.errors import UserError, said_of
 from fewshot_ray.methods.randomness import derived_seed
 from fewshot_ray.report.export import trial_spec
-from fewshot_ray.report.inputs import changed_inputs, check_inputs
-from fewshot_ray.report.leaderboard import format_metric
-from fewshot_ray.report.sweep_folder import SweepFolder, TrialRecord, read_spec
-from fewshot_ray.report.winner import exported_trial, ranked_trials
+from fewshot_ray.report.tables import format_metric
+from fewshot_ray.search.inputs import changed_inputs, check_inputs
+from fewshot_ray.search.sweep_folder import SweepFolder, TrialRecord, read_spec
+from fewshot_ray.search.winner import exported_trial, ranked_trials
 from fewshot_ray.spec.sections import CrossFit, EvaluateSpec, FileSpec
 from fewshot_ray.trial.candidate import Candidate
 from fewshot_ray.trial.denoising import DiffusionCandidate

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from fewshot_ray.cluster.lease import is_driven
 from fewshot_ray.errors import UserError
-from fewshot_ray.report.leaderboard import leaderboard, leaderboard_view
-from fewshot_ray.report.sweep_folder import SPEC, SweepFolder, read_spec
-from fewshot_ray.report.winner import bounds
+from fewshot_ray.report.tables import leaderboard_view
+from fewshot_ray.search.leaderboard import leaderboard
+from fewshot_ray.search.lease import is_driven
+from fewshot_ray.search.sweep_folder import SPEC, SweepFolder, read_spec
+from fewshot_ray.search.winner import bounds
 from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.spec.validate import file_spec
 from fewshot_ray.storage import Folder

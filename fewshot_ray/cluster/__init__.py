@@ -1,1 +1,1 @@
-"""Everything that uses Ray or Optuna: the search, trials as Tune and Train jobs, the sweep's driver, and launching on clusters."""
+"""Everything that uses Ray to run a sweep: Tune's searcher and scheduler, trials in actors and workers, the session, and the driver."""

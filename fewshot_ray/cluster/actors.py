@@ -14,9 +14,9 @@ from ray import tune
 
 from fewshot_ray.cluster.activities import teller
 from fewshot_ray.cluster.ending import NOTICE, sigterm_gives_notice
-from fewshot_ray.cluster.jobs import Job
 from fewshot_ray.errors import SavedAndEndedError, UserError
 from fewshot_ray.patience import LONG_PATIENCE_SEC, fault_of_the_place, set_patience
+from fewshot_ray.search.jobs import Job
 from fewshot_ray.spec.document import Document
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.group import Group

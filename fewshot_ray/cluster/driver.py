@@ -22,26 +22,28 @@ from rich.console import Console
 
 from fewshot_ray.cluster.activities import Activities
 from fewshot_ray.cluster.actors import TrialActor, build_stages
-from fewshot_ray.cluster.capacity import Growth
 from fewshot_ray.cluster.ending import EVERYBODY, start_messenger
-from fewshot_ray.cluster.journal import Journal
-from fewshot_ray.cluster.lease import Lease
 from fewshot_ray.cluster.lost_workers import error_line
 from fewshot_ray.cluster.needs import JOIN_SEC
-from fewshot_ray.cluster.opened import Opened, put_on_record
+from fewshot_ray.cluster.placement import Growth
 from fewshot_ray.cluster.ray_log import ray_log
 from fewshot_ray.cluster.session import check_resources, ray_session, trials_on_nodes
-from fewshot_ray.cluster.sweep import Sweep
 from fewshot_ray.cluster.tune import WATCH_SEC, RayLost, Silent, SweepScheduler, SweepSearcher, Watch
 from fewshot_ray.cluster.workers import run_with_workers
 from fewshot_ray.errors import FullError, UserError
 from fewshot_ray.patience import LONG_PATIENCE_SEC, fault_of_the_place, is_full, patience
-from fewshot_ray.report.inputs import check_inputs
-from fewshot_ray.report.leaderboard import leaderboard, write_csv
 from fewshot_ray.report.page import write_page
 from fewshot_ray.report.progress import Progress
+from fewshot_ray.report.tables import write_csv
+from fewshot_ray.report.tensorboard import Boards
 from fewshot_ray.report.terminal import doing, plain_console
-from fewshot_ray.report.winner import bounds
+from fewshot_ray.search.inputs import check_inputs
+from fewshot_ray.search.journal import Journal
+from fewshot_ray.search.leaderboard import leaderboard
+from fewshot_ray.search.lease import Lease
+from fewshot_ray.search.opened import Opened, put_on_record
+from fewshot_ray.search.sweep import Sweep
+from fewshot_ray.search.winner import bounds
 from fewshot_ray.spec.document import Document, to_yaml
 from fewshot_ray.spec.sections import ResourcesSpec
 from fewshot_ray.spec.validate import endpoint_trees
@@ -152,9 +154,18 @@ def _run_trials(opened: Opened, fits: int, console: Console, lease: Lease, watch
         def may_begin() -> None:  # the inputs may have changed since the last trial began
             check_inputs(opened.folder.folder, opened.document.tree)
 
+        boards = Boards(opened.folder)
         concurrent = int(min(fits, at_most))
         sweep = Sweep(
-            opened.document, file, opened.folder, journal, progress, concurrent=concurrent, may_write=lease.check, may_begin=may_begin
+            opened.document,
+            file,
+            opened.folder,
+            journal,
+            progress,
+            boards,
+            concurrent=concurrent,
+            may_write=lease.check,
+            may_begin=may_begin,
         )
 
         def count_nodes() -> None:

@@ -22,9 +22,9 @@ from ray.exceptions import (
 )
 from ray.train import PreemptionError
 
-from fewshot_ray.cluster.faults import Fault
 from fewshot_ray.errors import FullError, SavedAndEndedError, UnreachableError
 from fewshot_ray.patience import is_full
+from fewshot_ray.search.faults import Fault
 
 ANSWER_SEC = 3.0
 NODE_DEATH_SEC = 35.0

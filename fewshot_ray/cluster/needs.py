@@ -8,14 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from fewshot_ray.cluster.capacity import trials_on
-from fewshot_ray.cluster.lease import check_free
-from fewshot_ray.cluster.opened import Opened
 from fewshot_ray.cluster.own_ray import check_folder
+from fewshot_ray.cluster.placement import trials_on
 from fewshot_ray.cluster.ray_private import machine_resources
 from fewshot_ray.data.inspection import inspect_images
 from fewshot_ray.errors import UserError
-from fewshot_ray.report.inputs import check_inputs
+from fewshot_ray.search.inputs import check_inputs
+from fewshot_ray.search.lease import check_free
+from fewshot_ray.search.opened import Opened
 from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.sections import CrossFit, FileSpec
 from fewshot_ray.trial.compose import PLAIN

@@ -9,9 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fewshot_ray.errors import UserError
+from fewshot_ray.search.sweep_folder import RAY_LOG
 from fewshot_ray.storage import Folder
 
-RAY_LOG = "ray.log"
 RAY_LOGGER = logging.getLogger("ray.fewshot_ray")
 """Logger for Ray's texts on lost workers, of up to forty lines; the terminal shows one."""
 

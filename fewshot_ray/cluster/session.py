@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import ray
 from ray.exceptions import AuthenticationError, RayError
 
-from fewshot_ray.cluster.capacity import Growth, nodes_of, trials_on
 from fewshot_ray.cluster.own_ray import bring_token, check_folder
+from fewshot_ray.cluster.placement import Growth, nodes_of, trials_on
 from fewshot_ray.cluster.ray_private import AUTHENTICATION_LOGGER, all_ports_on_loopback, temporary_folder
 from fewshot_ray.errors import UserError
 from fewshot_ray.spec.sections import ResourcesSpec

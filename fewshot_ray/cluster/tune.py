@@ -20,11 +20,11 @@ from ray.tune.search import Searcher
 
 from fewshot_ray.cluster.actors import PROBLEM, ROW
 from fewshot_ray.cluster.ending import EVERYBODY, STOPPED
-from fewshot_ray.cluster.jobs import Job
 from fewshot_ray.cluster.lost_workers import error_line, fault_of, kernel_kills
 from fewshot_ray.cluster.ray_log import RAY_LOGGER
-from fewshot_ray.cluster.sweep import Next, Sweep
-from fewshot_ray.report.sweep_folder import EvaluationRow
+from fewshot_ray.search.jobs import Job
+from fewshot_ray.search.sweep import Next, Sweep
+from fewshot_ray.search.sweep_folder import EvaluationRow
 
 WATCH_SEC = 2.0
 

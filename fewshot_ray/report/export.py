@@ -11,10 +11,11 @@ import torch
 import fewshot_ray
 from fewshot_ray.metrics.suite import METRICS
 from fewshot_ray.report.export_folder import CARD, export_folder
-from fewshot_ray.report.leaderboard import compare_with_control, leaderboard
 from fewshot_ray.report.model_card import ModelCard, model_card
-from fewshot_ray.report.sweep_folder import SweepFolder, TrialRecord
-from fewshot_ray.report.winner import bounds, trial_tree
+from fewshot_ray.search.confirmation import compare_with_control
+from fewshot_ray.search.leaderboard import leaderboard
+from fewshot_ray.search.sweep_folder import SweepFolder, TrialRecord
+from fewshot_ray.search.winner import bounds, trial_tree
 from fewshot_ray.spec.document import Document, to_yaml
 from fewshot_ray.spec.sections import CrossFit, FileSpec
 from fewshot_ray.storage import is_remote

@@ -10,7 +10,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from fewshot_ray.report.leaderboard import PairedComparison, format_value
+from fewshot_ray.report.tables import format_value
+from fewshot_ray.search.confirmation import PairedComparison
 
 LISTED_SHOTS = 100
 """Largest number of images whose hashes are listed; for more there is one hash over all."""

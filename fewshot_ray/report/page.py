@@ -7,20 +7,11 @@ from collections.abc import Sequence
 from html import escape
 from string import Template
 
-from fewshot_ray.report.leaderboard import (
-    HEADINGS,
-    KINDS,
-    STATES,
-    LeaderboardRow,
-    compare_with_control,
-    format_metric,
-    format_value,
-    leaderboard,
-    metric_names,
-    winner,
-)
 from fewshot_ray.report.plots import learning_curves, parameter_scatter
-from fewshot_ray.report.sweep_folder import SweepFolder
+from fewshot_ray.report.tables import HEADINGS, format_metric, format_value
+from fewshot_ray.search.confirmation import compare_with_control
+from fewshot_ray.search.leaderboard import KINDS, STATES, LeaderboardRow, leaderboard, metric_names, winner
+from fewshot_ray.search.sweep_folder import SweepFolder
 from fewshot_ray.trial.ranking import Bounds, Objectives
 
 GRIDS_SHOWN = 6

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from fewshot_ray.report.leaderboard import LeaderboardRow, format_value, metric_names
-from fewshot_ray.report.sweep_folder import EvaluationRow, SweepFolder
+from fewshot_ray.report.tables import format_value
+from fewshot_ray.search.leaderboard import LeaderboardRow, metric_names
+from fewshot_ray.search.sweep_folder import EvaluationRow, SweepFolder
 from fewshot_ray.trial.ranking import Objectives
 
 COLOUR = {"first": "#1a7f37", "search": "#8c96a3", "confirm": "#0969da", "control": "#bc4c00", "refit": "#8250df"}

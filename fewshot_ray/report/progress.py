@@ -14,7 +14,7 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as LiveDisplay
 from rich.text import Text
 
-from fewshot_ray.report.leaderboard import format_value
+from fewshot_ray.report.tables import format_value
 from fewshot_ray.report.terminal import plain_console
 from fewshot_ray.trial.activity import Activity
 from fewshot_ray.trial.ranking import Merit, Ranking

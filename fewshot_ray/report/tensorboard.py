@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from fewshot_ray.errors import UserError
-from fewshot_ray.report.sweep_folder import EvaluationRow, SweepFolder
+from fewshot_ray.search.sweep_folder import EvaluationRow, SweepFolder
 from fewshot_ray.storage import Folder, writing
 
 logger = logging.getLogger(__name__)

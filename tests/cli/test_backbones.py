@@ -15,7 +15,7 @@ from PIL import Image
 
 from fewshot_ray.models.parameters import TunedNetwork
 from fewshot_ray.report.export import trial_spec
-from fewshot_ray.report.sweep_folder import SweepFolder
+from fewshot_ray.search.sweep_folder import SweepFolder
 from fewshot_ray.trial.denoising import DiffusionCandidate
 from fewshot_ray.trial.finished import Finished, load_finished
 from tests.cli.conftest import Command, Desk, painting

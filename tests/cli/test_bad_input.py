@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fewshot_ray.cli import main
-from fewshot_ray.report.sweep_folder import sweep_text
+from fewshot_ray.search.sweep_folder import sweep_text
 from fewshot_ray.spec.document import read_document
 from tests.cli.conftest import Answer, Command, Desk, write_pictures, write_pipeline
 

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from fewshot_ray.data.images import read_images
-from fewshot_ray.report.inputs import INPUTS_RECORD
+from fewshot_ray.search.inputs import INPUTS_RECORD
 from tests.cli.conftest import Command, Desk, write_pictures
 from tests.cli.sweeping import finished_sweep
 from tests.cli.test_bad_input import one_line

@@ -95,7 +95,7 @@ def test_a_sweep_that_is_there_is_announced(desk: Desk, fewshot: Command) -> Non
 
 def test_a_file_is_put_right_after_a_run_that_ended_before_its_first_trial(desk: Desk, fewshot: Command) -> None:
     """As with more GPUs than there are: the folder holds the spec and perhaps a cache."""
-    from fewshot_ray.cluster.opened import planned_sweep, put_on_record
+    from fewshot_ray.search.opened import planned_sweep, put_on_record
 
     desk.tree["resources"] = {"gpus_per_worker": 64}
     put_on_record(planned_sweep(read_document(desk.write())))

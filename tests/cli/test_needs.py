@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from fewshot_ray.cluster import lease, needs
-from fewshot_ray.cluster.lease import Lease
+from fewshot_ray.cluster import needs
+from fewshot_ray.search import lease
+from fewshot_ray.search.lease import Lease
 from fewshot_ray.storage import Folder
 from tests.cli.conftest import Answer, Command, Desk
 

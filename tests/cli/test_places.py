@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from fewshot_ray.cluster.opened import planned_sweep, put_on_record
-from fewshot_ray.cluster.package import pack
 from fewshot_ray.errors import UserError
-from fewshot_ray.report.sweep_folder import read_spec
+from fewshot_ray.launch.package import pack
+from fewshot_ray.search.opened import planned_sweep, put_on_record
+from fewshot_ray.search.sweep_folder import read_spec
 from fewshot_ray.spec.document import read_document
 from fewshot_ray.storage import Folder
 from tests.cli.conftest import Command, Desk

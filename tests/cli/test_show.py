@@ -6,12 +6,12 @@ import io
 from pathlib import Path
 
 from fewshot_ray.cli.show import show_sweep
-from fewshot_ray.cluster.jobs import Job
-from fewshot_ray.cluster.lease import Lease
-from fewshot_ray.cluster.sweep import Sweep
 from fewshot_ray.report.terminal import plain_console
+from fewshot_ray.search.jobs import Job
+from fewshot_ray.search.lease import Lease
+from fewshot_ray.search.sweep import Sweep
 from fewshot_ray.storage import Folder
-from tests.cluster.synthetic import evaluations, file, open_sweep, run_job
+from tests.search.synthetic import evaluations, file, open_sweep, run_job
 
 
 def shown(sweep: Sweep) -> str:

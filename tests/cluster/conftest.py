@@ -15,8 +15,8 @@ import psutil
 import pytest
 from rich.console import Console
 
-from fewshot_ray.cluster.opened import Opened, planned_sweep
-from fewshot_ray.report.sweep_folder import SweepFolder
+from fewshot_ray.search.opened import Opened, planned_sweep
+from fewshot_ray.search.sweep_folder import SweepFolder
 from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.ranges import FloatRange
 from tests.faulty_proxy import KEYS, s3_server

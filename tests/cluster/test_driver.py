@@ -17,9 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from fewshot_ray.cluster.driver import run_sweep
-from fewshot_ray.cluster.opened import Opened, existing_sweep, planned_sweep
 from fewshot_ray.errors import UserError
-from fewshot_ray.report.winner import exported_trial
+from fewshot_ray.search.opened import Opened, existing_sweep, planned_sweep
+from fewshot_ray.search.winner import exported_trial
 from fewshot_ray.spec.document import ranges, read_document
 from fewshot_ray.spec.ranges import Choice
 from fewshot_ray.storage import Folder

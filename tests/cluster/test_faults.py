@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from fewshot_ray.cli.main import _run
-from fewshot_ray.cluster.opened import planned_sweep
+from fewshot_ray.search.opened import planned_sweep
 from tests.cluster.conftest import sweep_file
 
 pytestmark = pytest.mark.ray

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from fewshot_ray.cluster.driver import Interrupted, _fit
-from fewshot_ray.cluster.opened import Opened
-from fewshot_ray.report.sweep_folder import SweepFolder
+from fewshot_ray.search.opened import Opened
+from fewshot_ray.search.sweep_folder import SweepFolder
 from fewshot_ray.spec.document import to_yaml
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.checkpoint import latest_checkpoint

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fewshot_ray.cluster.opened import Opened
-from fewshot_ray.report.sweep_folder import SweepFolder
+from fewshot_ray.search.opened import Opened
+from fewshot_ray.search.sweep_folder import SweepFolder
 from fewshot_ray.spec.document import to_yaml
 from fewshot_ray.storage import Folder
 from tests.cluster.conftest import results, sweep_file

@@ -9,9 +9,9 @@ import pytest
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfDiskError, OutOfMemoryError, OwnerDiedError, RayError, RayTaskError
 from ray.train import WorkerGroupError
 
-from fewshot_ray.cluster.faults import Fault
 from fewshot_ray.cluster.lost_workers import NodeLostError, error_line, fault_of, kernel_kills
 from fewshot_ray.errors import FullError, SavedAndEndedError, UnreachableError, UserError
+from fewshot_ray.search.faults import Fault
 
 
 def died(message: str, *, preempted: bool = False) -> ActorDiedError:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fewshot_ray.report.sweep_folder import SweepFolder
+from fewshot_ray.search.sweep_folder import SweepFolder
 from fewshot_ray.spec.document import to_yaml
 from fewshot_ray.storage import Folder
 from tests.cluster.conftest import run, sweep_file

@@ -8,10 +8,10 @@ from ray.exceptions import OutOfMemoryError, RayTaskError
 from ray.train._internal.storage import StorageContext
 from ray.tune.experiment import Trial
 
-from fewshot_ray.cluster.faults import Fault
 from fewshot_ray.cluster.lost_workers import error_line, fault_of
 from fewshot_ray.cluster.tune import _error
 from fewshot_ray.errors import SavedAndEndedError
+from fewshot_ray.search.faults import Fault
 
 
 class Here(StorageContext):

@@ -11,7 +11,7 @@ import numpy
 import pytest
 from PIL import Image
 
-from fewshot_ray.report.sweep_folder import EvaluationRow, SweepFolder, TrialRecord
+from fewshot_ray.search.sweep_folder import EvaluationRow, SweepFolder, TrialRecord
 from fewshot_ray.storage import Folder
 
 STEPS = 160

@@ -27,18 +27,18 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fewshot_ray.cli.board import show_board
-from fewshot_ray.cluster.jobs import Job
-from fewshot_ray.cluster.opened import put_on_record
-from fewshot_ray.cluster.sweep import Sweep
 from fewshot_ray.errors import UserError
 from fewshot_ray.report import board, tensorboard
 from fewshot_ray.report.board import Mirror
-from fewshot_ray.report.sweep_folder import EvaluationRow, SweepFolder
 from fewshot_ray.report.tensorboard import EVENTS, Boards
+from fewshot_ray.search.jobs import Job
+from fewshot_ray.search.opened import put_on_record
+from fewshot_ray.search.sweep import Sweep
+from fewshot_ray.search.sweep_folder import EvaluationRow, SweepFolder
 from fewshot_ray.storage import Folder
-from tests.cluster.synthetic import evaluations, file, open_sweep
 from tests.faulty_proxy import FORBIDDEN, KEYS, Fault, FaultyProxy, s3_server
 from tests.report.conftest import png
+from tests.search.synthetic import evaluations, file, open_sweep
 
 
 @pytest.fixture(scope="module")
@@ -373,7 +373,7 @@ def test_tensorboard_shows_a_remote_sweep_until_ctrl_c(folder: Folder, scratch: 
 
 
 def put_on_record_of(sweep: Sweep) -> None:
-    from fewshot_ray.cluster.opened import Opened
+    from fewshot_ray.search.opened import Opened
 
     put_on_record(Opened(sweep.document, sweep.file, sweep.folder))
 

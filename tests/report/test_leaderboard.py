@@ -13,16 +13,10 @@ import pytest
 import scipy.stats
 from rich.console import Console
 
-from fewshot_ray.report.leaderboard import (
-    LeaderboardRow,
-    compare_with_control,
-    leaderboard,
-    leaderboard_view,
-    to_csv,
-    winner,
-    write_csv,
-)
-from fewshot_ray.report.sweep_folder import EvaluationRow, SweepFolder, TrialRecord
+from fewshot_ray.report.tables import leaderboard_view, to_csv, write_csv
+from fewshot_ray.search.confirmation import compare_with_control
+from fewshot_ray.search.leaderboard import LeaderboardRow, leaderboard, winner
+from fewshot_ray.search.sweep_folder import EvaluationRow, SweepFolder, TrialRecord
 from fewshot_ray.storage import Folder
 from fewshot_ray.trial.ranking import Objectives
 
@@ -208,7 +202,7 @@ def test_an_interval_without_a_width_is_no_verdict(confirm: tuple[float, ...], c
 def test_the_leaderboard_imports_nothing_heavy() -> None:
     """`fewshot-ray leaderboard` answers at once. Oracle: a fresh interpreter's modules."""
     code = (
-        "import sys, fewshot_ray.report.leaderboard, fewshot_ray.report.progress, fewshot_ray.report.page, fewshot_ray.report.tensorboard;"
+        "import sys, fewshot_ray.search.leaderboard, fewshot_ray.report.progress, fewshot_ray.report.page, fewshot_ray.report.tensorboard;"
         "print([m for m in ('torch', 'scipy', 'plotly', 'numpy', 'ray') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,9 +8,9 @@ from dataclasses import replace
 from huggingface_hub import ModelCard as HubCard
 from ruamel.yaml import YAML
 
-from fewshot_ray.report.leaderboard import PairedComparison
 from fewshot_ray.report.model_card import ModelCard, model_card
-from fewshot_ray.report.paired import Interval
+from fewshot_ray.search.confirmation import PairedComparison
+from fewshot_ray.search.paired import Interval
 
 SPEC = "name: quickstart\nmethod:\n  ant: {noise_steps: 3, guidance: 0.5}\ntrain: {lr: 5.715184877559369e-05}\n"
 CARD = ModelCard(

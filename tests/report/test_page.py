@@ -7,9 +7,9 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-from fewshot_ray.report.leaderboard import leaderboard
 from fewshot_ray.report.page import report_page, write_page
-from fewshot_ray.report.sweep_folder import SweepFolder, TrialRecord
+from fewshot_ray.search.leaderboard import leaderboard
+from fewshot_ray.search.sweep_folder import SweepFolder, TrialRecord
 from fewshot_ray.storage import Folder
 from fewshot_ray.trial.ranking import Objectives
 

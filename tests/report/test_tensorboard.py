@@ -10,11 +10,11 @@ import numpy
 import pytest
 from PIL import Image
 
-from fewshot_ray.report.sweep_folder import EvaluationRow, SweepFolder
 from fewshot_ray.report.tensorboard import TrialBoard
+from fewshot_ray.search.sweep_folder import EvaluationRow, SweepFolder
 from fewshot_ray.spec.ranges import Choice
 from fewshot_ray.storage import Folder
-from tests.cluster.synthetic import file, finish, open_sweep
+from tests.search.synthetic import file, finish, open_sweep
 
 ROW = EvaluationRow(40, 1.7e9, {"holdout_loss": 0.25, "kid": 0.5}, 0.3, 1e-5, 800.0, 1.0)
 

@@ -31,14 +31,15 @@ from torch import Tensor
 
 from fewshot_ray.cluster.actors import PROBLEM, ROW, trial_results
 from fewshot_ray.cluster.driver import write_results
-from fewshot_ray.cluster.jobs import Job
-from fewshot_ray.cluster.journal import Journal
-from fewshot_ray.cluster.opened import planned_sweep, put_on_record
-from fewshot_ray.cluster.sweep import Sweep
 from fewshot_ray.models import adm
 from fewshot_ray.models.gan_source import GANS, build_gan, save_gan
 from fewshot_ray.report.progress import Progress
-from fewshot_ray.report.sweep_folder import EvaluationRow
+from fewshot_ray.report.tensorboard import Boards
+from fewshot_ray.search.jobs import Job
+from fewshot_ray.search.journal import Journal
+from fewshot_ray.search.opened import planned_sweep, put_on_record
+from fewshot_ray.search.sweep import Sweep
+from fewshot_ray.search.sweep_folder import EvaluationRow
 from fewshot_ray.spec.document import parse_document, to_yaml
 from fewshot_ray.spec.sections import FileSpec
 
@@ -220,7 +221,9 @@ def _write_sweeps(bases: Bases) -> None:
     opened = put_on_record(planned_sweep(parse_document(to_yaml(tree), "finished.yaml")))
     folder = bases.folder / "sweeps" / "finished"
     with Progress(4, console=Console(file=io.StringIO())) as progress:
-        sweep = Sweep(opened.document, opened.file, opened.folder, Journal(opened.folder.folder), progress, concurrent=1)
+        sweep = Sweep(
+            opened.document, opened.file, opened.folder, Journal(opened.folder.folder), progress, Boards(opened.folder), concurrent=1
+        )
         while isinstance(job := sweep.next_job(), Job):
             for result in trial_results({"job": job.to_json(), "folder": str(folder)}):
                 if PROBLEM in result:

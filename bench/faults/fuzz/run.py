@@ -27,11 +27,12 @@ from bench.faults.fuzz.case import Case
 from fewshot_ray.cli import main as command_line
 from fewshot_ray.cli.main import NO_RESULT
 from fewshot_ray.cluster.actors import trial_results
-from fewshot_ray.cluster.jobs import Job
-from fewshot_ray.cluster.journal import Journal
-from fewshot_ray.cluster.opened import Opened
-from fewshot_ray.cluster.sweep import Sweep
 from fewshot_ray.report.progress import Progress
+from fewshot_ray.report.tensorboard import Boards
+from fewshot_ray.search.jobs import Job
+from fewshot_ray.search.journal import Journal
+from fewshot_ray.search.opened import Opened
+from fewshot_ray.search.sweep import Sweep
 from fewshot_ray.spec.document import parse_document
 
 LIMIT_SEC = 8.0
@@ -65,7 +66,9 @@ def first_jobs(opened: Opened, **_options: object) -> None:
     Reads the folder as the driver does, hands out two jobs, and goes on with what was interrupted as a worker does.
     """
     with Progress(opened.file.train.steps, console=Console(file=io.StringIO())) as progress:
-        sweep = Sweep(opened.document, opened.file, opened.folder, Journal(opened.folder.folder), progress, concurrent=2)
+        sweep = Sweep(
+            opened.document, opened.file, opened.folder, Journal(opened.folder.folder), progress, Boards(opened.folder), concurrent=2
+        )
         for _ in range(2):
             job = sweep.next_job()
             if isinstance(job, Job) and job.id == INTERRUPTED_AT[0]:

@@ -1,0 +1,69 @@
+"""Decides which checkpoints a sweep keeps, and removes the others: a thousand trials must not fill the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fewshot_ray.search.study import SAMPLER
+from fewshot_ray.search.sweep_folder import SweepFolder, TrialRecord
+from fewshot_ray.spec.sections import SearchSpec
+from fewshot_ray.training.checkpoint import checkpoint_name, saved_steps
+from fewshot_ray.trial.ranking import Merit, Ranking, fronts, ranked
+
+CHECKPOINTS = "checkpoints"
+
+
+class KeptCheckpoints:
+    """Keeps the best checkpoint of the best `search.keep_checkpoints` trials, and of preset, plain fine-tuning, reruns and refit.
+
+    With several objectives also those of the Pareto front (of trials with equal metrics the first). All other trials' checkpoints are
+    removed as soon as they have ended.
+    """
+
+    def __init__(self, folder: SweepFolder, search: SearchSpec) -> None:
+        self.folder = folder
+        self.search = search
+        self.ranking = Ranking.of(search)
+        self.best: list[TrialRecord] = []
+        self.dropped: set[str] = set()
+
+    def ended(self, record: TrialRecord) -> None:
+        """Keep or remove the checkpoints of a trial that has ended, now or before a resume."""
+        if record.state != "COMPLETE":
+            self._drop(record.id)
+            return
+        self._keep_best_step(record)
+        if record.kind != "search" or record.origin != SAMPLER:
+            return
+        trials = sorted([*self.best, record], key=lambda trial: trial.number or 0)
+        merits = [self.ranking.merit(trial.values or {}) for trial in trials]
+        kept = {*ranked(merits)[: self.search.keep_checkpoints], *_front(merits)}
+        self.best = [trials[index] for index in sorted(kept)]
+        for index in {*range(len(trials))} - kept:
+            self._drop(trials[index].id)
+
+    def tidy(self) -> None:
+        """Remove dropped trials' checkpoints again at the sweep's end: a stopped worker may have written one since."""
+        for trial_id in self.dropped:
+            self._remove(trial_id)
+
+    def _drop(self, trial_id: str) -> None:
+        self.dropped.add(trial_id)
+        self._remove(trial_id)
+
+    def _remove(self, trial_id: str) -> None:
+        (self.folder.trial(trial_id) / CHECKPOINTS).remove()
+
+    def _keep_best_step(self, record: TrialRecord) -> None:
+        """Remove all checkpoints except the best step's: an ended trial isn't resumed, only exported."""
+        checkpoints = self.folder.trial(record.id) / CHECKPOINTS
+        saved = saved_steps(checkpoints)
+        for step in saved if record.best_step in saved else ():
+            if step != record.best_step:
+                checkpoints.remove(checkpoint_name(step))
+
+
+def _front(merits: Sequence[Merit]) -> list[int]:
+    """Indices of the Pareto front of `merits`; of equal ones the first."""
+    first = {merit: index for index, merit in reversed(list(enumerate(merits)))}
+    return [index for index, front in enumerate(fronts(merits)) if front == 0 and first[merits[index]] == index]

@@ -1,0 +1,89 @@
+"""The order of a sweep's trials: every trial with its best evaluation, and the rank of those that ran to their end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from fewshot_ray.search.sweep_folder import SweepFolder, TrialRecord
+from fewshot_ray.trial.ranking import Bounds, Objectives, Ranking, fronts, ranked
+
+KINDS = ("search", "confirm", "control", "refit")
+STATES = ("COMPLETE", "RUNNING", "PRUNED", "FAIL")
+
+
+@dataclass(frozen=True)
+class LeaderboardRow:
+    """A trial with its best evaluation."""
+
+    trial: TrialRecord
+    rank: int | None
+    """Rank from 1 (the winner) among the complete trials of the search; None for other trials."""
+    front: bool
+    """Whether it is on the Pareto front of the feasible trials (where there are none, of those with the smallest violation)."""
+    feasible: bool
+    """Whether it keeps all constraints."""
+    step: int | None
+    """The step of the best evaluation; None before the first."""
+    values: Mapping[str, float]
+    """Every metric at `step`; empty before the first evaluation."""
+    saved_step: int | None = None
+    """The step of the latest checkpoint of a trial that hasn't ended; None before the first."""
+    interrupted: bool = False
+    """Whether it hasn't ended and no process runs the sweep."""
+
+    @property
+    def state(self) -> str:
+        """The state as text."""
+        return "interrupted" if self.interrupted else self.trial.state.lower()
+
+
+def leaderboard(
+    sweep: SweepFolder, objectives: Objectives, constraints: Bounds | None = None, *, driven: bool = True
+) -> list[LeaderboardRow]:
+    """All trials by kind (search, confirm, control, refit); within a kind the complete ones by rank, then running, pruned, failed.
+
+    Where the sweep isn't `driven` by any process, those that haven't ended are interrupted.
+    """
+    ranking = Ranking(objectives, constraints or {})
+    rows = [_row(sweep, trial, ranking, driven=driven) for trial in sweep.trials()]
+    contenders = [row for row in rows if row.trial.kind == "search" and row.trial.state == "COMPLETE" and _is_measured(row, ranking)]
+    merits = [ranking.merit(row.values) for row in contenders]
+    rank = {contenders[index].trial.id: place for place, index in enumerate(ranked(merits), start=1)}
+    front = {row.trial.id for row, number in zip(contenders, fronts(merits), strict=True) if number == 0}
+    placed = [replace(row, rank=rank.get(row.trial.id), front=row.trial.id in front) for row in rows]
+    return sorted(placed, key=lambda row: _order(row, ranking))
+
+
+def winner(rows: Sequence[LeaderboardRow]) -> LeaderboardRow | None:
+    """The best complete trial of the search; None while there is none."""
+    return next((row for row in rows if row.rank == 1), None)
+
+
+def metric_names(rows: Iterable[LeaderboardRow], objectives: Objectives) -> list[str]:
+    """The objectives, then every other metric by name."""
+    others = {name for row in rows for name in row.values}
+    return [*objectives, *sorted(others - set(objectives))]
+
+
+def _row(sweep: SweepFolder, trial: TrialRecord, ranking: Ranking, *, driven: bool) -> LeaderboardRow:
+    step, values = trial.best_step, trial.values
+    if values is None:  # running, or ended before its best evaluation was recorded
+        rows = sweep.rows(trial.id)
+        best = ranking.best_index([row.metrics for row in rows])
+        step, values = (None, {}) if best is None else (rows[best].step, rows[best].metrics)
+    row = LeaderboardRow(trial, None, False, ranking.excess(values) == 0, step, values)
+    if trial.state != "RUNNING":
+        return row
+    return replace(row, saved_step=sweep.saved_step(trial.id), interrupted=not driven)
+
+
+def _is_measured(row: LeaderboardRow, ranking: Ranking) -> bool:
+    return math.isfinite(ranking.merit(row.values)[1])
+
+
+def _order(row: LeaderboardRow, ranking: Ranking) -> tuple[int, int, float, tuple[float, ...], str]:
+    kind, state = KINDS.index(row.trial.kind), STATES.index(row.trial.state)
+    merit = ranking.merit(row.values) if row.trial.kind == "search" else ()
+    return kind, state, row.rank or math.inf, merit, row.trial.id
