@@ -27,6 +27,7 @@ from fewshot_ray.search.winner import exported_trial
 from fewshot_ray.spec.document import Document, value_at
 from fewshot_ray.spec.ranges import Choice, IntRange
 from fewshot_ray.storage import Folder
+from tests.search import synthetic
 from tests.search.synthetic import ASHA, curve, evaluations, file, finish, open_sweep, outcome, run_job
 
 FULL = {"trials": 5, "scheduler": ASHA, "confirm": {"top": 2, "seeds": [7]}}
@@ -45,7 +46,7 @@ class NoBoards:
 
 @pytest.fixture(autouse=True)
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_module, "Boards", NoBoards)
+    monkeypatch.setattr(synthetic, "Boards", NoBoards)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
