@@ -83,6 +83,8 @@ class EvaluationRow:
     images_per_sec: float
     trained_share: float
     """Number of trained parameters divided by all parameters of the network."""
+    image_losses: list[float] = field(default_factory=list)
+    """The held-out loss of each held-out image, fold by fold; empty where it isn't measured."""
 
 
 class SweepFolder:
@@ -256,6 +258,7 @@ def _row_from(node: Any) -> EvaluationRow:
         lr=float(tree["lr"]),
         images_per_sec=float(tree["images_per_sec"]),
         trained_share=float(tree["trained_share"]),
+        image_losses=[float(loss) for loss in tree.get("image_losses", ())],
     )
     if not math.isfinite(row.time) or not (row.images_per_sec == 0 or row.images_per_sec > SLOWEST):
         raise ValueError(f"time {row.time}, images_per_sec {row.images_per_sec}")
@@ -271,12 +274,18 @@ def _step(value: Any) -> int:
 def _line(row: EvaluationRow) -> bytes:
     tree = {"step": row.step, **_to_json({"time": row.time}), "metrics": _to_json(row.metrics)}
     tree |= _to_json({"train_loss": row.train_loss, "lr": row.lr, "images_per_sec": row.images_per_sec, "trained_share": row.trained_share})
+    if row.image_losses:
+        tree["image_losses"] = [_number(loss) for loss in row.image_losses]
     return json.dumps(tree, allow_nan=False).encode() + b"\n"
 
 
 def _to_json(values: Mapping[str, float]) -> dict[str, float | str]:
     """The tree with NaN and infinities as the texts `nan`, `inf` and `-inf`, which JSON's numbers don't have."""
-    return {name: float(value) if math.isfinite(value) else str(float(value)) for name, value in values.items()}
+    return {name: _number(value) for name, value in values.items()}
+
+
+def _number(value: float) -> float | str:
+    return float(value) if math.isfinite(value) else str(float(value))
 
 
 def _from_json(values: Any) -> dict[str, float]:

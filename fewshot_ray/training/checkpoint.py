@@ -24,7 +24,10 @@ NUMBER = (int, float)
 Types: TypeAlias = Mapping[str, type | tuple[type, ...]]
 CONTINUATION: Types = {"ema_updates": int, "micro_batch": int, "recent_losses": list, "last_finite": dict}
 """Keys of `state.json` for each fold, as `training_state` writes them."""
-EVALUATION: Types = {"step": int, "metrics": dict, "train_loss": NUMBER, "lr": NUMBER, "images_per_sec": NUMBER, "trained_share": NUMBER}
+EVALUATION: Types = {
+    **{"step": int, "metrics": dict, "train_loss": NUMBER, "lr": NUMBER, "images_per_sec": NUMBER},
+    **{"trained_share": NUMBER, "image_losses": list},
+}
 """Keys of `state.json` for each evaluation in a trial's history."""
 
 

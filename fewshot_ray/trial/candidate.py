@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -55,11 +56,52 @@ class Candidate(ABC):
         """Raise UserError where the network's output for noise isn't finite, as with damaged weights that are finite but far too large."""
 
 
+@dataclass(frozen=True)
+class HoldoutLosses:
+    """The losses of fixed noisings (image, t, eps) of held-out images, `[P]` each, in the same order for all candidates of a sweep."""
+
+    loss: Tensor
+    """float32: the mean square over an image's numbers, in the model's own prediction space."""
+    image: Tensor
+    """int32: the index of the held-out image."""
+    t: Tensor
+    """int32: the timestep, in [0, T)."""
+
+    @property
+    def mean(self) -> float:
+        """The mean over all noisings, `holdout_loss`."""
+        return float(self.loss.double().mean())
+
+    def by_image(self) -> list[float]:
+        """The mean loss of each held-out image over its noisings, to seven digits: what paired tests compare."""
+        images = int(self.image.max()) + 1
+        total = torch.zeros(images, dtype=torch.float64).index_add_(0, self.image, self.loss.double())
+        return [float(f"{mean:.7g}") for mean in (total / self.image.bincount(minlength=images)).tolist()]
+
+    @classmethod
+    def joined(cls, folds: Sequence[HoldoutLosses]) -> HoldoutLosses:
+        """Those of all folds one after the other; the images are numbered on."""
+        firsts = [0]
+        for fold in folds:
+            firsts.append(firsts[-1] + int(fold.image.max()) + 1)
+        images = [fold.image + first for fold, first in zip(folds, firsts, strict=False)]
+        return cls(torch.cat([fold.loss for fold in folds]), torch.cat(images), torch.cat([fold.t for fold in folds]))
+
+
+@dataclass(frozen=True)
+class OwnMeasured:
+    """What `OwnMetrics` finds."""
+
+    metrics: Mapping[str, float]
+    losses: HoldoutLosses | None = None
+    """What `holdout_loss` is the mean of, where it is among the metrics."""
+
+
 class OwnMetrics(Protocol):
     """The metrics of a family of models besides those of samples."""
 
-    def __call__(self, candidate: Candidate) -> Mapping[str, float]:
-        """The metrics by name; the noise is the same for all candidates of a sweep."""
+    def __call__(self, candidate: Candidate) -> OwnMeasured:
+        """Measure a candidate; the noise is the same for all candidates of a sweep."""
         ...
 
     def protocol(self) -> Mapping[str, str | int | float]:

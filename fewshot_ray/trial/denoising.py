@@ -21,7 +21,7 @@ from fewshot_ray.models.pipeline import PipelineCall, pipeline_call, save_pipeli
 from fewshot_ray.models.sampling import sample
 from fewshot_ray.spec.sections import EvaluateSpec
 from fewshot_ray.training.group import Group
-from fewshot_ray.trial.candidate import Candidate
+from fewshot_ray.trial.candidate import Candidate, HoldoutLosses, OwnMeasured
 
 FORWARD_IMAGES = 256
 """Images per forward pass of the held-out loss."""
@@ -105,12 +105,13 @@ class HoldoutLoss:
         self.labels = labels
         self._latents: Tensor | None = None
 
-    def __call__(self, candidate: Candidate) -> dict[str, float]:
+    def __call__(self, candidate: Candidate) -> OwnMeasured:
         """The loss, where `evaluate.metrics` has it and images are held out."""
         assert isinstance(candidate, DiffusionCandidate)
         if "holdout_loss" not in self.config.metrics or len(self.fold.holdout) == 0:
-            return {}
-        return {"holdout_loss": self.of(candidate.backbone, candidate.network)}
+            return OwnMeasured({})
+        losses = self.losses(candidate.backbone, candidate.network)
+        return OwnMeasured({"holdout_loss": losses.mean}, losses)
 
     def protocol(self) -> dict[str, str | int | float]:
         """Number of (t, eps) pairs, and the settings of sampling."""
@@ -122,8 +123,8 @@ class HoldoutLoss:
         }
         return stamp | ({"guidance_scale": config.guidance_scale} if config.guidance_scale != 1 else {})
 
-    def of(self, backbone: Backbone, network: nn.Module) -> float:
-        """The loss of one network."""
+    def losses(self, backbone: Backbone, network: nn.Module) -> HoldoutLosses:
+        """The losses of one network, on the CPU."""
         index, t, eps = self._noisings(backbone)
         x_0 = self._holdout_x_0(backbone)
         labels = None if self.labels is None else self.labels.to(self.device)[index]
@@ -134,7 +135,7 @@ class HoldoutLoss:
             for rows in parts
         ]
         loss = torch.cat(losses) if losses else torch.empty(0, device=self.device)
-        return float(self.group.gather_rows(loss, len(index)).double().mean())
+        return HoldoutLosses(self.group.gather_rows(loss, len(index)).cpu(), index.int(), t.int())
 
     def _holdout_x_0(self, backbone: Backbone) -> Tensor:
         """The held-out images or, encoded once, their latents, `[N, C, H, W]`."""

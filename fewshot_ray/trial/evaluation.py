@@ -19,7 +19,7 @@ from fewshot_ray.metrics.suite import METRICS, Suite, needed
 from fewshot_ray.spec.sections import EvaluateSpec
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.group import Group
-from fewshot_ray.trial.candidate import Candidate, OwnMetrics
+from fewshot_ray.trial.candidate import Candidate, HoldoutLosses, OwnMetrics
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Measured:
     """uint8 `[N, C, H, W]`."""
     strip: Tensor | None = None
     """Interpolations through the latent space (`Candidate.strip`), where a grid was asked for and there is such a space."""
+    losses: HoldoutLosses | None = None
+    """What `holdout_loss` is the mean of, where it is measured."""
 
 
 def extractor_name(config: EvaluateSpec, channels: int, size: tuple[int, int]) -> str:
@@ -90,12 +92,14 @@ class Evaluator:
 
     def measure(self, candidate: Candidate, *, samples: int, grid: bool = False) -> Measured:
         """All metrics of `evaluate.metrics`, from `samples` generated images; with `grid`, at least as many images as the grid has."""
-        metrics = dict(self.own(candidate))
+        own = self.own(candidate)
+        metrics = dict(own.metrics)
         wanted = max(samples if self.suite is not None else 0, self.config.grid_images if grid else 0)
         drawn = self.draw_samples(candidate, wanted) if wanted > 0 else None
         if drawn is not None and self.suite is not None:
             metrics |= self.suite.compute(drawn[:samples].cpu())
-        return Measured(metrics, drawn, candidate.strip(self.seed) if grid and self.config.grid_images > 0 else None)
+        strip = candidate.strip(self.seed) if grid and self.config.grid_images > 0 else None
+        return Measured(metrics, drawn, strip, own.losses)
 
     @cached_property
     def suite(self) -> Suite | None:

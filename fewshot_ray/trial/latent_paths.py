@@ -11,7 +11,7 @@ from fewshot_ray.methods.randomness import derived_seed
 from fewshot_ray.metrics.diversity import unit_features
 from fewshot_ray.metrics.latent_space import path_uniformity
 from fewshot_ray.spec.sections import EvaluateSpec
-from fewshot_ray.trial.candidate import Candidate
+from fewshot_ray.trial.candidate import Candidate, OwnMeasured
 from fewshot_ray.trial.evaluation import Instruments
 from fewshot_ray.trial.gan_candidate import GanCandidate
 
@@ -31,13 +31,13 @@ class LatentPaths:
         self.seed = seed
         self.device = device
 
-    def __call__(self, candidate: Candidate) -> dict[str, float]:
+    def __call__(self, candidate: Candidate) -> OwnMeasured:
         """The values of those metrics that `evaluate.metrics` has."""
         values: dict[str, float] = {}
         for name, prefix in METRICS.items():
             if name in self.config.metrics:
                 values |= self.measured(candidate, name, prefix)
-        return values
+        return OwnMeasured(values)
 
     def measured(self, candidate: Candidate, name: str, prefix: str) -> dict[str, float]:
         """The three values of one metric: standard deviation, mean and end."""

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -19,7 +19,7 @@ from fewshot_ray.training.checkpoint import checkpoint_name, latest_checkpoint, 
 from fewshot_ray.training.group import Group
 from fewshot_ray.training.writer import CheckpointWriter
 from fewshot_ray.trial.activity import Activity
-from fewshot_ray.trial.candidate import STRIP_COLUMNS
+from fewshot_ray.trial.candidate import STRIP_COLUMNS, HoldoutLosses
 from fewshot_ray.trial.compose import TrialSpec
 from fewshot_ray.trial.evaluation import Evaluator, Instruments, check_evaluation
 from fewshot_ray.trial.families import materials_of
@@ -45,6 +45,8 @@ class Evaluation:
     images_per_sec: float
     trained_share: float
     """Trained parameters over all parameters of the network, in (0, 1]."""
+    image_losses: list[float] = field(default_factory=list)
+    """The held-out loss of each held-out image, fold by fold; empty where it isn't measured."""
 
 
 class Trial:
@@ -128,13 +130,15 @@ class Trial:
         self.tell(Activity("measuring", step))
         losses = [training.take_loss() for training in self.trainings]
         images = (step - first) * self.spec.file.train.batch_size * len(self.trainings)
+        metrics, image_losses = self._measure(step) if self.spec.refit_steps is None else (self._picture(step), [])
         evaluation = Evaluation(
             step=step,
-            metrics=self._measure(step) if self.spec.refit_steps is None else self._picture(step),
+            metrics=metrics,
             train_loss=sum(losses) / len(losses),
             lr=self.trainings[0].learning_rate(step - 1),
             images_per_sec=images / seconds if seconds > 0 else 0.0,
             trained_share=self.trainings[0].method.trained_share,
+            image_losses=image_losses,
         )
         self.history.append(evaluation)
         self._save()
@@ -163,8 +167,11 @@ class Trial:
         self._part_steps = self.group.smallest(max(1, int(PART_SEC * (until - first) / max(seconds, 1e-6))), self.device)
         return seconds
 
-    def _measure(self, step: int) -> dict[str, float]:
-        """The metrics of the averaged weights, means over the folds; the first fold's samples become the step's picture."""
+    def _measure(self, step: int) -> tuple[dict[str, float], list[float]]:
+        """The metrics of the averaged weights, means over the folds, and the losses by image.
+
+        The first fold's samples become the step's picture; the losses that the held-out loss is the mean of are written.
+        """
         measured = []
         for training, evaluator in zip(self.trainings, self.evaluators, strict=True):
             grid = evaluator is self.evaluators[0]
@@ -172,7 +179,16 @@ class Trial:
                 measured.append(evaluator.measure(self.materials.candidate(training), samples=self.config.samples, grid=grid))
         self._write_samples(step, measured[0].samples, measured[0].strip)
         names = [name for name in measured[0].metrics if all(name in one.metrics for one in measured)]
-        return {name: math.fsum(one.metrics[name] for one in measured) / len(measured) for name in names}
+        means = {name: math.fsum(one.metrics[name] for one in measured) / len(measured) for name in names}
+        losses = [one.losses for one in measured if one.losses is not None]
+        return means, self._write_losses(step, HoldoutLosses.joined(losses)) if losses else []
+
+    def _write_losses(self, step: int, losses: HoldoutLosses) -> list[float]:
+        """Write the losses of every noising; returns their means by image."""
+        if self.group.rank == 0:
+            content = pack({"loss": losses.loss, "image": losses.image, "t": losses.t}, {})["state.safetensors"]
+            (self.folder / "losses").write_bytes(f"{checkpoint_name(step)}.safetensors", content)
+        return losses.by_image()
 
     def _picture(self, step: int) -> dict[str, float]:
         """Write a refit's sample grid; without held-out images it has no metrics."""

@@ -30,7 +30,7 @@ def test_record_and_rows_come_back_exactly(empty: SweepFolder) -> None:
     assert empty.trials() == []
     assert empty.rows("t0007") == []
     empty.write_trial(record)
-    rows = [ROW, replace(ROW, step=80, metrics={"holdout_loss": math.inf, "kid": -math.inf})]
+    rows = [ROW, replace(ROW, step=80, metrics={"holdout_loss": math.inf, "kid": -math.inf}, image_losses=[0.1 + 0.2, math.inf])]
     for row in rows:
         empty.append_row("t0007", row)
     assert empty.trials() == [record]
@@ -55,6 +55,8 @@ def test_rows_have_the_documented_keys(empty: SweepFolder) -> None:
     empty.write_trial(RECORD)
     tree = json.loads(empty.trial("t0000").read_text("metrics.jsonl"))
     assert list(tree) == ["step", "time", "metrics", "train_loss", "lr", "images_per_sec", "trained_share"]
+    empty.append_row("t0000", replace(ROW, image_losses=[0.5]))
+    assert [*json.loads(empty.trial("t0000").read_text("metrics.jsonl").splitlines()[1])] == [*tree, "image_losses"]
     keys = [
         "id",
         "number",

@@ -31,7 +31,15 @@ from tests.training.test_loop import Adversaries
 from tests.training.toys import Toy, grey, squares, training
 
 FOLD = {"ema_updates": 3, "micro_batch": 4, "recent_losses": [0.5], "last_finite": {"denoiser": 0.5}}
-MEASURED = {"step": 3, "metrics": {"holdout_loss": 1.0}, "train_loss": 1.0, "lr": 1e-4, "images_per_sec": 9.0, "trained_share": 1}
+MEASURED = {
+    "step": 3,
+    "metrics": {"holdout_loss": 1.0},
+    "train_loss": 1.0,
+    "lr": 1e-4,
+    "images_per_sec": 9.0,
+    "trained_share": 1,
+    "image_losses": [0.5],
+}
 
 
 def files(step: int, **changes: object) -> dict[str, bytes]:

@@ -76,13 +76,13 @@ def test_the_loss_of_a_network_that_says_nothing(prediction_type: str) -> None:
         "sample": x_0,
         "v_prediction": alpha_bar.sqrt() * eps.double() - (1 - alpha_bar).sqrt() * x_0,
     }[prediction_type]
-    assert loss_of(measuring).of(backbone, Zero()) == pytest.approx(float(target.square().mean()), rel=1e-5)
+    assert loss_of(measuring).losses(backbone, Zero()).mean == pytest.approx(float(target.square().mean()), rel=1e-5)
 
 
 def test_the_timesteps_are_spread_evenly() -> None:
     """Oracle: 20 draws of 1,000 timesteps put one into each 50, in no order of the images'."""
     network = Zero()
-    loss_of(evaluator(loss_draws=20)).of(tiny_backbone(), network)
+    loss_of(evaluator(loss_draws=20)).losses(tiny_backbone(), network)
     t = torch.cat(network.seen)
     assert sorted((t // 50).tolist()) == list(range(20))
     assert t.tolist() != sorted(t.tolist())
@@ -91,11 +91,11 @@ def test_the_timesteps_are_spread_evenly() -> None:
 def test_the_loss_is_the_same_each_time_and_whatever_was_drawn_before() -> None:
     """Oracle: itself; another evaluation seed gives another value."""
     backbone = tiny_backbone()
-    first = loss_of(evaluator()).of(backbone, backbone.network)
+    first = loss_of(evaluator()).losses(backbone, backbone.network).mean
     torch.manual_seed(123)
     torch.randn(5)
-    assert loss_of(evaluator()).of(backbone, backbone.network) == first
-    assert loss_of(evaluator(seed=1)).of(backbone, backbone.network) != first
+    assert loss_of(evaluator()).losses(backbone, backbone.network).mean == first
+    assert loss_of(evaluator(seed=1)).losses(backbone, backbone.network).mean != first
 
 
 def _alone() -> float:
@@ -103,7 +103,7 @@ def _alone() -> float:
     measuring = evaluator()
     measuring.group = Worker()
     loss_of(measuring).group = Worker()
-    return loss_of(measuring).of(backbone, backbone.network)
+    return loss_of(measuring).losses(backbone, backbone.network).mean
 
 
 def test_other_processes_draw_the_same(workers: Workers) -> None:
@@ -115,7 +115,7 @@ def test_trials_of_other_seeds_and_methods_share_the_draws(tmp_path: Any) -> Non
     """Oracle: one network measured by the trials' own evaluators."""
     backbone = tiny_backbone()
     trials = [trial(tmp_path, seed=seed, method=method) for seed, method in [(0, {"finetune": {}}), (8, {"sdft": {}})]]
-    losses = {loss_of(run.evaluators[0]).of(backbone, backbone.network) for run in trials}
+    losses = {loss_of(run.evaluators[0]).losses(backbone, backbone.network).mean for run in trials}
     samples = [run.evaluators[0].draw_samples(candidate(backbone), 4) for run in trials]
     assert len(losses) == 1
     assert torch.equal(*samples)
@@ -146,7 +146,7 @@ def test_metrics_are_of_as_many_samples_as_asked_for() -> None:
     unseen = measuring.measure(candidate(backbone), samples=4).samples
     assert unseen is not None
     assert len(unseen) == 4
-    assert measured.metrics == {"holdout_loss": loss_of(measuring).of(backbone, backbone.network), **expected}
+    assert measured.metrics == {"holdout_loss": loss_of(measuring).losses(backbone, backbone.network).mean, **expected}
     stamp = measuring.protocol(4)
     assert (stamp["n_generated"], stamp["n_real"], stamp["loss_draws"], stamp["sampler"]) == (4, 5, 12, "ddim")
 
@@ -162,7 +162,7 @@ def test_no_samples_are_drawn_where_nobody_looks() -> None:
 def _measured(holdout: int, count: int) -> tuple[float, Tensor]:
     backbone = tiny_backbone()
     measuring = evaluator(holdout=holdout, loss_draws=1, grid_images=0)
-    return loss_of(measuring).of(backbone, backbone.network), measuring.draw_samples(candidate(backbone), count)
+    return loss_of(measuring).losses(backbone, backbone.network).mean, measuring.draw_samples(candidate(backbone), count)
 
 
 @pytest.mark.parametrize(("holdout", "count"), [(5, 5), (1, 1)])

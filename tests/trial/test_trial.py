@@ -30,6 +30,7 @@ from fewshot_ray.training.loop import NonFiniteLossError
 from fewshot_ray.trial import diffusion as diffusion_module
 from fewshot_ray.trial import trial as trial_module
 from fewshot_ray.trial.activity import Activity
+from fewshot_ray.trial.candidate import HoldoutLosses
 from fewshot_ray.trial.trial import Evaluation, Trial
 from tests.conftest import Workers
 from tests.trial.tiny import ANT, CPU, UNET, spec, trial
@@ -46,7 +47,7 @@ DROPOUT = {"source": {"build": {**UNET, "dropout": 0.3}}}
 
 def rows(history: list[Evaluation]) -> list[tuple[object, ...]]:
     """Everything but the speed."""
-    return [(one.step, one.metrics, one.train_loss, one.lr) for one in history]
+    return [(one.step, one.metrics, one.train_loss, one.lr, one.image_losses) for one in history]
 
 
 def latest(run: Trial) -> Checkpoint:
@@ -259,6 +260,27 @@ def test_crossfit_reports_the_means_of_its_folds(tmp_path: Path) -> None:
     assert [len(training.batches) for training in run.trainings] == [2, 3, 3]
 
 
+def test_the_losses_of_every_noising_are_written_in_pairs(tmp_path: Path) -> None:
+    """Oracle: the metric is their mean; the noisings are the same at every step and in a trial of another rate and seed."""
+    sections: dict[str, Any] = {"target": {"holdout": {"crossfit": 2}}, "evaluate": {"metrics": ["holdout_loss"], "loss_draws": 6}}
+    runs = [trial(tmp_path / "a", **sections), trial(tmp_path / "b", seed=1, train={"lr": 1e-2}, **sections)]
+    histories = [list(run.evaluations()) for run in runs]
+    found = [
+        load((run.folder / "losses").read_bytes(f"step_{one.step:06d}.safetensors"))
+        for run, history in zip(runs, histories, strict=True)
+        for one in history
+    ]
+    assert len(found) == 4
+    for one, evaluation in zip(found, [*histories[0], *histories[1]], strict=True):
+        assert torch.equal(one["image"], found[0]["image"])
+        assert torch.equal(one["t"], found[0]["t"])
+        assert float(one["loss"].double().mean()) == pytest.approx(evaluation.metrics["holdout_loss"], rel=1e-6)
+        by_image = [float(one["loss"][one["image"] == image].double().mean()) for image in range(4)]
+        assert evaluation.image_losses == pytest.approx(by_image, rel=1e-6)
+    assert found[0]["image"].bincount().tolist() == [3, 3, 3, 3]
+    assert not torch.equal(found[0]["loss"], found[1]["loss"])
+
+
 def test_what_is_measured_is_the_average_and_training_goes_on_from_the_weights(tmp_path: Path) -> None:
     """Oracle: a run that is evaluated once has the weights of one that is evaluated at every step."""
     often, once = trial(tmp_path / "often", evaluate={"every": 1}), trial(tmp_path / "once", evaluate={"every": 4})
@@ -273,7 +295,8 @@ def test_the_last_two_and_the_best_are_kept(values: list[float], kept: list[int]
     """Oracle: the steps' given values; the pictures of all steps stay."""
     run = trial(tmp_path, train={"steps": 5}, evaluate={"every": 1})
     measured = iter(values)
-    monkeypatch.setattr(run.evaluators[0].own, "of", lambda *args: float(next(measured)))
+    one = torch.zeros(1, dtype=torch.int32)
+    monkeypatch.setattr(run.evaluators[0].own, "losses", lambda *args: HoldoutLosses(torch.tensor([next(measured)]), one, one))
     assert [one.metrics["holdout_loss"] for one in run.evaluations()] == values
     assert saved_steps(run.checkpoints) == kept
     assert run.best_step() == 1 + values.index(1)
