@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
@@ -17,9 +17,11 @@ from rich.text import Text
 from fewshot_ray.report.tables import format_value
 from fewshot_ray.report.terminal import plain_console
 from fewshot_ray.trial.activity import Activity
-from fewshot_ray.trial.ranking import Merit, Ranking
+from fewshot_ray.trial.ranking import Ranking
 
 Of = TypeVar("Of", int, str)
+Best: TypeAlias = tuple[Mapping[str, float], Of]
+"""The metrics of an evaluation, and its trial or step."""
 QUIET_SEC = 60.0
 """Without a terminal: time after the last line at which a line with the current activities is printed."""
 MOST_SHOWN = 8
@@ -39,8 +41,8 @@ class _Running:
     """The latest activity since the last evaluation."""
     reading: str = ""
     """The text of the last evaluation."""
-    best: tuple[Merit, float, int] | None = None
-    """Merit, value of the metric shown, and step."""
+    best: Best[int] | None = None
+    """Metrics and step of the best evaluation that keeps the constraints."""
     line: TaskID | None = None
 
     @property
@@ -77,7 +79,7 @@ class Progress:
         self._trials_ended_here = 0
         self._steps_skipped = 0.0  # steps before a resume don't count for this run's pace
         self._began = self._said_sec = time.monotonic()
-        self._best: tuple[Merit, float, str] | None = None
+        self._best: Best[str] | None = None
         columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), TextColumn("{task.fields[note]}", markup=False))
         self._live = LiveDisplay(*columns, console=self._console, refresh_per_second=4) if self._console.is_terminal else None
         self._bar = None if self._live is None else self._live.add_task("sweep", total=1, note="")
@@ -142,7 +144,7 @@ class Progress:
         trial.best = self._better(metrics, step, trial.best)
         reading = f"train loss {format_value(train_loss)}"
         if name in metrics:  # a refit has none
-            best = "" if trial.best is None else f" (best {format_value(trial.best[1])} at {trial.best[2]})"
+            best = "" if trial.best is None else f" (best {self._shown(trial.best[0])} at {trial.best[1]})"
             reading = f"{name} {format_value(float(value))}{best}, {reading}"
         trial.reading = reading
         if self._live is not None and trial.line is not None:
@@ -191,13 +193,14 @@ class Progress:
         self._say(text, style=STATE_STYLE.get(state, ""), ended=True)
         self._refresh()
 
-    def _better(self, metrics: Mapping[str, float], of: Of, than: tuple[Merit, float, Of] | None) -> tuple[Merit, float, Of] | None:
+    def _better(self, metrics: Mapping[str, float], of: Of, than: Best[Of] | None) -> Best[Of] | None:
         """The better of two evaluations, each with its trial or step; infeasible ones never count as best."""
-        if self._ranking is None or self._metric is None:
+        if self._ranking is None or self._ranking.excess(metrics) > 0:
             return than
-        merit = self._ranking.merit(metrics)
-        is_better = merit[0] == 0 and (than is None or merit[:2] < than[0][:2])
-        return (merit, metrics[self._metric], of) if is_better else than
+        return (metrics, of) if self._ranking.is_better(metrics, than and than[0]) else than
+
+    def _shown(self, metrics: Mapping[str, float]) -> str:
+        return format_value(float(metrics[self._metric or ""]))
 
     def _say(self, text: str, style: str = "", ended: bool = False) -> None:
         self._said_sec = time.monotonic()
@@ -211,7 +214,7 @@ class Progress:
         if self._live is None or self._bar is None:
             return
         under_way = sum(trial.share for trial in self._running.values())
-        best = "" if self._best is None else f", best {format_value(self._best[1])} by {self._best[2]}"
+        best = "" if self._best is None else f", best {self._shown(self._best[0])} by {self._best[1]}"
         note = f"{self._done_trials}/{self._total_trials} trials{self._eta()}{best}"
         self._live.update(self._bar, total=max(self._total_trials, 1), completed=self._done_trials + under_way, note=note)
 

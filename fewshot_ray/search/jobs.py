@@ -12,7 +12,7 @@ from fewshot_ray.search.sweep_folder import Kind, SweepFolder, TrialRecord
 from fewshot_ray.search.winner import final_winner, ranked_trials, trial_tree
 from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.sections import CrossFit, FileSpec
-from fewshot_ray.trial.compose import PLAIN, plain, with_values
+from fewshot_ray.trial.compose import PLAIN, plain, plain_values, with_values
 
 LABELS = {"preset": "the methods' preset", "plain": "plain fine-tuning", "file": "the file's values", "sampler": "sampler"}
 
@@ -108,7 +108,7 @@ def _confirmation(folder: SweepFolder, file: FileSpec, winner: TrialRecord) -> I
                 seed=seed,
                 last_step=steps,
                 folds=_folds(file),
-                params={path: value for path, value in winner.params.items() if kind != "control" or not path.startswith("method.")},
+                params=plain_values(winner.params) if kind == "control" else winner.params,
             )
 
 

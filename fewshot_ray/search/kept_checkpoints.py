@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from fewshot_ray.search.study import SAMPLER
 from fewshot_ray.search.sweep_folder import SweepFolder, TrialRecord
 from fewshot_ray.spec.sections import SearchSpec
 from fewshot_ray.training.checkpoint import checkpoint_name, saved_steps
-from fewshot_ray.trial.ranking import Merit, Ranking, fronts, ranked
+from fewshot_ray.trial.ranking import Ranking
 
 CHECKPOINTS = "checkpoints"
 
@@ -36,8 +34,9 @@ class KeptCheckpoints:
         if record.kind != "search" or record.origin != SAMPLER:
             return
         trials = sorted([*self.best, record], key=lambda trial: trial.number or 0)
-        merits = [self.ranking.merit(trial.values or {}) for trial in trials]
-        kept = {*ranked(merits)[: self.search.keep_checkpoints], *_front(merits)}
+        values = [trial.values or {} for trial in trials]
+        standings = enumerate(self.ranking.standings(values))
+        kept = {index for index, standing in standings if standing.place < self.search.keep_checkpoints} | {*self.ranking.front(values)}
         self.best = [trials[index] for index in sorted(kept)]
         for index in {*range(len(trials))} - kept:
             self._drop(trials[index].id)
@@ -61,9 +60,3 @@ class KeptCheckpoints:
         for step in saved if record.best_step in saved else ():
             if step != record.best_step:
                 checkpoints.remove(checkpoint_name(step))
-
-
-def _front(merits: Sequence[Merit]) -> list[int]:
-    """Indices of the Pareto front of `merits`; of equal ones the first."""
-    first = {merit: index for index, merit in reversed(list(enumerate(merits)))}
-    return [index for index, front in enumerate(fronts(merits)) if front == 0 and first[merits[index]] == index]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fewshot_ray.search.sweep_folder import SweepFolder, TrialRecord
-from fewshot_ray.trial.ranking import Bounds, Objectives, Ranking, fronts, ranked
+from fewshot_ray.trial.ranking import Bounds, Objectives, Ranking
 
 KINDS = ("search", "confirm", "control", "refit")
 STATES = ("COMPLETE", "RUNNING", "PRUNED", "FAIL")
@@ -21,7 +21,9 @@ class LeaderboardRow:
     rank: int | None
     """Rank from 1 (the winner) among the complete trials of the search; None for other trials."""
     front: bool
-    """Whether it is on the Pareto front of the feasible trials (where there are none, of those with the smallest violation)."""
+    """Whether it is on the Pareto front of the feasible trials (where there are none, of those with the smallest violation).
+
+    Of trials with equal objectives the first is."""
     feasible: bool
     """Whether it keeps all constraints."""
     step: int | None
@@ -48,10 +50,11 @@ def leaderboard(
     """
     ranking = Ranking(objectives, constraints or {})
     rows = [_row(sweep, trial, ranking, driven=driven) for trial in sweep.trials()]
-    contenders = [row for row in rows if row.trial.kind == "search" and row.trial.state == "COMPLETE" and _is_measured(row, ranking)]
-    merits = [ranking.merit(row.values) for row in contenders]
-    rank = {contenders[index].trial.id: place for place, index in enumerate(ranked(merits), start=1)}
-    front = {row.trial.id for row, number in zip(contenders, fronts(merits), strict=True) if number == 0}
+    contenders = [row for row in rows if row.trial.kind == "search" and row.trial.state == "COMPLETE"]
+    values = [row.values for row in contenders]
+    standings = zip(contenders, ranking.standings(values), strict=True)
+    rank = {row.trial.id: standing.place + 1 for row, standing in standings if standing.measured}
+    front = {contenders[index].trial.id for index in ranking.front(values)}
     placed = [replace(row, rank=rank.get(row.trial.id), front=row.trial.id in front) for row in rows]
     return sorted(placed, key=lambda row: _order(row, ranking))
 
@@ -77,10 +80,6 @@ def _row(sweep: SweepFolder, trial: TrialRecord, ranking: Ranking, *, driven: bo
     if trial.state != "RUNNING":
         return row
     return replace(row, saved_step=sweep.saved_step(trial.id), interrupted=not driven)
-
-
-def _is_measured(row: LeaderboardRow, ranking: Ranking) -> bool:
-    return math.isfinite(ranking.merit(row.values)[1])
 
 
 def _order(row: LeaderboardRow, ranking: Ranking) -> tuple[int, int, float, tuple[float, ...], str]:

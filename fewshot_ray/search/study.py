@@ -27,6 +27,7 @@ from fewshot_ray.spec.ranges import Range
 from fewshot_ray.spec.sections import SearchSpec
 from fewshot_ray.spec.wording import show
 from fewshot_ray.storage import writing
+from fewshot_ray.trial.compose import plain_values
 
 ORIGIN = "origin"
 REPEATS = "repeats"
@@ -97,8 +98,7 @@ def _proposal(trial: optuna.trial.FrozenTrial, search: SearchSpec, ranges: Mappi
     if origin not in ORIGINS or trial.state is TrialState.WAITING:
         raise ValueError(f"trial {trial.number} is {trial.state.name} and of {show(origin)}")
     values = {path: from_optuna(ranges[path], stored) for path, stored in trial.params.items()}
-    # Plain fine-tuning beside methods has none of theirs.
-    if not values.keys() >= {path for path in ranges if origin != PLAIN_ORIGIN or not path.startswith("method.")}:
+    if not values.keys() >= (plain_values(ranges) if origin == PLAIN_ORIGIN else ranges).keys():
         raise ValueError(f"trial {trial.number} lacks a value")
     for path, value in values.items():
         if trial.distributions[path] != distribution(ranges[path]):

@@ -26,7 +26,7 @@ from fewshot_ray.search.study import PLAIN_ORIGIN, SAMPLER, Proposal, Study
 from fewshot_ray.search.sweep_folder import EvaluationRow, State, SweepFolder, TrialRecord
 from fewshot_ray.spec.document import Document, ranges, to_yaml
 from fewshot_ray.spec.sections import FileSpec
-from fewshot_ray.trial.compose import PLAIN, preset_values, search_trials
+from fewshot_ray.trial.compose import PLAIN, plain_values, preset_values, search_trials
 from fewshot_ray.trial.ranking import Ranking
 
 MOST_MACHINES_LOST = 100
@@ -137,9 +137,9 @@ class Sweep:
             return None
         searched = ranges(self.document.tree).get("train.steps")
         steps = max(searched.endpoints()) if searched else self.file.train.steps
-        return SuccessiveHalving(
-            scheduler.asha, direction=METRICS[scheduler.asha.metric].direction, steps=steps, bounds=self.ranking.bounds
-        )
+        metric = scheduler.asha.metric
+        ranking = self.ranking if metric is None else Ranking({metric: METRICS[metric].direction}, self.ranking.bounds)
+        return SuccessiveHalving(scheduler.asha, ranking, steps=steps)
 
     # Resuming
 
@@ -247,7 +247,7 @@ class Sweep:
         elif search.include_preset:
             first.append((preset, PLAIN_ORIGIN if is_plain else "preset"))
         if search.include_plain and not is_plain:
-            first.append(({path: value for path, value in preset.items() if not path.startswith("method.")}, PLAIN_ORIGIN))
+            first.append((plain_values(preset), PLAIN_ORIGIN))
         return first
 
     def _start(self, job: Job) -> None:

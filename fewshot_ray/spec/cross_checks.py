@@ -88,7 +88,7 @@ def _metrics(spec: FileSpec) -> Iterator[tuple[str, str]]:
     search, metrics = spec.search, spec.evaluate.metrics
     named = [(f"search.objectives.{name}", name) for name in search.objectives]
     named += [(f"search.constraints.{name}", name) for name in search.constraints]
-    if search.scheduler and search.scheduler.asha:
+    if search.scheduler and search.scheduler.asha and search.scheduler.asha.metric:
         named.append(("search.scheduler.asha.metric", search.scheduler.asha.metric))
     for path, name in named:
         if name not in metrics:

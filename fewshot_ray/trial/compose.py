@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -30,6 +30,9 @@ from fewshot_ray.trial.fields import field_problems
 from fewshot_ray.trial.gan_settings import RECIPES, architecture_of, family_problems, gan_configs, gan_misplaced, with_gan_defaults
 
 PLAIN = "finetune"
+
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -275,3 +278,8 @@ def absolute_places(document: Document, own: str) -> Document:
 def plain(document: Document) -> Document:
     """The same run with plain fine-tuning instead of its methods."""
     return replace(document, tree={**document.tree, "method": {PLAIN: {}}})
+
+
+def plain_values(values: Mapping[str, Value]) -> dict[str, Value]:
+    """Those of some values by dotted path that plain fine-tuning has too: all but the methods' own."""
+    return {path: value for path, value in values.items() if not path.startswith("method.")}

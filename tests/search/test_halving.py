@@ -9,11 +9,12 @@ import pytest
 
 from fewshot_ray.search.halving import SuccessiveHalving
 from fewshot_ray.spec.sections import AshaSpec
+from fewshot_ray.trial.ranking import Ranking
 
 
 def halving(factor: int = 2, grace: int = 10, steps: int = 80, *, minimise: bool = True) -> SuccessiveHalving:
-    config = AshaSpec(metric="kid", grace_steps=grace, reduction_factor=factor)
-    return SuccessiveHalving(config, direction="min" if minimise else "max", steps=steps, bounds={"memorisation": ("<=", 0.2)})
+    config = AshaSpec(grace_steps=grace, reduction_factor=factor)
+    return SuccessiveHalving(config, Ranking({"kid": "min" if minimise else "max"}, {"memorisation": ("<=", 0.2)}), steps=steps)
 
 
 def report(asha: SuccessiveHalving, trial: str, step: int, value: float, memorisation: float = 0.0) -> bool:
@@ -53,7 +54,7 @@ def test_the_best_so_far_counts() -> None:
     assert not report(asha, "early", 20, 9.0)
     assert not report(asha, "late", 10, 1.0)
     assert report(asha, "late", 20, 1.5) is False
-    assert asha.rungs[20] == {"early": (0, 1.0), "late": (0, 1.0)}
+    assert [best["kid"] for best in asha.rungs[20].values()] == [1.0, 1.0]
     assert report(asha, "other", 20, 2.0)
 
 
@@ -94,7 +95,17 @@ def test_the_best_so_far_keeps_the_bounds() -> None:
     asha = halving()
     report(asha, "a", 10, 2.0, memorisation=0.1)
     report(asha, "a", 20, 0.1, memorisation=0.9)
-    assert asha.rungs[20] == {"a": (0, 2.0)}
+    assert asha.rungs[20] == {"a": {"kid": 2.0, "memorisation": 0.1}}
+
+
+def test_several_objectives_are_compared_by_fronts() -> None:
+    """Oracle: by hand; of eight trials none that is best in one objective is stopped, and what others dominate is."""
+    asha = SuccessiveHalving(AshaSpec(grace_steps=10, reduction_factor=2), Ranking({"kid": "min", "intra_distance": "max"}), steps=80)
+    for number in range(4):
+        assert not asha.report(f"front{number}", 10, {"kid": 1.0 + number, "intra_distance": 1.0 + number})
+    assert not asha.report("diverse", 10, {"kid": 9.0, "intra_distance": 9.0})
+    assert not asha.report("faithful", 10, {"kid": 0.1, "intra_distance": 0.1})
+    assert asha.report("dominated", 10, {"kid": 9.5, "intra_distance": 0.0})
 
 
 def test_replay_rebuilds_the_state() -> None:
