@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fewshot_ray.search.study import Proposal
+from fewshot_ray.search.study import PLAIN_ORIGIN, Proposal
 from fewshot_ray.search.sweep_folder import Kind, SweepFolder, TrialRecord
 from fewshot_ray.search.winner import final_winner, ranked_trials, trial_tree
 from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.sections import CrossFit, FileSpec
-from fewshot_ray.trial.compose import PLAIN, plain, plain_values, with_values
+from fewshot_ray.trial.compose import PLAIN, plain, plain_values, preset_values, with_values
 
 LABELS = {"preset": "the methods' preset", "plain": "plain fine-tuning", "file": "the file's values", "sampler": "sampler"}
 
@@ -70,6 +70,19 @@ def search_job(document: Document, file: FileSpec, proposal: Proposal) -> Job:
         folds=_folds(file),
         params=proposal.values,
     )
+
+
+def first_trials(document: Document, file: FileSpec) -> list[tuple[dict[str, Any], str]]:
+    """Values and origins of the trials before the sampler's: the methods' preset and plain fine-tuning."""
+    preset, is_plain = preset_values(document), PLAIN in file.method
+    first: list[tuple[dict[str, Any], str]] = []
+    if not preset:
+        first.append(({}, PLAIN_ORIGIN if is_plain else "file"))
+    elif file.search.include_preset:
+        first.append((preset, PLAIN_ORIGIN if is_plain else "preset"))
+    if file.search.include_plain and not is_plain:
+        first.append((plain_values(preset), PLAIN_ORIGIN))
+    return first
 
 
 def after_search(folder: SweepFolder, file: FileSpec) -> list[Job]:

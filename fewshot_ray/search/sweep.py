@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from enum import Enum
-from typing import Any
-
-from optuna.trial import TrialState
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.metrics.suite import METRICS
 from fewshot_ray.search.faults import Fault
 from fewshot_ray.search.halving import SuccessiveHalving
 from fewshot_ray.search.hyperparameters import Hyperparameters
-from fewshot_ray.search.jobs import Job, after_search, search_job, trial_id
+from fewshot_ray.search.jobs import Job, after_search, first_trials, search_job, trial_id
 from fewshot_ray.search.journal import Journal
 from fewshot_ray.search.kept_checkpoints import KeptCheckpoints
 from fewshot_ray.search.observers import Boards, Progress
+from fewshot_ray.search.own_folder import OwnFolder
+from fewshot_ray.search.records import Records
+from fewshot_ray.search.running import Outcome, Running, ended
 from fewshot_ray.search.study import PLAIN_ORIGIN, SAMPLER, Proposal, Study
-from fewshot_ray.search.sweep_folder import EvaluationRow, State, SweepFolder, TrialRecord
+from fewshot_ray.search.sweep_folder import EvaluationRow, State, SweepFolder
 from fewshot_ray.spec.document import Document, ranges, to_yaml
 from fewshot_ray.spec.sections import FileSpec
-from fewshot_ray.trial.compose import PLAIN, plain_values, preset_values, search_trials
+from fewshot_ray.trial.compose import PLAIN, search_trials
 from fewshot_ray.trial.ranking import Ranking
 
-MOST_MACHINES_LOST = 100
-"""Lost machines after which a trial is given up, since it may be the cause."""
+STATES: Mapping[Outcome, State] = {Outcome.COMPLETE: "COMPLETE", Outcome.PRUNED: "PRUNED", Outcome.FAIL: "FAIL"}
+"""The states on record of trials that have ended."""
 
 
 class Next(Enum):
@@ -42,31 +41,13 @@ class Next(Enum):
     """The sweep is finished."""
 
 
-@dataclass
-class Running:
-    """A job that is running on a worker."""
-
-    job: Job
-    steps: set[int] = field(default_factory=set)
-    """Steps whose evaluation is on record."""
-    stopped: bool = False
-    """Whether successive halving stopped it."""
-    problem: str | None = None
-    failures: list[str] = field(default_factory=list)
-    """Why its worker crashed, each time."""
-    fault: Fault = Fault.OWN
-    """The kind of the last fault."""
-    was_left: bool = False
-    """Whether it was left open by an earlier run, and is run again by `resume`."""
-    machines_lost: int = 0
-    """Times that its machine was lost or about to end."""
-    just_lost: bool = False
-    """Whether its worker was lost and has had no evaluation since."""
-
-    @property
-    def losses(self) -> dict[str, Any]:
-        """The counts that are kept when the job starts again."""
-        return {"failures": self.failures, "machines_lost": self.machines_lost}
+class _Stage(Enum):
+    SEARCH = "search"
+    """The search has trials left."""
+    WAIT = "wait"
+    """Trials of the search are running or stay open."""
+    AFTER = "after"
+    """Reruns, controls and the refit."""
 
 
 class Sweep:
@@ -87,7 +68,7 @@ class Sweep:
     ) -> None:
         self.document = document
         self.file = file
-        self.folder = folder
+        self.folder = OwnFolder(folder.folder)
         self.journal = journal
         self.progress = progress
         self.boards = boards
@@ -108,7 +89,8 @@ class Sweep:
         """Number of the search's trials."""
         self.ranking = Ranking.of(file.search)
         self.halving = self._halving()
-        self.kept = KeptCheckpoints(folder, file.search)
+        self.kept = KeptCheckpoints(self.folder, file.search)
+        self.records = Records(self.folder, file, self.study, journal, self.kept)
         self.hyperparameters = Hyperparameters(document)
         self.running: dict[str, Running] = {}
         self.pending: list[Job] = []
@@ -129,7 +111,9 @@ class Sweep:
         self.waiting: list[Job] | None = None
         """Remaining jobs after the search; None where they must be read from the folder."""
         self._reconcile()
-        self.progress.add_trials(self.trials, done=sum(trial.kind == "search" and trial.state != "RUNNING" for trial in folder.trials()))
+        self.progress.add_trials(
+            self.trials, done=sum(trial.kind == "search" and trial.state != "RUNNING" for trial in self.folder.trials())
+        )
 
     def _halving(self) -> SuccessiveHalving | None:
         scheduler = self.file.search.scheduler
@@ -148,20 +132,21 @@ class Sweep:
 
         The record decides: one whose folder was removed to run it again has ended in the journal, but not on record.
         """
+        self.folder.trials()  # reads all records side by side
         trained = [proposal for proposal in self.study.proposals() if proposal.repeats is None]
         jobs = [(proposal, search_job(self.document, self.file, proposal)) for proposal in trained]
         stopped = self._replay_rungs([job for _, job in jobs])
         for proposal, job in jobs:
             record = self.folder.record(job.id)
             if record is None:  # only proposed, or its folder was removed to run it again
-                self._write_record(job, None)
+                self.records.begin(job)
                 self.pending.append(job)
             elif record.state != "RUNNING":
                 if not proposal.state.is_finished():
-                    self._tell(proposal.number, record)
+                    self.records.tell(record)
                 self.kept.ended(record)
-            elif self._ended(job) or job.id in stopped:
-                self._settle(job, record, "PRUNED" if job.id in stopped else "COMPLETE", None)
+            elif self._at_last_step(job) or job.id in stopped:
+                self.records.settle(job, "PRUNED" if job.id in stopped else "COMPLETE")
             else:
                 self.pending.append(job)
         self.journal.sync()
@@ -177,7 +162,7 @@ class Sweep:
                 stopped.add(job.id)
         return stopped
 
-    def _ended(self, job: Job) -> bool:
+    def _at_last_step(self, job: Job) -> bool:
         rows = self.folder.rows(job.id)
         return bool(rows) and rows[-1].step >= job.last_step
 
@@ -197,23 +182,32 @@ class Sweep:
         return job
 
     def _new_job(self) -> Job | Next:
-        trained = sum(proposal.repeats is None for proposal in self.study.proposals())
-        if trained < self.trials:
-            return search_job(self.document, self.file, self._propose(trained))
-        if any(running.job.kind == "search" for running in self.running.values()):
-            return Next.WAIT
-        if any(job_id in self.left for job_id in map(trial_id, range(len(self.study.proposals())))):
-            return Next.WAIT if self.running else Next.DONE
+        stage = self._stage()
+        if stage is _Stage.SEARCH:
+            return search_job(self.document, self.file, self._propose())
+        if stage is _Stage.AFTER:
+            if waiting := self._jobs_after_search():
+                return waiting.pop(0)
+            self.done = not self.running and not self.left
+            if self.done:
+                self.kept.tidy()
+        return Next.WAIT if self.running else Next.DONE
+
+    def _stage(self) -> _Stage:
+        """What the next job is of. Has no effect."""
+        proposals = self.study.proposals()
+        if sum(proposal.repeats is None for proposal in proposals) < self.trials:
+            return _Stage.SEARCH
+        open_ids = {running.job.id for running in self.running.values() if running.job.kind == "search"} | self.left.keys()
+        return _Stage.WAIT if any(trial_id(proposal.number) in open_ids for proposal in proposals) else _Stage.AFTER
+
+    def _jobs_after_search(self) -> list[Job]:
+        """The remaining jobs after the search; what is taken from the list is running."""
         if self.waiting is None:
             jobs = after_search(self.folder, self.file)
             self._announce(jobs)
             self.waiting = [job for job in jobs if job.id not in {*self.running, *self.left} and self._unfinished(job.id)]
-        if self.waiting:
-            return self.waiting.pop(0)
-        self.done = not self.running and not self.left
-        if self.done:
-            self.kept.tidy()
-        return Next.WAIT if self.running else Next.DONE
+        return self.waiting
 
     def _announce(self, jobs: list[Job]) -> None:
         """Add the jobs after the search to the number of trials in the progress."""
@@ -226,33 +220,20 @@ class Sweep:
         record = self.folder.record(trial_id)
         return record is None or record.state == "RUNNING"
 
-    def _propose(self, number: int) -> Proposal:
-        """The proposal for the search's trained trial of this number."""
-        first, known = self._first_trials(), len(self.study.proposals())
+    def _propose(self) -> Proposal:
+        """The proposal for the next trained trial of the search."""
+        known = self.study.proposals()
+        first, number = first_trials(self.document, self.file), sum(proposal.repeats is None for proposal in known)
         proposal = self.study.add(*first[number]) if number < len(first) else self.study.propose()
         self.journal.sync()
-        if repeats := [repeat.repeats for repeat in self.study.proposals()[known:-1] if repeat.repeats is not None]:
+        if repeats := [repeat.repeats for repeat in self.study.proposals()[len(known) : -1] if repeat.repeats is not None]:
             again = ", ".join(trial_id(number) for number in sorted(set(repeats)))
             self.progress.say(f"{trial_id(proposal.number)}: before it the sampler proposed {again} again, not trained anew")
         return proposal
 
-    def _first_trials(self) -> list[tuple[dict[str, Any], str]]:
-        """Values and origins of the trials before the sampler's: the methods' preset and plain fine-tuning."""
-        search = self.file.search
-        preset = preset_values(self.document)
-        is_plain = PLAIN in self.file.method
-        first: list[tuple[dict[str, Any], str]] = []
-        if not preset:
-            first.append(({}, PLAIN_ORIGIN if is_plain else "file"))
-        elif search.include_preset:
-            first.append((preset, PLAIN_ORIGIN if is_plain else "preset"))
-        if search.include_plain and not is_plain:
-            first.append((plain_values(preset), PLAIN_ORIGIN))
-        return first
-
     def _start(self, job: Job) -> None:
         before = self.folder.record(job.id)
-        self._write_record(job, before.started if before else None)
+        self.records.begin(job)
         self.folder.trial(job.id).write_text("spec.yaml", to_yaml(job.tree))
         rows = self.folder.rows(job.id)
         last_step = rows[-1].step if rows else None
@@ -313,65 +294,37 @@ class Sweep:
     def may_go_on(self, trial_id: str) -> bool:
         """Whether a lost trial is restarted: not after its last retry, nor if it or the sweep is to end."""
         running = self.running[trial_id]
-        return not (self.closing or running.stopped or running.problem or self._given_up(running))
-
-    def _given_up(self, running: Running) -> bool:
-        return len(running.failures) > self.file.search.retries or running.machines_lost > MOST_MACHINES_LOST
+        return not (self.closing or running.stopped or running.problem or running.is_given_up(self.file.search.retries))
 
     def ended(self, trial_id: str) -> None:
         """A running trial has ended, by itself or because it isn't restarted."""
         self.may_write()
-        running = self.running.pop(trial_id)
-        at_its_end = running.stopped or self._ended(running.job)
-        if not (running.problem or at_its_end or self._given_up(running)) and self._goes_on(running):
+        running, retries = self.running.pop(trial_id), self.file.search.retries
+        at_last_step = self._at_last_step(running.job)
+        # Tune drops a trial whose worker was lost before it started.
+        if not (self.closing or at_last_step or running.stopped or running.just_lost or running.is_given_up(retries)):
+            running.failures.append("its worker ended before the last evaluation")
+        verdict = ended(running, at_last_step=at_last_step, closing=self.closing, retries=retries)
+        if verdict.outcome is Outcome.AGAIN:
+            self.interrupted[trial_id] = running
+            self.pending.insert(0, running.job)
+        if verdict.outcome in (Outcome.AGAIN, Outcome.INTERRUPTED):
+            self.boards.end(trial_id, ended=False)
             return
-        lost = self._given_up(running) and not at_its_end
         self.waiting = None
-        record = self.folder.record(trial_id)
-        assert record is not None
-        problem = running.problem
-        if lost and not problem and self._stays_open(running):
-            self._leave_open(record, running)
+        if verdict.outcome is Outcome.OPEN:
+            self._leave_open(trial_id, verdict.reason or "")
             return
-        if lost and not problem:
-            problem = self._why_given_up(running)
-        state: State = "FAIL" if problem else "PRUNED" if running.stopped else "COMPLETE"
-        record = self._settle(running.job, record, state, problem)
+        record = self.records.settle(running.job, STATES[verdict.outcome], verdict.reason)
         self.boards.end(trial_id)
         self.progress.finished(trial_id, record.state, record.values, record.error)
 
-    def _goes_on(self, running: Running) -> bool:
-        """Whether a trial that ended before its last evaluation, by no fault of its own, is run again, here or by `resume`."""
-        if not self.closing:
-            # Tune drops a trial whose worker was lost before it started.
-            if not running.just_lost:
-                running.failures.append("its worker ended before the last evaluation")
-            if self._given_up(running):
-                return False
-            self.interrupted[running.job.id] = running
-            self.pending.insert(0, running.job)
-        self.boards.end(running.job.id, ended=False)
-        return True
-
-    def _stays_open(self, running: Running) -> bool:
-        """Whether the fault was the machine's. Running out of memory again after `resume` is the trial's own fault."""
-        return running.fault is Fault.UNREACHABLE or (running.fault is Fault.OUT_OF_MEMORY and not running.was_left)
-
-    def _why_given_up(self, running: Running) -> str:
-        if not running.failures:
-            return f"it lost {running.machines_lost} machines"
-        problem = f"its worker failed (attempt {len(running.failures)}, the last): {running.failures[-1]}"
-        if running.fault is Fault.OUT_OF_MEMORY:
-            problem += f"; as before it was resumed: with more memory, `resume` runs it again once trials/{running.job.id} is removed"
-        return problem
-
-    def _leave_open(self, record: TrialRecord, running: Running) -> None:
-        """Record the trial as running, with the fault, so that `resume` runs it again."""
-        reason = running.failures[-1]
-        self.left[record.id] = reason
-        self.folder.write_trial(replace(record, error=reason))
-        self.boards.end(record.id, ended=False)
-        self.progress.left(record.id, reason)
+    def _leave_open(self, trial_id: str, reason: str) -> None:
+        """Its record says that it is running, with the fault, so that `resume` runs it again."""
+        self.left[trial_id] = reason
+        self.records.leave_open(trial_id, reason)
+        self.boards.end(trial_id, ended=False)
+        self.progress.left(trial_id, reason)
 
     def abandon(self) -> None:
         """The driver ends before its trials: they stay recorded as running and continue when the sweep is resumed."""
@@ -380,57 +333,3 @@ class Sweep:
                 self.boards.end(job_id, ended=False)
         self.running.clear()
         self.boards.close()
-
-    def _settle(self, job: Job, record: TrialRecord, state: State, problem: str | None) -> TrialRecord:
-        """Record how a trial ended, in its folder and in the study."""
-        rows = self.folder.rows(job.id)
-        of_a_refit = len(rows) - 1 if rows else None
-        best = self.ranking.best_index([row.metrics for row in rows]) if job.refit_steps is None else of_a_refit
-        if best is None and state != "FAIL":
-            state, problem = "FAIL", f"no evaluation has a finite {next(iter(self.file.search.objectives))}"
-        settled = replace(
-            record,
-            state=state,
-            best_step=None if best is None else rows[best].step,
-            values=None if best is None else rows[best].metrics,
-            error=problem,
-            train_sec=_train_sec(rows, job.tree.get("train", {}).get("batch_size", self.file.train.batch_size) * job.folds),
-            ended=_now(),
-        )
-        self.folder.write_trial(settled)
-        if settled.number is not None:
-            self._tell(settled.number, settled)
-        self.kept.ended(settled)
-        return settled
-
-    def _tell(self, number: int, record: TrialRecord) -> None:
-        excess = self.ranking.violations(record.values) if record.values and record.state != "FAIL" else {}
-        self.study.finish(number, TrialState[record.state], record.values, self.folder.rows(record.id), excess)
-        self.journal.sync()
-
-    def _write_record(self, job: Job, started: str | None) -> TrialRecord:
-        record = TrialRecord(
-            id=job.id,
-            number=job.number,
-            kind=job.kind,
-            origin=job.origin,
-            label=job.label,
-            seed=job.seed,
-            state="RUNNING",
-            params=job.params,
-            started=started or _now(),
-        )
-        self.folder.write_trial(record)
-        return record
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _train_sec(rows: Iterable[EvaluationRow], images_a_step: int) -> float:
-    seconds, before = 0.0, 0
-    for row in rows:
-        seconds += (row.step - before) * images_a_step / row.images_per_sec if row.images_per_sec else 0.0
-        before = row.step
-    return round(seconds, 3)

@@ -100,7 +100,7 @@ class SweepFolder:
     def trials(self) -> list[TrialRecord]:
         """All trials that have a record: the search's by number, then the others by id. Raises UserError at a damaged record."""
         records = [record for name in (self.folder / "trials").names() if (record := self.record(name)) is not None]
-        return sorted(records, key=lambda r: (r.number is None, r.number or 0, r.id))
+        return sorted(records, key=by_number)
 
     def record(self, trial_id: str) -> TrialRecord | None:
         """The trial's record; None where it has none yet. Raises UserError at a damaged one."""
@@ -126,7 +126,7 @@ class SweepFolder:
 
     def append_row(self, trial_id: str, row: EvaluationRow) -> None:
         """Add an evaluation; on local disk it is synced when this returns. An incomplete last line is removed first."""
-        line = _line(row)
+        line = row_line(row)
         folder = self.trial(trial_id)
         if folder.local is not None:
             _append_durably(folder.local / ROWS, line)
@@ -271,7 +271,13 @@ def _step(value: Any) -> int:
     return value
 
 
-def _line(row: EvaluationRow) -> bytes:
+def by_number(record: TrialRecord) -> tuple[bool, int, str]:
+    """Sorts the search's trials by number, then the others by id."""
+    return record.number is None, record.number or 0, record.id
+
+
+def row_line(row: EvaluationRow) -> bytes:
+    """A line of `metrics.jsonl`."""
     tree = {"step": row.step, **_to_json({"time": row.time}), "metrics": _to_json(row.metrics)}
     tree |= _to_json({"train_loss": row.train_loss, "lr": row.lr, "images_per_sec": row.images_per_sec, "trained_share": row.trained_share})
     if row.image_losses:

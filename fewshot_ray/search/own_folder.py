@@ -1,0 +1,61 @@
+"""A sweep's folder as its driver sees it, who alone writes records and evaluations: each is read once."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from fewshot_ray.search.sweep_folder import ROWS, EvaluationRow, SweepFolder, TrialRecord, by_number, row_line
+from fewshot_ray.storage import Folder
+
+AT_ONCE = 16
+"""Records of a remote folder that are read at the same time."""
+
+
+class OwnFolder(SweepFolder):
+    """Keeps records, and the evaluations of trials that haven't ended, in memory; the folder's lease must be held."""
+
+    def __init__(self, folder: Folder) -> None:
+        super().__init__(folder)
+        self._records: dict[str, TrialRecord | None] = {}
+        self._rows: dict[str, list[EvaluationRow]] = {}
+        self._is_listed = False
+
+    def trials(self) -> list[TrialRecord]:
+        """As in `SweepFolder`; the folder is listed the first time alone."""
+        if not self._is_listed:
+            with ThreadPoolExecutor(1 if self.folder.local is not None else AT_ONCE) as pool:
+                list(pool.map(self.record, (self.folder / "trials").names()))
+            self._is_listed = True
+        return sorted((record for record in self._records.values() if record is not None), key=by_number)
+
+    def record(self, trial_id: str) -> TrialRecord | None:
+        """As in `SweepFolder`."""
+        if trial_id not in self._records:
+            self._records[trial_id] = super().record(trial_id)
+        return self._records[trial_id]
+
+    def write_trial(self, record: TrialRecord) -> None:
+        """As in `SweepFolder`; the evaluations of a trial that has ended are no longer kept in memory."""
+        super().write_trial(record)
+        self._records[record.id] = record
+        if record.state != "RUNNING":
+            self._rows.pop(record.id, None)
+
+    def rows(self, trial_id: str) -> list[EvaluationRow]:
+        """As in `SweepFolder`."""
+        if trial_id in self._rows:
+            return list(self._rows[trial_id])
+        rows = super().rows(trial_id)
+        record = self.record(trial_id)
+        if record is None or record.state == "RUNNING":
+            self._rows[trial_id] = list(rows)
+        return rows
+
+    def append_row(self, trial_id: str, row: EvaluationRow) -> None:
+        """As in `SweepFolder`; in a remote folder the file is written whole, without being read."""
+        rows = [*self.rows(trial_id), row]
+        if self.folder.local is not None:
+            super().append_row(trial_id, row)
+        else:
+            self.trial(trial_id).write_bytes(ROWS, b"".join(map(row_line, rows)))
+        self._rows[trial_id] = rows
