@@ -278,7 +278,7 @@ def by_number(record: TrialRecord) -> tuple[bool, int, str]:
 
 def row_line(row: EvaluationRow) -> bytes:
     """A line of `metrics.jsonl`."""
-    tree = {"step": row.step, **_to_json({"time": row.time}), "metrics": _to_json(row.metrics)}
+    tree: dict[str, object] = {"step": row.step, **_to_json({"time": row.time}), "metrics": _to_json(row.metrics)}
     tree |= _to_json({"train_loss": row.train_loss, "lr": row.lr, "images_per_sec": row.images_per_sec, "trained_share": row.trained_share})
     if row.image_losses:
         tree["image_losses"] = [_number(loss) for loss in row.image_losses]
