@@ -15,8 +15,9 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 SIZE = 2
-LONGEST_FIRST = ("test_chaos", "test_real_images", "test_interrupts", "test_driver", "test_launch", "test_nodes", "test_kill_resume")
-"""Files that start a Ray, those that take longest: two processes that take file by file then end at about the same time."""
+LONGEST_FIRST = ("test_chaos", "test_real_images", "test_launch", "test_interrupts", "test_driver", "test_nodes", "test_kill_resume")
+"""Files that start a Ray, those that take longest: two processes that take file by file then end at about the same time. Those of
+tests/cluster stay together, as they share a Ray."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
