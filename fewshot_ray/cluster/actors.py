@@ -16,7 +16,7 @@ from fewshot_ray.cluster.activities import teller
 from fewshot_ray.cluster.ending import NOTICE, sigterm_gives_notice
 from fewshot_ray.errors import SavedAndEndedError, UserError
 from fewshot_ray.patience import LONG_PATIENCE_SEC, fault_of_the_place, set_patience
-from fewshot_ray.search.jobs import Job
+from fewshot_ray.search.job import Job
 from fewshot_ray.spec.document import Document
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.group import Group
@@ -30,6 +30,8 @@ from fewshot_ray.trial.trial import Trial
 
 ROW = "row"
 PROBLEM = "problem"
+BY_VALUES = "by_values"
+"""Whether the problem comes of the trial's values."""
 
 
 def trial_results(config: dict[str, Any], *, group: Group | None = None) -> Iterator[dict[str, Any]]:
@@ -55,7 +57,8 @@ def _trial_results(config: dict[str, Any], group: Group | None, stack: ExitStack
         tell(Activity("loading model and images"))
         problem = group.first_of(_unreadable(materials_of(spec, folder / "cache", device)))
         if problem is not None:
-            raise UserError(problem)
+            yield {PROBLEM: problem, BY_VALUES: False, "done": True}
+            return
         if (reason := group.first_of(NOTICE())) is not None:
             raise SavedAndEndedError(reason)
         trial = Trial(spec, folder / "trials" / job.id, folder / "cache", device=device, group=group, told_to_end=NOTICE, tell=tell)
@@ -64,11 +67,11 @@ def _trial_results(config: dict[str, Any], group: Group | None, stack: ExitStack
             for evaluation in trial.evaluations():
                 yield {ROW: json.dumps(asdict(evaluation)), "done": evaluation.step >= job.last_step}
     except NonFiniteLossError as error:
-        yield {PROBLEM: str(error), "done": True}
+        yield {PROBLEM: str(error), BY_VALUES: True, "done": True}
     except UserError as error:
         if (fault := fault_of_the_place(error)) is not None:
             raise fault from None
-        yield {PROBLEM: str(error), "done": True}
+        yield {PROBLEM: str(error), BY_VALUES: True, "done": True}
 
 
 def _unreadable(materials: Materials) -> str | None:

@@ -173,8 +173,13 @@ def _run_trials(opened: Opened, fits: int, console: Console, lease: Lease, watch
                 sweep.concurrent = int(min(trials_on_nodes(file.resources, begun=True), at_most))
 
         messenger = start_messenger()
+
+        def end_hopeless() -> None:
+            if sweep.hopeless is not None:
+                messenger.say.remote(EVERYBODY, sweep.hopeless)
+
         activities = Activities(messenger, progress.at)
-        watch.looks = [activities.look] if grows else [activities.look, count_nodes]
+        watch.looks = [activities.look, end_hopeless] if grows else [activities.look, end_hopeless, count_nodes]
         resources = file.resources.model_dump()
         shared = {"folder": opened.folder.folder.url, "scratch": scratch, "messenger": messenger, "resources": resources}
         tuner = tune.Tuner(
@@ -273,6 +278,11 @@ def _underlying(error: BaseException, opened: Opened) -> BaseException:
 
 def _unfinished(sweep: Sweep, received: list[int]) -> BaseException:
     """The exception for a sweep that ended and isn't done."""
+    if sweep.hopeless:
+        return UserError(
+            f"{sweep.folder.folder.url}: {sweep.hopeless}; the file put right, under another name, is right: where a loss isn't finite, "
+            "lower values for train.lr"
+        )
     if received or not (sweep.halted or sweep.left):
         return Interrupted(next(iter(received), signal.SIGINT))
     if sweep.halted:

@@ -18,11 +18,11 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from fewshot_ray.cluster.actors import PROBLEM, ROW
+from fewshot_ray.cluster.actors import BY_VALUES, PROBLEM, ROW
 from fewshot_ray.cluster.ending import EVERYBODY, STOPPED
 from fewshot_ray.cluster.lost_workers import error_line, fault_of, kernel_kills
 from fewshot_ray.cluster.ray_log import RAY_LOGGER
-from fewshot_ray.search.jobs import Job
+from fewshot_ray.search.job import Job
 from fewshot_ray.search.sweep import Next, Sweep
 from fewshot_ray.search.sweep_folder import EvaluationRow
 
@@ -130,7 +130,7 @@ class SweepScheduler(_OfTheDriver, FIFOScheduler):
         """Pass a result to the sweep; returns whether the trial should stop."""
         job_id = _job_id(trial)
         if PROBLEM in result:
-            self.sweep.failed(job_id, str(result[PROBLEM]))
+            self.sweep.failed(job_id, str(result[PROBLEM]), by_values=bool(result.get(BY_VALUES)))
             return True
         row = EvaluationRow(time=0.0, **json.loads(result[ROW]))
         return self.sweep.evaluated(job_id, row)

@@ -1,4 +1,4 @@
-"""Converts ranges and their values to Optuna's, and draws values at random."""
+"""Converts ranges, their values and objectives to Optuna's, and draws values at random."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import random
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import StudyDirection
 
 from fewshot_ray.spec.ranges import Choice, IntRange, Range
+from fewshot_ray.spec.sections import SearchSpec
 
 CHOICE_INDEX = "index"
 
@@ -52,3 +54,9 @@ def drawn_from(range_: Range, draw: random.Random) -> Any:
     if not range_.log:
         return draw.uniform(range_.low, range_.high)
     return min(max(math.exp(draw.uniform(math.log(range_.low), math.log(range_.high))), range_.low), range_.high)
+
+
+def directions(search: SearchSpec) -> list[StudyDirection]:
+    """Optuna's directions of the objectives."""
+    minimise = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
+    return [minimise[direction] for direction in search.objectives.values()]

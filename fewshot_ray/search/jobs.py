@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
+from fewshot_ray.search.job import Job
 from fewshot_ray.search.study import PLAIN_ORIGIN, Proposal
 from fewshot_ray.search.sweep_folder import Kind, SweepFolder, TrialRecord
 from fewshot_ray.search.winner import final_winner, ranked_trials, trial_tree
@@ -15,33 +14,6 @@ from fewshot_ray.spec.sections import CrossFit, FileSpec
 from fewshot_ray.trial.compose import PLAIN, plain, plain_values, preset_values, with_values
 
 LABELS = {"preset": "the methods' preset", "plain": "plain fine-tuning", "file": "the file's values", "sampler": "sampler"}
-
-
-@dataclass(frozen=True)
-class Job:
-    """One trial to run."""
-
-    id: str
-    number: int | None
-    kind: Kind
-    origin: str
-    label: str
-    tree: dict[str, Any]
-    """The trial's spec, without ranges."""
-    seed: int
-    last_step: int
-    folds: int
-    refit_steps: int | None = None
-    params: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        """The job as text: a single value, since Tune would flatten a mapping into its tables."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Job:
-        """The inverse of `to_json`."""
-        return cls(**json.loads(text))
 
 
 def trial_id(number: int) -> str:

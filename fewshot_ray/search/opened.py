@@ -11,7 +11,7 @@ from fewshot_ray.search.inputs import INPUTS_RECORD, put_inputs_on_record
 from fewshot_ray.search.jobs import trial_id
 from fewshot_ray.search.journal import JOURNAL
 from fewshot_ray.search.lease import LEASE
-from fewshot_ray.search.study import read_journal
+from fewshot_ray.search.read_journal import read_journal
 from fewshot_ray.search.sweep_folder import INPUTS, RAY_LOG, SPEC, SweepFolder, check_trainable, read_spec, sweep_text
 from fewshot_ray.spec.document import Document, ranges
 from fewshot_ray.spec.sections import FileSpec

@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 
 from optuna.trial import TrialState
 
-from fewshot_ray.search.jobs import Job
+from fewshot_ray.search.job import Job
 from fewshot_ray.search.journal import Journal
 from fewshot_ray.search.kept_checkpoints import KeptCheckpoints
-from fewshot_ray.search.study import Study
-from fewshot_ray.search.sweep_folder import EvaluationRow, State, SweepFolder, TrialRecord
+from fewshot_ray.search.study import Result, Study
+from fewshot_ray.search.sweep_folder import EvaluationRow, FailedBy, State, SweepFolder, TrialRecord
 from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.trial.ranking import Ranking
 
@@ -49,19 +49,20 @@ class Records:
         """Record why a trial that counts as running can't go on for now."""
         self.folder.write_trial(replace(self._record(trial_id), error=reason))
 
-    def settle(self, job: Job, state: State, problem: str | None = None) -> TrialRecord:
+    def settle(self, job: Job, state: State, problem: str | None = None, failed_by: FailedBy | None = None) -> TrialRecord:
         """Record how a trial ended, with its best evaluation; one without any finite objective has failed."""
         rows = self.folder.rows(job.id)
         of_a_refit = len(rows) - 1 if rows else None
         best = self.ranking.best_index([row.metrics for row in rows]) if job.refit_steps is None else of_a_refit
         if best is None and state != "FAIL":
-            state, problem = "FAIL", f"no evaluation has a finite {next(iter(self.file.search.objectives))}"
+            state, problem, failed_by = "FAIL", f"no evaluation has a finite {next(iter(self.file.search.objectives))}", "values"
         settled = replace(
             self._record(job.id),
             state=state,
             best_step=None if best is None else rows[best].step,
             values=None if best is None else rows[best].metrics,
             error=problem,
+            failed_by=failed_by,
             train_sec=_train_sec(rows, job.tree.get("train", {}).get("batch_size", self.file.train.batch_size) * job.folds),
             ended=_now(),
         )
@@ -75,7 +76,8 @@ class Records:
         if record.number is None:
             return
         excess = self.ranking.violations(record.values) if record.values and record.state != "FAIL" else {}
-        self.study.finish(record.number, TrialState[record.state], record.values, self.folder.rows(record.id), excess)
+        rows = self.folder.rows(record.id)
+        self.study.finish(record.number, Result(TrialState[record.state], record.values, rows, excess, record.error, record.failed_by))
         self.journal.sync()
 
     def _record(self, trial_id: str) -> TrialRecord:

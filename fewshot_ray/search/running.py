@@ -7,7 +7,8 @@ from enum import Enum
 from typing import Any
 
 from fewshot_ray.search.faults import Fault
-from fewshot_ray.search.jobs import Job
+from fewshot_ray.search.job import Job
+from fewshot_ray.search.sweep_folder import FailedBy
 
 MOST_MACHINES_LOST = 100
 """Lost machines after which a trial is given up, since it may be the cause."""
@@ -24,6 +25,8 @@ class Running:
     """Whether the search stopped it."""
     problem: str | None = None
     """Why it failed, where no retry helps."""
+    by_values: bool = False
+    """Whether it failed by its values: no other machine would help."""
     failures: list[str] = field(default_factory=list)
     """Why its worker crashed, each time."""
     fault: Fault = Fault.OWN
@@ -66,6 +69,7 @@ class Ended:
     outcome: Outcome
     reason: str | None = None
     """Why it failed or stays open."""
+    failed_by: FailedBy | None = None
 
 
 def ended(running: Running, *, at_last_step: bool, closing: bool, retries: int) -> Ended:
@@ -74,14 +78,14 @@ def ended(running: Running, *, at_last_step: bool, closing: bool, retries: int) 
     `at_last_step`: whether its last evaluation is on record; `closing`: whether the sweep is ending.
     """
     if running.problem:
-        return Ended(Outcome.FAIL, running.problem)
+        return Ended(Outcome.FAIL, running.problem, "values" if running.by_values else None)
     if running.stopped or at_last_step:
         return Ended(Outcome.PRUNED if running.stopped else Outcome.COMPLETE)
     if not running.is_given_up(retries):
         return Ended(Outcome.INTERRUPTED if closing else Outcome.AGAIN)
     if running.fault is Fault.UNREACHABLE or (running.fault is Fault.OUT_OF_MEMORY and not running.was_left):
         return Ended(Outcome.OPEN, running.failures[-1])
-    return Ended(Outcome.FAIL, _why_given_up(running))
+    return Ended(Outcome.FAIL, _why_given_up(running), "worker")
 
 
 def _why_given_up(running: Running) -> str:

@@ -5,39 +5,35 @@ from __future__ import annotations
 import json
 import math
 import random
-import tempfile
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import LOCK_FILE_SUFFIX
-from optuna.study import StudyDirection
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from fewshot_ray.errors import UserError
 from fewshot_ray.methods.randomness import derived_seed
-from fewshot_ray.search.distributions import distribution, drawn_from, from_optuna, to_optuna
+from fewshot_ray.search.distributions import directions, distribution, drawn_from, from_optuna, to_optuna
+from fewshot_ray.search.sampling import BEST, FAILED_BY, Sampling
 from fewshot_ray.search.sweep_folder import EvaluationRow
 from fewshot_ray.spec.ranges import Range
 from fewshot_ray.spec.sections import SearchSpec
-from fewshot_ray.spec.wording import show
 from fewshot_ray.storage import writing
-from fewshot_ray.trial.compose import plain_values
 
 ORIGIN = "origin"
 REPEATS = "repeats"
+ERROR = "error"
+"""User attribute of a failed trial: why."""
 MOST_REPEATS = 10
 """Number of consecutive repeated proposals after which values are drawn at random."""
 SAMPLER = "sampler"
 PLAIN_ORIGIN = "plain"
 ORIGINS = ("preset", PLAIN_ORIGIN, "file", SAMPLER)
-REPLAY = (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, OverflowError, optuna.exceptions.OptunaError)
-"""Optuna's errors on journal entries with missing fields, fields of another type, or unknown references."""
 
 
 @dataclass(frozen=True)
@@ -52,75 +48,24 @@ class Proposal:
     """The number of an earlier trial with the same values: this one gets its result and isn't trained."""
 
 
-def read_journal(content: bytes, where: str, name: str, search: SearchSpec, ranges: Mapping[str, Range]) -> list[Proposal]:
-    """The trials in a journal, which isn't changed; an incomplete last line is ignored.
+@dataclass(frozen=True)
+class Result:
+    """How a trial of the search ended."""
 
-    Raises UserError, naming `where`, where it isn't a journal, or is one of another spec: the search would start anew over existing trials.
-    """
-    right = "the file as the sweep left it (a backup's, say) is right"
-    lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
-        try:
-            if not isinstance(json.loads(line), dict):
-                raise ValueError("no object")
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}, line {number}: not an entry of a journal ({error}); {right}") from error
-    if not lines:
-        return []
-    try:
-        return _replayed(lines, name, search, ranges)
-    except REPLAY as error:
-        raise UserError(
-            f"{where}: is not this sweep's journal ({' '.join(str(error).split()) or type(error).__name__}); {right}"
-        ) from error
-
-
-def _replayed(lines: Sequence[bytes], name: str, search: SearchSpec, ranges: Mapping[str, Range]) -> list[Proposal]:
-    """Raises one of REPLAY."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with tempfile.TemporaryDirectory(prefix="fewshot-ray-journal-") as scratch:
-        journal = Path(scratch) / "journal"
-        journal.write_bytes(b"".join(lines))
-        storage = JournalStorage(JournalFileBackend(str(journal)))
-        studies = {study.study_name: study for study in storage.get_all_studies()}
-        if name not in studies:
-            raise ValueError(f"it has no study {show(name)}, the name in spec.yaml")
-        trials = storage.get_all_trials(studies[name]._study_id)
-        if studies[name].directions != _directions(search):
-            raise ValueError("its objectives are others")
-    optuna.create_study(directions=_directions(search)).add_trials(trials)  # checks each in itself
-    return [_proposal(trial, search, ranges) for trial in trials]
-
-
-def _proposal(trial: optuna.trial.FrozenTrial, search: SearchSpec, ranges: Mapping[str, Range]) -> Proposal:
-    """Raises one of REPLAY."""
-    origin = trial.user_attrs[ORIGIN]
-    if origin not in ORIGINS or trial.state is TrialState.WAITING:
-        raise ValueError(f"trial {trial.number} is {trial.state.name} and of {show(origin)}")
-    values = {path: from_optuna(ranges[path], stored) for path, stored in trial.params.items()}
-    if not values.keys() >= (plain_values(ranges) if origin == PLAIN_ORIGIN else ranges).keys():
-        raise ValueError(f"trial {trial.number} lacks a value")
-    for path, value in values.items():
-        if trial.distributions[path] != distribution(ranges[path]):
-            raise ValueError(f"trial {trial.number}'s {path} is of another range")
-        if not ranges[path].contains(value):
-            raise ValueError(f"trial {trial.number}'s {path}, {show(value)}, is not in its range")
-    numbers = [*(trial.values or ()), *trial.intermediate_values.values(), *trial.constraints.values()]
-    if not all(type(number) in (int, float) for number in numbers):
-        raise ValueError(f"trial {trial.number} has a value that is no number")
-    repeats = trial.user_attrs.get(REPEATS)
-    if repeats is not None and (type(repeats) is not int or not 0 <= repeats < trial.number):
-        raise ValueError(f"trial {trial.number} repeats {show(repeats)}")
-    return Proposal(trial.number, values, origin, trial.state, repeats)
-
-
-def _directions(search: SearchSpec) -> list[StudyDirection]:
-    minimise = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
-    return [minimise[direction] for direction in search.objectives.values()]
+    state: TrialState
+    """COMPLETE, PRUNED or FAIL."""
+    values: Mapping[str, float] | None = None
+    """Every metric of its best evaluation; None without one."""
+    rows: Sequence[EvaluationRow] = ()
+    excess: Mapping[str, float] | None = None
+    """The violation of each constraint by its best evaluation."""
+    error: str | None = None
+    failed_by: Literal["values", "worker"] | None = None
+    """Whether a failed one did by its values or by its worker."""
 
 
 class Study:
-    """The study, in a local journal that one driver writes.
+    """The study, in a local journal that one driver writes; its trials are kept in memory as well.
 
     `outside`: origins of trials that aren't in the searched space (plain fine-tuning beside methods); the sampler doesn't see them. The
     sampler is seeded by trial number and sees what the journal has, so a resumed search proposes the same values.
@@ -137,43 +82,64 @@ class Study:
         self.search = search
         self.seed = seed
         self.outside = outside
-        self.directions = _directions(search)
         self.study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(journal))),
             study_name=name,
-            directions=self.directions,
+            directions=directions(search),
             sampler=optuna.samplers.RandomSampler(seed=seed),
             load_if_exists=True,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self.study.set_metric_names(list(search.objectives))
-        self._settle_repeats()
+        self.sampling = Sampling(search, {path: distribution(range_) for path, range_ in ranges.items()}, seed=seed)
+        self._proposals: list[Proposal] = []
+        self._numbers: dict[str, int] = {}
+        """The number of the first trial of the searched space with these values."""
+        self._repeats: dict[int, list[int]] = {}
+        """The repeats of each trial that hasn't ended."""
+        for trial in self.study.get_trials(deepcopy=False):
+            self._note(trial)
+        for number in list(self._repeats):
+            if self._proposals[number].state.is_finished():  # a kill came between
+                self._settle_repeats(number)
 
-    def proposals(self) -> list[Proposal]:
+    def proposals(self) -> Sequence[Proposal]:
         """All trials, by number."""
-        return [
-            Proposal(
-                trial.number,
-                {path: from_optuna(self.ranges[path], stored) for path, stored in trial.params.items()},
-                trial.user_attrs[ORIGIN],
-                trial.state,
-                trial.user_attrs.get(REPEATS),
-            )
-            for trial in self.study.get_trials(deepcopy=False)
-        ]
+        return self._proposals
+
+    def _note(self, trial: FrozenTrial) -> Proposal:
+        """Keep a trial of the journal in memory, and show it to the sampler."""
+        values = {path: from_optuna(self.ranges[path], stored) for path, stored in trial.params.items()}
+        proposal = Proposal(trial.number, values, trial.user_attrs[ORIGIN], trial.state, trial.user_attrs.get(REPEATS))
+        is_new = trial.number == len(self._proposals)
+        if is_new:
+            self._proposals.append(proposal)
+        else:
+            self._proposals[trial.number] = proposal
+        if proposal.origin not in self.outside:
+            (self.sampling.add if is_new else self.sampling.end)(trial)
+            if values.keys() == self.ranges.keys():
+                self._numbers.setdefault(self._key(values), trial.number)
+        if proposal.repeats is not None and not proposal.state.is_finished() and is_new:
+            self._repeats.setdefault(proposal.repeats, []).append(trial.number)
+        return proposal
 
     def add(self, values: Mapping[str, Any], origin: str) -> Proposal:
         """Add a trial as running, in one line of the journal, so that after a kill it is there completely or not at all."""
-        trial = optuna.trial.create_trial(
-            state=TrialState.RUNNING,
-            params={path: to_optuna(self.ranges[path], value) for path, value in values.items()},
-            distributions={path: distribution(self.ranges[path]) for path in values},
-            user_attrs={ORIGIN: origin},
+        return self._add(
+            optuna.trial.create_trial(
+                state=TrialState.RUNNING,
+                params={path: to_optuna(self.ranges[path], value) for path, value in values.items()},
+                distributions={path: distribution(self.ranges[path]) for path in values},
+                user_attrs={ORIGIN: origin},
+            )
         )
+
+    def _add(self, trial: FrozenTrial) -> Proposal:
         with writing(self.journal):
             self.study.add_trial(trial)
-        return self.proposals()[-1]  # as read from the journal: 3 in a float range is 3.0
+        return self._note(self.study.get_trials(deepcopy=False)[-1])  # as read from the journal: 3 in a float range is 3.0
 
     def propose(self) -> Proposal:
         """Propose values that no trial of the search has had, and add them as a running trial.
@@ -182,29 +148,25 @@ class Study:
         MOST_REPEATS in a row values are drawn at random. There must be untried values (`search_trials`).
         """
         while True:
-            proposals = self.proposals()
-            searched = [one for one in reversed(proposals) if one.origin not in self.outside and one.values.keys() == self.ranges.keys()]
-            on_record = {self._key(one.values): one.number for one in searched}
-            in_a_row = next((place for place, one in enumerate(reversed(proposals)) if one.repeats is None), len(proposals))
-            values = self._asked() if in_a_row < MOST_REPEATS else self._drawn(on_record, len(proposals))
-            number = on_record.get(self._key(values))
+            known = len(self._proposals)
+            in_a_row = next((place for place, one in enumerate(reversed(self._proposals)) if one.repeats is None), known)
+            if in_a_row < MOST_REPEATS:
+                asked = self.sampling.ask(known)
+                values = {path: from_optuna(range_, asked[path]) for path, range_ in self.ranges.items()}
+            else:
+                values = self._drawn()
+            number = self._numbers.get(self._key(values))
             if number is None:
                 return self.add(values, SAMPLER)
+            self.sampling.discard()
             self._add_repeat(number)
 
-    def _asked(self) -> dict[str, Any]:
-        trials = self.study.get_trials(deepcopy=False)
-        mirror = optuna.create_study(directions=self.directions, sampler=self._sampler(len(trials)))
-        mirror.add_trials([trial for trial in trials if trial.user_attrs[ORIGIN] not in self.outside])
-        asked = mirror.ask({path: distribution(range_) for path, range_ in self.ranges.items()})
-        return {path: from_optuna(range_, asked.params[path]) for path, range_ in self.ranges.items()}
-
-    def _drawn(self, on_record: Collection[str], number: int) -> dict[str, Any]:
+    def _drawn(self) -> dict[str, Any]:
         """Untried values, drawn uniformly at random."""
-        draw = random.Random(derived_seed(self.seed, "untried", number))
+        draw = random.Random(derived_seed(self.seed, "untried", len(self._proposals)))
         while True:
             values = {path: drawn_from(range_, draw) for path, range_ in self.ranges.items()}
-            if self._key(values) not in on_record:
+            if self._key(values) not in self._numbers:
                 return values
 
     def _key(self, values: Mapping[str, Any]) -> str:
@@ -214,64 +176,62 @@ class Study:
     def _add_repeat(self, number: int) -> None:
         """Add a trial with the values and, where known, the result of another one, in one line of the journal."""
         original = self.study.get_trials(deepcopy=False)[number]
-        repeat = optuna.trial.create_trial(
-            state=original.state,
-            values=original.values,
-            params=original.params,
-            distributions=original.distributions,
-            user_attrs={ORIGIN: SAMPLER, REPEATS: number},
-            intermediate_values=original.intermediate_values,
-            constraints=original.constraints,
+        own = {name: value for name, value in original.user_attrs.items() if name in (BEST, FAILED_BY, ERROR)}
+        self._add(
+            optuna.trial.create_trial(
+                state=original.state,
+                values=original.values,
+                params=original.params,
+                distributions=original.distributions,
+                user_attrs={**own, ORIGIN: SAMPLER, REPEATS: number},
+                intermediate_values=original.intermediate_values,
+                constraints=original.constraints,
+            )
         )
-        with writing(self.journal):
-            self.study.add_trial(repeat)
 
-    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        seed = derived_seed(self.seed, "sampler", number) % 2**32
-        if self.search.sampler == "random":
-            return optuna.samplers.RandomSampler(seed=seed)
-        startup = max(1, min(10, self.search.trials // 3))
-        if self.search.sampler == "gp":
-            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
-        return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=startup)
+    def finish(self, number: int, result: Result) -> None:
+        """Store how a trial ended: COMPLETE with its objectives, PRUNED with its course and best evaluation, or FAIL with the reason.
 
-    def finish(
-        self, number: int, state: TrialState, values: Mapping[str, float] | None, rows: Sequence[EvaluationRow], excess: Mapping[str, float]
-    ) -> None:
-        """Store how a trial ended: COMPLETE with its objectives, PRUNED with its intermediate values, or FAIL.
-
-        `excess`: violation of each constraint. A trial that has ended already is left as it is.
+        A trial that has ended already is left as it is.
         """
         objectives = list(self.search.objectives)
-        told = [values[name] for name in objectives] if state is TrialState.COMPLETE and values is not None else None
-        course = {row.step: row.metrics.get(objectives[0], math.nan) for row in rows} if len(objectives) == 1 else {}
-        self._tell(number, state, told, {step: value for step, value in course.items() if math.isfinite(value)}, excess)
-        self._settle_repeats()
+        best = [result.values[name] for name in objectives] if result.values is not None and result.state is not TrialState.FAIL else None
+        course = {row.step: row.metrics.get(objectives[0], math.nan) for row in result.rows} if len(objectives) == 1 else {}
+        attributes = {ERROR: result.error, FAILED_BY: result.failed_by, BEST: best if result.state is TrialState.PRUNED else None}
+        told = optuna.trial.create_trial(
+            state=result.state,
+            values=best if result.state is TrialState.COMPLETE else None,
+            intermediate_values={step: value for step, value in course.items() if math.isfinite(value)},
+            constraints=dict(result.excess or {}),
+            user_attrs={name: value for name, value in attributes.items() if value is not None},
+        )
+        self._tell(number, told)
+        self._settle_repeats(number)
 
-    def _settle_repeats(self) -> None:
-        """Store the results of repeats that were added while the repeated trial was running."""
-        trials = self.study.get_trials(deepcopy=False)
-        for trial in trials:
-            original = trials[trial.user_attrs.get(REPEATS, trial.number)]
-            if original.state.is_finished() and not trial.state.is_finished():
-                values = original.values if original.state is TrialState.COMPLETE else None
-                self._tell(trial.number, original.state, values, original.intermediate_values, original.constraints)
+    def _settle_repeats(self, number: int) -> None:
+        """Store the result of a trial also for its repeats that were added while it was running."""
+        original = self.study.get_trials(deepcopy=False)[number]
+        for repeat in self._repeats.pop(number, ()):
+            self._tell(repeat, original)
 
-    def _tell(
-        self, number: int, state: TrialState, values: Sequence[float] | None, course: Mapping[int, float], excess: Mapping[str, float]
-    ) -> None:
+    def _tell(self, number: int, told: FrozenTrial) -> None:
+        """Store another trial's result as that of trial `number`."""
         frozen = self.study.get_trials(deepcopy=False)[number]
         if frozen.state.is_finished():
             return
         trial = optuna.trial.Trial(self.study, frozen._trial_id)
         with writing(self.journal):
-            for step, value in course.items():
+            for step, value in told.intermediate_values.items():
                 if step not in frozen.intermediate_values:
                     trial.report(value, step)
-            for name, amount in excess.items():
+            for name, amount in told.constraints.items():
                 if name not in frozen.constraints:
                     trial.set_constraint(name, amount)
-            self.study.tell(number, values, state=state)
+            for name, attribute in told.user_attrs.items():
+                if name in (BEST, FAILED_BY, ERROR) and name not in frozen.user_attrs:
+                    trial.set_user_attr(name, attribute)
+            self.study.tell(number, told.values if told.state is TrialState.COMPLETE else None, state=told.state)
+        self._note(self.study.get_trials(deepcopy=False)[number])
 
 
 def _heal(journal: Path) -> None:

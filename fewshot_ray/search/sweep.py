@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -14,7 +15,8 @@ from fewshot_ray.metrics.suite import METRICS
 from fewshot_ray.search.faults import Fault
 from fewshot_ray.search.halving import SuccessiveHalving
 from fewshot_ray.search.hyperparameters import Hyperparameters
-from fewshot_ray.search.jobs import Job, after_search, first_trials, search_job, trial_id
+from fewshot_ray.search.job import Job
+from fewshot_ray.search.jobs import after_search, first_trials, search_job, trial_id
 from fewshot_ray.search.journal import Journal
 from fewshot_ray.search.kept_checkpoints import KeptCheckpoints
 from fewshot_ray.search.observers import Boards, Progress
@@ -30,6 +32,10 @@ from fewshot_ray.trial.ranking import Ranking
 
 STATES: Mapping[Outcome, State] = {Outcome.COMPLETE: "COMPLETE", Outcome.PRUNED: "PRUNED", Outcome.FAIL: "FAIL"}
 """The states on record of trials that have ended."""
+
+
+MORE_FAILURES = 3
+"""Trials of the sampler that fail like preset and plain fine-tuning before the sweep is given up."""
 
 
 class Next(Enum):
@@ -106,6 +112,8 @@ class Sweep:
         """Whether the sweep is to end early: no job is started any more."""
         self.halted: str | None = None
         """Why nothing can be written any more; the sweep is then closing."""
+        self.hopeless: str | None = None
+        """Why no trial will succeed; the sweep is then closing."""
         self.left: dict[str, str] = {}
         """Reasons by id of trials that stay open, since the fault wasn't theirs."""
         self.waiting: list[Job] | None = None
@@ -274,9 +282,10 @@ class Sweep:
         # Preset and plain fine-tuning are never stopped, since the search is compared with them.
         return beaten and job.origin == SAMPLER
 
-    def failed(self, trial_id: str, problem: str) -> None:
+    def failed(self, trial_id: str, problem: str, *, by_values: bool = False) -> None:
         """The trial failed in a way that no retry helps (a NaN loss, settings that don't fit)."""
-        self.running[trial_id].problem = problem
+        running = self.running[trial_id]
+        running.problem, running.by_values = problem, by_values
 
     def lost(self, trial_id: str, reason: str, fault: Fault = Fault.OWN) -> None:
         """The trial's worker was lost; `may_go_on` tells whether it is restarted."""
@@ -315,9 +324,22 @@ class Sweep:
         if verdict.outcome is Outcome.OPEN:
             self._leave_open(trial_id, verdict.reason or "")
             return
-        record = self.records.settle(running.job, STATES[verdict.outcome], verdict.reason)
+        record = self.records.settle(running.job, STATES[verdict.outcome], verdict.reason, verdict.failed_by)
+        if record.state == "FAIL" and (reason := self._all_fail_alike()):
+            self.hopeless, self.closing = reason, True
         self.boards.end(trial_id)
         self.progress.finished(trial_id, record.state, record.values, record.error)
+
+    def _all_fail_alike(self) -> str | None:
+        """The error of the search's first trials, preset and plain fine-tuning among them, where all failed with the same one."""
+        first = len(first_trials(self.document, self.file)) + MORE_FAILURES
+        records = [record for record in self.folder.trials() if record.kind == "search"]
+        failed = [record for record in records if record.state == "FAIL"]
+        if not first <= len(failed) < self.trials or any(record.state in ("COMPLETE", "PRUNED") for record in records):
+            return None
+        if len({re.sub(r"[-\d.e+]+", "#", record.error or "") for record in failed}) > 1:
+            return None
+        return f"all of the first {len(failed)} trials failed alike ({failed[0].error})"
 
     def _leave_open(self, trial_id: str, reason: str) -> None:
         """Its record says that it is running, with the fault, so that `resume` runs it again."""

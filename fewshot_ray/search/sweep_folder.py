@@ -18,6 +18,7 @@ from fewshot_ray.storage import Folder, writing
 
 Kind: TypeAlias = Literal["search", "confirm", "control", "refit"]
 State: TypeAlias = Literal["RUNNING", "COMPLETE", "PRUNED", "FAIL"]
+FailedBy: TypeAlias = Literal["values", "worker"]
 
 SPEC = "spec.yaml"
 FORMAT = 2
@@ -34,7 +35,7 @@ NOT_A_RECORD = (ValueError, TypeError, KeyError, OverflowError, RecursionError)
 TEXT, WHOLE, NUMBER, NOTHING = (str,), (int,), (int, float), (type(None),)
 RECORD_TYPES: Mapping[str, tuple[type, ...]] = {
     **{"id": TEXT, "number": WHOLE + NOTHING, "kind": TEXT, "origin": TEXT, "label": TEXT, "seed": WHOLE, "state": TEXT},
-    **{"params": (dict,), "best_step": WHOLE + NOTHING, "values": (dict, *NOTHING), "error": TEXT + NOTHING},
+    **{"params": (dict,), "best_step": WHOLE + NOTHING, "values": (dict, *NOTHING), "error": TEXT + NOTHING, "failed_by": TEXT + NOTHING},
     **{"train_sec": NUMBER, "started": TEXT, "ended": TEXT + NOTHING},
 }
 MOST_STEPS = 2**31
@@ -64,6 +65,8 @@ class TrialRecord:
     values: Mapping[str, float] | None = None
     """Every metric at `best_step`."""
     error: str | None = None
+    failed_by: FailedBy | None = None
+    """Whether a failed trial did by its values (a loss that isn't finite, a model too large for the GPU) or by its worker's crashes."""
     train_sec: float = 0.0
     started: str = ""
     """ISO 8601 time."""
@@ -235,6 +238,8 @@ def _record_from(tree: Any, trial_id: str) -> TrialRecord:
         raise ValueError(f"it is {show(record.id)}'s")
     if record.kind not in get_args(Kind) or record.state not in get_args(State):
         raise ValueError(f"kind {show(record.kind)} with state {show(record.state)}")
+    if record.failed_by not in (None, *get_args(FailedBy)):
+        raise ValueError(f"failed_by {show(record.failed_by)}")
     if record.number is not None and record.id != f"t{record.number:04d}":
         raise ValueError(f"number {show(record.number)} of {show(record.id)}")
     if (record.kind == "search") != (record.number is not None):

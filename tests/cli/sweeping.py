@@ -12,7 +12,7 @@ from fewshot_ray.cluster.actors import PROBLEM, ROW, trial_results
 from fewshot_ray.cluster.driver import write_results
 from fewshot_ray.report.progress import Progress
 from fewshot_ray.report.tensorboard import Boards
-from fewshot_ray.search.jobs import Job
+from fewshot_ray.search.job import Job
 from fewshot_ray.search.journal import Journal
 from fewshot_ray.search.opened import Opened, planned_sweep, put_on_record
 from fewshot_ray.search.sweep import Sweep

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fewshot_ray.cli.show import show_sweep
 from fewshot_ray.report.terminal import plain_console
-from fewshot_ray.search.jobs import Job
+from fewshot_ray.search.job import Job
 from fewshot_ray.search.lease import Lease
 from fewshot_ray.search.sweep import Sweep
 from fewshot_ray.storage import Folder

@@ -31,7 +31,7 @@ from fewshot_ray.errors import UserError
 from fewshot_ray.report import board, tensorboard
 from fewshot_ray.report.board import Mirror
 from fewshot_ray.report.tensorboard import EVENTS, Boards
-from fewshot_ray.search.jobs import Job
+from fewshot_ray.search.job import Job
 from fewshot_ray.search.opened import put_on_record
 from fewshot_ray.search.sweep import Sweep
 from fewshot_ray.search.sweep_folder import EvaluationRow, SweepFolder

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fewshot_ray.report.progress import Progress
 from fewshot_ray.report.tensorboard import Boards
-from fewshot_ray.search.jobs import Job
+from fewshot_ray.search.job import Job
 from fewshot_ray.search.journal import Journal
 from fewshot_ray.search.sweep import Next, Sweep
 from fewshot_ray.search.sweep_folder import EvaluationRow, SweepFolder

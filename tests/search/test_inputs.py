@@ -14,7 +14,7 @@ import pytest
 from fewshot_ray.data import inputs as files
 from fewshot_ray.errors import UserError
 from fewshot_ray.search.inputs import INPUTS_RECORD, check_inputs
-from fewshot_ray.search.jobs import Job
+from fewshot_ray.search.job import Job
 from fewshot_ray.search.opened import Opened, planned_sweep, put_on_record
 from fewshot_ray.spec.document import Document
 from fewshot_ray.storage import Folder

@@ -10,7 +10,8 @@ import pytest
 from optuna.trial import TrialState
 
 from fewshot_ray.errors import UserError
-from fewshot_ray.search.jobs import Job, after_search, search_job
+from fewshot_ray.search.job import Job
+from fewshot_ray.search.jobs import after_search, search_job
 from fewshot_ray.search.study import Proposal
 from fewshot_ray.search.sweep_folder import Kind, State, SweepFolder, TrialRecord
 from fewshot_ray.search.winner import exported_trial

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fewshot_ray.search.jobs import Job
+from fewshot_ray.search.job import Job
 from fewshot_ray.search.leaderboard import leaderboard
 from fewshot_ray.search.sweep_folder import SweepFolder
 from fewshot_ray.spec.document import Document

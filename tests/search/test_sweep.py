@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 from fewshot_ray.search import sweep as sweep_module
 from fewshot_ray.search.faults import Fault
-from fewshot_ray.search.jobs import Job
+from fewshot_ray.search.job import Job
 from fewshot_ray.search.sweep import Next, Sweep
 from fewshot_ray.search.sweep_folder import SweepFolder, read_spec
 from fewshot_ray.search.winner import exported_trial
@@ -191,6 +191,23 @@ def test_a_failed_trial(tmp_path: Path) -> None:
     assert sweep.study.study.trials[0].state is TrialState.FAIL
     assert finish(sweep) == ["t0001", "t0002"]
     assert finish(open_sweep(Folder(tmp_path), file(search={"trials": 3}))) == []
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_where_all_first_trials_fail_alike_the_sweep_ends(alike: bool, tmp_path: Path) -> None:
+    """Oracle: preset, plain fine-tuning and three of the sampler's; numbers in the error don't count, another error does."""
+    sweep = open_sweep(Folder(tmp_path), file(search={"trials": 12}))
+    failed = []
+    while isinstance(job := sweep.next_job(), Job) and len(failed) < 8:
+        sweep.failed(job.id, f"the denoiser loss is nan at step {len(failed)}" if alike or len(failed) != 2 else "no class", by_values=True)
+        sweep.ended(job.id)
+        failed.append(job.id)
+    assert len(failed) == (5 if alike else 8)
+    assert sweep.hopeless == ("all of the first 5 trials failed alike (the denoiser loss is nan at step 0)" if alike else None)
+    record = sweep.folder.record("t0004")
+    assert record is not None
+    assert record.failed_by == "values"
+    assert sweep.study.study.trials[4].user_attrs["failed_by"] == "values"
 
 
 def test_a_lost_worker(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from fewshot_ray.models import adm
 from fewshot_ray.models.gan_source import GANS, build_gan, save_gan
 from fewshot_ray.report.progress import Progress
 from fewshot_ray.report.tensorboard import Boards
-from fewshot_ray.search.jobs import Job
+from fewshot_ray.search.job import Job
 from fewshot_ray.search.journal import Journal
 from fewshot_ray.search.opened import planned_sweep, put_on_record
 from fewshot_ray.search.sweep import Sweep

@@ -29,7 +29,7 @@ from fewshot_ray.cli.main import NO_RESULT
 from fewshot_ray.cluster.actors import trial_results
 from fewshot_ray.report.progress import Progress
 from fewshot_ray.report.tensorboard import Boards
-from fewshot_ray.search.jobs import Job
+from fewshot_ray.search.job import Job
 from fewshot_ray.search.journal import Journal
 from fewshot_ray.search.opened import Opened
 from fewshot_ray.search.sweep import Sweep
