@@ -12,6 +12,7 @@ import ray.train
 import torch
 from ray import tune
 
+from fewshot_ray.cluster import light_imports  # noqa: F401 (first)
 from fewshot_ray.cluster.activities import teller
 from fewshot_ray.cluster.ending import NOTICE, sigterm_gives_notice
 from fewshot_ray.errors import SavedAndEndedError, UserError

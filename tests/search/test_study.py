@@ -365,7 +365,7 @@ def test_a_repeat_of_what_still_runs_is_told_when_that_has_ended(tmp_path: Path)
     assert repeat.repeats is not None
     assert repeat.state is TrialState.RUNNING
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Study, "_settle_repeats", lambda self: None)  # killed here
+        patch.setattr(Study, "_settle_repeats", lambda self, number: None)  # killed here
         s.finish(repeat.repeats, Result(TrialState.PRUNED, {"holdout_loss": 0.5}, [row(2, holdout_loss=0.5)], {"kid": 0.5}))
     assert study(tmp_path, trials=6, ranges=SMALL).proposals()[repeat.number].state is TrialState.PRUNED
     told = loaded(tmp_path).trials[repeat.number]
