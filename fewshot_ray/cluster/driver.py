@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import math
 import os
 import signal
 import tempfile
-import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
-from types import FrameType
+from collections.abc import Callable
+from contextlib import ExitStack, closing, suppress
 from typing import Any
 
 import ray
@@ -21,14 +17,15 @@ from ray.tune.error import TuneError
 from rich.console import Console
 
 from fewshot_ray.cluster.activities import Activities
-from fewshot_ray.cluster.actors import TrialActor, build_stages
+from fewshot_ray.cluster.actors import TrialActor
 from fewshot_ray.cluster.ending import EVERYBODY, start_messenger
-from fewshot_ray.cluster.lost_workers import error_line
 from fewshot_ray.cluster.needs import JOIN_SEC
 from fewshot_ray.cluster.placement import Growth
 from fewshot_ray.cluster.ray_log import ray_log
 from fewshot_ray.cluster.session import check_resources, ray_session, trials_on_nodes
-from fewshot_ray.cluster.tune import WATCH_SEC, RayLost, Silent, SweepScheduler, SweepSearcher, Watch
+from fewshot_ray.cluster.signals import Interrupted, signals_end
+from fewshot_ray.cluster.stages import prepare_stages
+from fewshot_ray.cluster.tune import RayLost, Silent, SweepScheduler, SweepSearcher, Watch
 from fewshot_ray.cluster.workers import run_with_workers
 from fewshot_ray.errors import FullError, UserError
 from fewshot_ray.patience import LONG_PATIENCE_SEC, fault_of_the_place, is_full, patience
@@ -44,7 +41,7 @@ from fewshot_ray.search.lease import Lease
 from fewshot_ray.search.opened import Opened, put_on_record
 from fewshot_ray.search.sweep import Sweep
 from fewshot_ray.search.winner import bounds
-from fewshot_ray.spec.document import Document, to_yaml
+from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.sections import ResourcesSpec
 from fewshot_ray.spec.validate import endpoint_trees
 from fewshot_ray.trial.compose import compose, search_trials
@@ -54,14 +51,6 @@ __all__ = ["Interrupted", "run_sweep", "write_results"]
 
 MOST_RESTARTS = 3
 """Largest number of restarts of a local Ray without an evaluation in between."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """The sweep was ended by a signal; it can be resumed."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
 
 
 def run_sweep(opened: Opened, *, address: str | None = None, console: Console | None = None, nodes: Growth | None = None) -> None:
@@ -100,7 +89,7 @@ def _run_on_ray(
             fits = check_resources(resources, begun=begun, most=nodes, join_sec=JOIN_SEC if address else 0.0, say=console.print)
             if nodes is not None:  # as many trials wait as may fit, so that the cluster grows at once
                 os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(fits)
-            _build_stages(opened, console, watch)
+            prepare_stages(opened, console, watch)
             _run_trials(opened, fits, console, lease, watch, grows=nodes is not None)
     except RayLost as lost:
         if not is_own:
@@ -111,98 +100,25 @@ def _run_on_ray(
     return None
 
 
-def _build_stages(opened: Opened, console: Console, watch: Watch) -> None:
-    """Compute the stages that trials share, at every end of the ranges, since a range may decide which stages there are."""
-    resources = opened.file.resources
-    trees = {to_yaml(tree): tree for tree in endpoint_trees(opened.document.tree) if _preparing(tree)}
-    if not trees:
-        return
-    task = build_stages.options(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)
-    names = sorted({name for tree in trees.values() for name in _preparing(tree)})
-    with doing(console, f"preparing what the trials share ({', '.join(names)})"):
-        for tree in trees.values():
-            result = task.remote({"tree": tree, "folder": opened.folder.folder.url})
-            while not ray.wait([result], timeout=WATCH_SEC)[0]:
-                watch.check()
-            try:
-                problem = ray.get(result)
-            except RayError as error:  # its worker was lost, also in Ray's retries
-                watch.check()
-                raise UserError(f"what the trials share could not be prepared: {error_line(error)}") from error
-            if problem:
-                raise UserError(problem)
-
-
-def _preparing(tree: dict[str, Any]) -> list[str]:
-    """The methods that prepare something before the trials start."""
-    return [name for name, config in compose(Document(tree, "stages")).methods.items() if config.prepares]
-
-
 def _run_trials(opened: Opened, fits: int, console: Console, lease: Lease, watch: Watch, *, grows: bool) -> None:
     file = opened.file
-    at_most = file.search.concurrent or math.inf
-    steps = compose(Document(next(iter(endpoint_trees(opened.document.tree))), "spec")).file.train.steps
     trials = search_trials(opened.document, file)
     if trials < file.search.trials:
         console.print(f"search.trials is {file.search.trials}; there are {trials} configurations, each trained once", highlight=False)
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="fewshot-ray-tune-", ignore_cleanup_errors=True))
+        steps = compose(Document(next(iter(endpoint_trees(opened.document.tree))), "spec")).file.train.steps
         progress = stack.enter_context(Progress(steps, ranking=Ranking.of(file.search), console=console))
         # Closed also where a signal cuts the last upload short.
         journal = stack.enter_context(closing(Journal(opened.folder.folder)))
-
-        def may_begin() -> None:  # the inputs may have changed since the last trial began
-            check_inputs(opened.folder.folder, opened.document.tree)
-
-        boards = Boards(opened.folder)
-        concurrent = int(min(fits, at_most))
-        sweep = Sweep(
-            opened.document,
-            file,
-            opened.folder,
-            journal,
-            progress,
-            boards,
-            concurrent=concurrent,
-            may_write=lease.check,
-            may_begin=may_begin,
-        )
-
-        def count_nodes() -> None:
-            with suppress(UserError):  # no trial fits at the moment: they wait
-                sweep.concurrent = int(min(trials_on_nodes(file.resources, begun=True), at_most))
-
+        sweep = _open_sweep(opened, journal, progress, fits, lease)
         messenger = start_messenger()
-
-        def end_hopeless() -> None:
-            if sweep.hopeless is not None:
-                messenger.say.remote(EVERYBODY, sweep.hopeless)
-
-        activities = Activities(messenger, progress.at)
-        watch.looks = [activities.look, end_hopeless] if grows else [activities.look, end_hopeless, count_nodes]
-        resources = file.resources.model_dump()
-        shared = {"folder": opened.folder.folder.url, "scratch": scratch, "messenger": messenger, "resources": resources}
-        tuner = tune.Tuner(
-            _trainable(file.resources),
-            tune_config=tune.TuneConfig(
-                search_alg=SweepSearcher(sweep, shared),
-                scheduler=SweepScheduler(sweep, messenger),
-                num_samples=-1,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name=file.name,
-                storage_path=scratch,
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=-1),  # the sweep counts them: `Sweep.lost`
-                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-                callbacks=[Silent(), watch],
-            ),
-        )
+        watch.looks = _looks(sweep, messenger, Activities(messenger, progress.at), grows=grows)
+        received: list[int] = []
         try:
-            with warnings.catch_warnings(), _signals_end(sweep, messenger) as received:
+            with warnings.catch_warnings(), signals_end(sweep, messenger) as received:
                 warnings.simplefilter("ignore")
-                _fit(tuner, received)
+                _fit(_tuner(sweep, messenger, watch, scratch), received)
         except (TuneError, OSError) as error:
             watch.check()
             raise _underlying(error, opened) from error
@@ -218,6 +134,64 @@ def _run_trials(opened: Opened, fits: int, console: Console, lease: Lease, watch
     sweep.kept.tidy()  # the workers have ended by now
 
 
+def _open_sweep(opened: Opened, journal: Journal, progress: Progress, fits: int, lease: Lease) -> Sweep:
+    """The sweep's state machine. `fits`: trials that fit on Ray at the same time."""
+
+    def may_begin() -> None:  # the inputs may have changed since the last trial began
+        check_inputs(opened.folder.folder, opened.document.tree)
+
+    return Sweep(
+        opened.document,
+        opened.file,
+        opened.folder,
+        journal,
+        progress,
+        Boards(opened.folder),
+        concurrent=min(fits, opened.file.search.concurrent or fits),
+        may_write=lease.check,
+        may_begin=may_begin,
+    )
+
+
+def _looks(sweep: Sweep, messenger: Any, activities: Activities, *, grows: bool) -> list[Callable[[], None]]:
+    """What is done every WATCH_SEC."""
+    file = sweep.file
+
+    def end_hopeless() -> None:
+        if sweep.hopeless is not None:
+            messenger.say.remote(EVERYBODY, sweep.hopeless)
+
+    def count_nodes() -> None:
+        with suppress(UserError):  # no trial fits at the moment: they wait
+            fits = trials_on_nodes(file.resources, begun=True)
+            sweep.concurrent = min(fits, file.search.concurrent or fits)
+
+    return [activities.look, end_hopeless] if grows else [activities.look, end_hopeless, count_nodes]
+
+
+def _tuner(sweep: Sweep, messenger: Any, watch: Watch, scratch: str) -> tune.Tuner:
+    """Tune, which asks the sweep for trials and tells it their results. `scratch`: folder of Tune's own state, which isn't needed."""
+    resources = sweep.file.resources
+    shared = {"folder": sweep.folder.folder.url, "scratch": scratch, "messenger": messenger, "resources": resources.model_dump()}
+    return tune.Tuner(
+        _trainable(resources),
+        tune_config=tune.TuneConfig(
+            search_alg=SweepSearcher(sweep, shared),
+            scheduler=SweepScheduler(sweep, messenger),
+            num_samples=-1,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=sweep.file.name,
+            storage_path=scratch,
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=-1),  # the sweep counts them: `Sweep.lost`
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            callbacks=[Silent(), watch],
+        ),
+    )
+
+
 def _fit(tuner: tune.Tuner, received: list[int]) -> None:
     """Run the tuner. After a second signal, errors of Tune's own cleanup, which it interrupts, are replaced by Interrupted."""
     try:
@@ -226,41 +200,6 @@ def _fit(tuner: tune.Tuner, received: list[int]) -> None:
         if len(received) > 1:
             raise Interrupted(received[-1]) from None
         raise
-
-
-@contextmanager
-def _signals_end(sweep: Sweep, messenger: Any) -> Iterator[list[int]]:
-    """Context in which the first SIGINT or SIGTERM lets the trials save and end, and the second raises Interrupted; yields those received.
-
-    Has no effect outside of the main thread, which alone may set signal handlers.
-    """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in signals}
-
-    def close(name: str) -> None:
-        sweep.progress.say(f"{name}: the trials save where they are, then the sweep ends; once more ends it at once")
-        messenger.say.remote(EVERYBODY, f"the sweep was ended by {name}")
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        if len(received) > 1:
-            logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # see `_fit`
-            raise Interrupted(number)
-        sweep.closing = True
-        # In a thread, since the interrupted code may hold a lock.
-        threading.Thread(target=close, args=("Ctrl-C" if number == signal.SIGINT else "SIGTERM",), daemon=True).start()
-
-    try:
-        for number in signals:
-            signal.signal(number, on_signal)
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _underlying(error: BaseException, opened: Opened) -> BaseException:
