@@ -9,7 +9,7 @@ from typing import Any
 from fewshot_ray.errors import UserError
 from fewshot_ray.search.inputs import INPUTS_RECORD, put_inputs_on_record
 from fewshot_ray.search.jobs import trial_id
-from fewshot_ray.search.journal import JOURNAL
+from fewshot_ray.search.journal import JOURNAL, recorded
 from fewshot_ray.search.lease import LEASE
 from fewshot_ray.search.read_journal import read_journal
 from fewshot_ray.search.sweep_folder import INPUTS, RAY_LOG, SPEC, SweepFolder, check_trainable, read_spec, sweep_text
@@ -113,7 +113,7 @@ def _check_trials(opened: Opened) -> None:
     """Raise UserError where a recorded trial of the search isn't in the journal: a new one would get its number."""
     folder, where = opened.folder.folder, f"{opened.folder.folder.url}/{JOURNAL}"
     try:
-        content = folder.read_bytes(JOURNAL)
+        content, _ = recorded(folder)
     except FileNotFoundError:
         content = b""
     proposals = read_journal(content, where, opened.file.name, opened.file.search, ranges(opened.document.tree))

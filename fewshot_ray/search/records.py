@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from optuna.trial import TrialState
 
 from fewshot_ray.search.job import Job
-from fewshot_ray.search.journal import Journal
 from fewshot_ray.search.kept_checkpoints import KeptCheckpoints
 from fewshot_ray.search.study import Result, Study
 from fewshot_ray.search.sweep_folder import EvaluationRow, FailedBy, State, SweepFolder, TrialRecord
@@ -20,11 +19,10 @@ from fewshot_ray.trial.ranking import Ranking
 class Records:
     """The records of a sweep's trials, written by its driver."""
 
-    def __init__(self, folder: SweepFolder, file: FileSpec, study: Study, journal: Journal, kept: KeptCheckpoints) -> None:
+    def __init__(self, folder: SweepFolder, file: FileSpec, study: Study, kept: KeptCheckpoints) -> None:
         self.folder = folder
         self.file = file
         self.study = study
-        self.journal = journal
         self.kept = kept
         self.ranking = Ranking.of(file.search)
 
@@ -72,13 +70,12 @@ class Records:
         return settled
 
     def tell(self, record: TrialRecord) -> None:
-        """Tell the study how a trial of the search ended."""
+        """Tell the study how a trial of the search ended. The journal isn't uploaded, as the record says it all."""
         if record.number is None:
             return
         excess = self.ranking.violations(record.values) if record.values and record.state != "FAIL" else {}
         rows = self.folder.rows(record.id)
         self.study.finish(record.number, Result(TrialState[record.state], record.values, rows, excess, record.error, record.failed_by))
-        self.journal.sync()
 
     def _record(self, trial_id: str) -> TrialRecord:
         record = self.folder.record(trial_id)

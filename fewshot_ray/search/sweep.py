@@ -96,7 +96,7 @@ class Sweep:
         self.ranking = Ranking.of(file.search)
         self.halving = self._halving()
         self.kept = KeptCheckpoints(self.folder, file.search)
-        self.records = Records(self.folder, file, self.study, journal, self.kept)
+        self.records = Records(self.folder, file, self.study, self.kept)
         self.hyperparameters = Hyperparameters(document)
         self.running: dict[str, Running] = {}
         self.pending: list[Job] = []
@@ -199,6 +199,7 @@ class Sweep:
             self.done = not self.running and not self.left
             if self.done:
                 self.kept.tidy()
+                self.journal.join()
         return Next.WAIT if self.running else Next.DONE
 
     def _stage(self) -> _Stage:
@@ -354,4 +355,7 @@ class Sweep:
             with suppress(UserError):  # a full disk, say: why the driver stops is known already
                 self.boards.end(job_id, ended=False)
         self.running.clear()
+        if self.closing and not self.halted:
+            with suppress(UserError):
+                self.journal.join()
         self.boards.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import math
 import tempfile
 from pathlib import Path
 from uuid import uuid4
@@ -14,7 +15,7 @@ from rich.console import Console
 from fewshot_ray.cluster.driver import _run_trials
 from fewshot_ray.cluster.tune import Watch
 from fewshot_ray.errors import UserError
-from fewshot_ray.search.journal import JOURNAL, Journal
+from fewshot_ray.search.journal import JOURNAL, Journal, recorded
 from fewshot_ray.search.lease import Lease
 from fewshot_ray.search.opened import planned_sweep, put_on_record
 from fewshot_ray.storage import Folder
@@ -40,6 +41,38 @@ def test_the_copy_goes_with_its_journal(temporary: Path) -> None:
         del journal
         gc.collect()
         assert list(temporary.iterdir()) == [], closed
+
+
+@pytest.mark.parametrize("entries", [1, 2, 3, 7, 64, 100])
+def test_what_is_new_is_uploaded_in_parts(entries: int, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the local file after every upload, also for a driver that goes on; n log n bytes and log n parts; one file in the end."""
+    folder = Folder(f"memory://{uuid4().hex}")
+    uploads: list[int] = []
+    write = Folder.write_bytes
+
+    def counted(self: Folder, name: str, content: bytes) -> None:
+        uploads.append(len(content))
+        write(self, name, content)
+
+    monkeypatch.setattr(Folder, "write_bytes", counted)
+    journal = Journal(folder)
+    for number in range(entries):
+        with journal.path.open("ab") as file:
+            file.write(b"%05d\n" % number)
+        journal.sync()
+        journal.sync()  # nothing is new
+        content, starts = recorded(folder)
+        assert content == journal.path.read_bytes()
+        assert len(starts) <= 2 + math.log2(entries)
+        if number == entries // 2:
+            journal = Journal(folder)
+            assert journal.path.read_bytes() == content
+    assert len(uploads) == entries
+    assert sum(uploads) <= 6 * entries * (2 + math.log2(entries))
+    journal.join()
+    assert folder.read_bytes(JOURNAL) == b"".join(b"%05d\n" % number for number in range(entries))
+    assert recorded(folder)[1] == [0]
+    assert folder.names() == [JOURNAL]
 
 
 def test_a_journal_that_can_not_be_read_leaves_nothing(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
