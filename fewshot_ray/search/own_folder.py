@@ -19,19 +19,22 @@ class OwnFolder(SweepFolder):
         self._records: dict[str, TrialRecord | None] = {}
         self._rows: dict[str, list[EvaluationRow]] = {}
         self._is_listed = False
+        self._found: set[str] = set()
+        """The trials' folders that were there when they were listed; there is nothing to be read of others."""
 
     def trials(self) -> list[TrialRecord]:
         """As in `SweepFolder`; the folder is listed the first time alone."""
         if not self._is_listed:
+            self._found = set((self.folder / "trials").names())
             with ThreadPoolExecutor(1 if self.folder.local is not None else AT_ONCE) as pool:
-                list(pool.map(self.record, (self.folder / "trials").names()))
+                list(pool.map(self.record, self._found))
             self._is_listed = True
         return sorted((record for record in self._records.values() if record is not None), key=by_number)
 
     def record(self, trial_id: str) -> TrialRecord | None:
         """As in `SweepFolder`."""
         if trial_id not in self._records:
-            self._records[trial_id] = super().record(trial_id)
+            self._records[trial_id] = None if self._is_new(trial_id) else super().record(trial_id)
         return self._records[trial_id]
 
     def write_trial(self, record: TrialRecord) -> None:
@@ -45,11 +48,14 @@ class OwnFolder(SweepFolder):
         """As in `SweepFolder`."""
         if trial_id in self._rows:
             return list(self._rows[trial_id])
-        rows = super().rows(trial_id)
+        rows = [] if self._is_new(trial_id) else super().rows(trial_id)
         record = self.record(trial_id)
         if record is None or record.state == "RUNNING":
             self._rows[trial_id] = list(rows)
         return rows
+
+    def _is_new(self, trial_id: str) -> bool:
+        return self._is_listed and trial_id not in self._found
 
     def append_row(self, trial_id: str, row: EvaluationRow) -> None:
         """As in `SweepFolder`; in a remote folder the file is written whole, without being read."""
