@@ -63,9 +63,13 @@ def test_paired_interval_is_scipy_s() -> None:
         ((2.1, 2.0, 1.9), "worse", "better"),
         ((-1, 1, 0.1), "no difference shown", "no difference shown"),
         ((0, 0, 0), "no difference shown", "no difference shown"),
-        ((5,), "one seed only", "one seed only"),
-        ((1, 1), "no verdict: the same difference on every seed", "no verdict: the same difference on every seed"),
-        ((0.9 - 0.8, 0.3 - 0.2), "no verdict: the same difference on every seed", "no verdict: the same difference on every seed"),
+        ((5, 4), "no verdict: fewer than three seeds", "no verdict: fewer than three seeds"),
+        ((1, 1, 1), "no verdict: the same difference on every seed", "no verdict: the same difference on every seed"),
+        (
+            (0.9 - 0.8, 0.3 - 0.2, 0.8 - 0.7),
+            "no verdict: the same difference on every seed",
+            "no verdict: the same difference on every seed",
+        ),
     ],
 )
 def test_verdict(differences: tuple[float, ...], if_min: str, if_max: str) -> None:
@@ -226,7 +230,7 @@ def test_gans_are_compared_by_seed() -> None:
     assert found["last"]["kid"] == {"difference": -2.0, "low": -2.0, "high": -2.0, "verdict": no_verdict}
     assert found["best"]["kid"]["difference"] == -1.0
     assert found["last"]["path_uniformity"]["difference"] == pytest.approx(-0.15)
-    assert found["last"]["path_uniformity"]["verdict"] == "no difference shown"  # of two seeds
+    assert found["last"]["path_uniformity"]["verdict"] == "no verdict: fewer than three seeds"
     assert gans.gan_levels(finished, "fastgan")["best"]["plain"]["kid"] == pytest.approx(4.25)
     evaluations = [{"step": 10, "kid": 3.0}, {"step": 20, "kid": 1.0}, {"step": 30, "kid": 1.0}, {"step": 40, "kid": 2.0}]
     assert gans.chosen_steps(evaluations) == {"last": 40, "best": 20}

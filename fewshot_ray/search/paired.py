@@ -7,7 +7,12 @@ import statistics
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
-Verdict: TypeAlias = Literal["better", "worse", "no difference shown", "one seed only", "no verdict: the same difference on every seed"]
+Verdict: TypeAlias = Literal[
+    "better", "worse", "no difference shown", "no verdict: fewer than three seeds", "no verdict: the same difference on every seed"
+]
+
+FEWEST_SEEDS = 3
+"""The least number of seeds that a conclusion is drawn from."""
 
 ROUNDING = 1e-9
 """Width, relative to the mean, below which an interval counts as zero: floats equal on paper (9 - 8 and .9 - .8) differ by less."""
@@ -24,11 +29,11 @@ class Interval(NamedTuple):
     def verdict(self, direction: Literal["min", "max"]) -> Verdict:
         """The conclusion from the interval, where `direction` is better.
 
-        An interval of zero width has none: a few seeds that agree (counts, shares of a few images) don't estimate the variation between
+        Fewer than three seeds have none. An interval of zero width has none either: a few seeds that agree (counts, shares of a few images) don't estimate the variation between
         seeds.
         """
-        if self.seeds < 2:
-            return "one seed only"
+        if self.seeds < FEWEST_SEEDS:
+            return "no verdict: fewer than three seeds"
         if self.low <= 0 <= self.high:
             return "no difference shown"
         if self.high - self.low <= ROUNDING * abs(self.difference):

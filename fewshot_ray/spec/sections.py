@@ -287,8 +287,8 @@ class ConfirmSpec(Section):
     top: PositiveInt = 1
     """Number of winners that are rerun."""
 
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(_distinct)] = Field(default=[1, 2, 3], min_length=1)
-    """Seeds of the reruns."""
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(_distinct)] = Field(default=[1, 2, 3, 4, 5], min_length=1)
+    """Seeds of the reruns; from fewer than three no conclusion is drawn."""
 
 
 class SearchSpec(Section):

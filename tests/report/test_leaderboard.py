@@ -179,16 +179,18 @@ def test_paired_comparison_is_the_t_interval_of_the_differences() -> None:
 def test_comparison_with_little_to_go_by() -> None:
     rows = [confirmation("confirm", 1, 0.1), confirmation("control", 1, 0.2), confirmation("confirm", 2, 0.1, source="t0003")]
     (comparison,) = compare_with_control(rows, LOSS)
-    assert comparison.verdict == "one seed only"
+    assert comparison.verdict == "no verdict: fewer than three seeds"
     assert "interval" not in comparison.describe()
-    rows = [confirmation(kind, seed, 0.1 * seed) for kind in ("confirm", "control") for seed in (1, 2)]
+    rows = [confirmation(kind, seed, 0.1 * seed) for kind in ("confirm", "control") for seed in (1, 2, 3)]
     (equal,) = compare_with_control(rows, LOSS)
-    assert (*equal.interval, equal.verdict) == (0.0, 0.0, 0.0, 2, "no difference shown")
+    assert (*equal.interval, equal.verdict) == (0.0, 0.0, 0.0, 3, "no difference shown")
     assert "no difference shown" in equal.describe()
 
 
 @pytest.mark.parametrize(
-    ("confirm", "control"), [((9.0, 9.0), (8.0, 8.0)), ((8.0, 7.0, 9.0), (9.0, 8.0, 10.0)), ((0.9, 0.3), (0.8, 0.2))], ids=str
+    ("confirm", "control"),
+    [((9.0, 9.0, 9.0), (8.0, 8.0, 8.0)), ((8.0, 7.0, 9.0), (9.0, 8.0, 10.0)), ((0.9, 0.3, 0.8), (0.8, 0.2, 0.7))],
+    ids=str,
 )
 def test_an_interval_without_a_width_is_no_verdict(confirm: tuple[float, ...], control: tuple[float, ...]) -> None:
     """Oracle: seeds that differ by the same (counts, to rounding also .9 - .8 and .3 - .2) say nothing of how much others vary."""
