@@ -13,6 +13,7 @@ from scipy import stats
 from bench.claims import arms, claims, comparisons, gans, gans_page, intervals, page, trials
 from fewshot_ray.errors import UserError
 from fewshot_ray.metrics.extractors import load_extractor
+from fewshot_ray.search import paired
 
 MACHINE = {"date": "2000-01-01", "cores": 2, "cpu": "a processor", "torch": "2.0"}
 
@@ -170,8 +171,9 @@ def small_result(plain_test: list[dict[str, float]], method_test: dict[str, floa
     }
 
 
-def test_page() -> None:
+def test_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: the figures by hand; equal measures are not confirmed, and the emoji part says that it wasn't run."""
+    monkeypatch.setattr(paired, "FEWEST_SEEDS", 2)
     result = small_result([PLAIN_TEST, {**PLAIN_TEST, "2@10": 1.2, "2@20": 5.02}], {"1@10": 1.5, "2@20": 2.5})
     text = page.page({"digits": result})
     assert "SDFT's claim that distilling from the source counters overfitting isn't confirmed here. |" in text
@@ -279,8 +281,9 @@ def test_enlarged_digits_are_seen_as_digits() -> None:
     torch.testing.assert_close(gans.Shrunk(inner).features(enlarged), inner.features(images))
 
 
-def test_the_gans_section() -> None:
+def test_the_gans_section(monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: by hand; confirmed is what is better at both moments, and a share of copies of a tenth is memorising."""
+    monkeypatch.setattr(paired, "FEWEST_SEEDS", 2)
     finished = [
         gan_record(case, arm, seed, 8.0, 0.5 if arm == "plain" else 0.301 - 0.002 * seed)
         for case in gans.GANS_EMOJI.cases

@@ -29,8 +29,8 @@ class Interval(NamedTuple):
     def verdict(self, direction: Literal["min", "max"]) -> Verdict:
         """The conclusion from the interval, where `direction` is better.
 
-        Fewer than three seeds have none. An interval of zero width has none either: a few seeds that agree (counts, shares of a few images) don't estimate the variation between
-        seeds.
+        Fewer than three seeds have none. An interval of zero width has none either: a few seeds that agree (counts, shares of a few images)
+        don't estimate the variation between seeds.
         """
         if self.seeds < FEWEST_SEEDS:
             return "no verdict: fewer than three seeds"

@@ -262,10 +262,7 @@ class AshaSpec(Section):
     """Asynchronous successive halving (Li et al. 2020) of the sampler's trials; preset and plain fine-tuning are never stopped."""
 
     metric: Text | None = None
-    """Metric, one of evaluate.metrics, that trials are compared by; the objectives when not given, several of them by fronts.
-
-    Trials that keep search.constraints rank before those that don't.
-    """
+    """Metric that trials are compared by, those that keep search.constraints first; the objectives, by fronts, when not given."""
 
     grace_steps: PositiveInt
     """Steps before the first decision to stop a trial; a multiple of evaluate.every."""

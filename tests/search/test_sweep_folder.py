@@ -69,6 +69,7 @@ def test_rows_have_the_documented_keys(empty: SweepFolder) -> None:
         "best_step",
         "values",
         "error",
+        "failed_by",
         "train_sec",
         "started",
         "ended",
