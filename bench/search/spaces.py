@@ -142,6 +142,7 @@ def _stylegan2(values: Mapping[str, Any], split: int) -> Tree:
                 *("precision", "recall", "density", "coverage", "modes", "path_uniformity"),
             ],
         },
+        "search": {"objectives": {"kid": "min"}},
     }
 
 
