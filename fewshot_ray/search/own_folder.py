@@ -20,7 +20,7 @@ class OwnFolder(SweepFolder):
         self._rows: dict[str, list[EvaluationRow]] = {}
         self._is_listed = False
         self._found: set[str] = set()
-        """The trials' folders that were there when they were listed; there is nothing to be read of others."""
+        """The trials that were there when they were listed, or were evaluated since; there is nothing to be read of others."""
 
     def trials(self) -> list[TrialRecord]:
         """As in `SweepFolder`; the folder is listed the first time alone."""
@@ -65,3 +65,4 @@ class OwnFolder(SweepFolder):
         else:
             self.trial(trial_id).write_bytes(ROWS, b"".join(map(row_line, rows)))
         self._rows[trial_id] = rows
+        self._found.add(trial_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -65,16 +65,16 @@ class Records:
             ended=_now(),
         )
         self.folder.write_trial(settled)
-        self.tell(settled)
+        self.tell(settled, rows)
         self.kept.ended(settled)
         return settled
 
-    def tell(self, record: TrialRecord) -> None:
+    def tell(self, record: TrialRecord, rows: Sequence[EvaluationRow] | None = None) -> None:
         """Tell the study how a trial of the search ended. The journal isn't uploaded, as the record says it all."""
         if record.number is None:
             return
         excess = self.ranking.violations(record.values) if record.values and record.state != "FAIL" else {}
-        rows = self.folder.rows(record.id)
+        rows = self.folder.rows(record.id) if rows is None else rows
         self.study.finish(record.number, Result(TrialState[record.state], record.values, rows, excess, record.error, record.failed_by))
 
     def _record(self, trial_id: str) -> TrialRecord:
