@@ -94,6 +94,8 @@ class Study:
             self.study.set_metric_names(list(search.objectives))
         self.sampling = Sampling(search, {path: distribution(range_) for path, range_ in ranges.items()}, seed=seed)
         self._proposals: list[Proposal] = []
+        self.trained = 0
+        """Number of trials that are trained: all but the repeats."""
         self._numbers: dict[str, int] = {}
         """The number of the first trial of the searched space with these values."""
         self._repeats: dict[int, list[int]] = {}
@@ -115,6 +117,7 @@ class Study:
         is_new = trial.number == len(self._proposals)
         if is_new:
             self._proposals.append(proposal)
+            self.trained += proposal.repeats is None
         else:
             self._proposals[trial.number] = proposal
         if proposal.origin not in self.outside:

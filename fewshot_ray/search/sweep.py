@@ -204,11 +204,10 @@ class Sweep:
 
     def _stage(self) -> _Stage:
         """What the next job is of. Has no effect."""
-        proposals = self.study.proposals()
-        if sum(proposal.repeats is None for proposal in proposals) < self.trials:
+        if self.study.trained < self.trials:
             return _Stage.SEARCH
         open_ids = {running.job.id for running in self.running.values() if running.job.kind == "search"} | self.left.keys()
-        return _Stage.WAIT if any(trial_id(proposal.number) in open_ids for proposal in proposals) else _Stage.AFTER
+        return _Stage.WAIT if any(trial_id(proposal.number) in open_ids for proposal in self.study.proposals()) else _Stage.AFTER
 
     def _jobs_after_search(self) -> list[Job]:
         """The remaining jobs after the search; what is taken from the list is running."""
@@ -231,11 +230,11 @@ class Sweep:
 
     def _propose(self) -> Proposal:
         """The proposal for the next trained trial of the search."""
-        known = self.study.proposals()
-        first, number = first_trials(self.document, self.file), sum(proposal.repeats is None for proposal in known)
+        known, number = len(self.study.proposals()), self.study.trained
+        first = first_trials(self.document, self.file)
         proposal = self.study.add(*first[number]) if number < len(first) else self.study.propose()
         self.journal.sync()
-        if repeats := [repeat.repeats for repeat in self.study.proposals()[len(known) : -1] if repeat.repeats is not None]:
+        if repeats := [repeat.repeats for repeat in self.study.proposals()[known:-1] if repeat.repeats is not None]:
             again = ", ".join(trial_id(number) for number in sorted(set(repeats)))
             self.progress.say(f"{trial_id(proposal.number)}: before it the sampler proposed {again} again, not trained anew")
         return proposal
