@@ -1,7 +1,7 @@
 """Imported first by a process that only trains: imports diffusers as if peft, transformers, SciPy and torchvision weren't installed.
 
-diffusers would import them for what isn't used here (adapters, text encoders, some samplers): 3,000 modules, a third of the time that
-every process of a sweep takes to start. peft is imported when `train.params` asks for it. Whoever uses the library, and may need what
+diffusers would import them for what isn't used here (adapters, text encoders, some samplers): a thousand modules that every
+process of a sweep would wait for. peft is imported when `train.params` asks for it. Whoever uses the library, and may need what
 diffusers does with them, has diffusers as it is.
 """
 

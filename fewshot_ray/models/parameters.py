@@ -1,6 +1,6 @@
 """Which parameters of a network are trained: all, some, or new ones beside them (`train.params`).
 
-peft is imported by what uses it: with transformers, which it needs, it takes a second and a half.
+peft is imported by what uses it, as it brings transformers along.
 """
 
 from __future__ import annotations

@@ -61,16 +61,19 @@ class Journal:
         """
         if self.folder.local is not None:
             return
-        content = self.path.read_bytes()
-        if len(content) == self._uploaded:
+        size = self.path.stat().st_size
+        if size == self._uploaded:
             return
         start, end = self._uploaded, self._uploaded
-        while self._starts and end - self._starts[-1] <= len(content) - start:
+        while self._starts and end - self._starts[-1] <= size - start:
             start = end = self._starts.pop()
+        with self.path.open("rb") as file:
+            file.seek(start)
+            content = file.read()
         where, name = (self.folder, JOURNAL) if start == 0 else (self.folder / PARTS, _name(start))
-        where.write_bytes(name, content[start:])
+        where.write_bytes(name, content)
         self._starts.append(start)
-        self._uploaded = len(content)
+        self._uploaded = size
         self._has_parts |= start > 0
 
     def join(self) -> None:

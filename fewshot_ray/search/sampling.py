@@ -4,7 +4,7 @@ The study says what happened to each trial; its samplers learn nothing from FAIL
 are given a study in memory in which
 
 - a stopped trial is complete at its best evaluation, as a trial's value is its best one;
-- a trial that failed by its values (a loss that isn't finite, a model too large for the GPU) is complete and violates a constraint, by
+- a trial that failed by its values (a loss that isn't finite, settings that don't fit the model) is complete and violates a constraint, by
   more than any that was measured;
 - a trial whose worker crashed isn't there: that says nothing of its values.
 
@@ -31,15 +31,14 @@ from fewshot_ray.spec.sections import SearchSpec
 BEST = "best"
 """User attribute of a stopped trial: its best evaluation's objectives, in their order."""
 FAILED_BY = "failed_by"
-"""User attribute of a failed trial: BY_VALUES or BY_WORKER."""
+"""User attribute of a failed trial: as in its record (`TrialRecord.failed_by`)."""
 BY_VALUES = "values"
-BY_WORKER = "worker"
 FAILED = "failed"
 """Name of the constraint that a trial violates which failed by its values."""
 
 CAUTION = 5.0
-"""Exponent of the chance of not failing. Of the later trials of three test functions of which half the space fails, in 8 searches of 60
-trials each, 46, 35 and 4 % failed with 0; 20, 15 and 0 % with 1 (c-TPE); 10, 7 and 0 % with 5, where the best values were no worse."""
+"""Exponent of the chance of not failing; 1 is c-TPE's. Chosen so that where half of the space fails, just beyond the best values, fewer
+than 15 % of a search's later trials do."""
 
 
 class Sampling:

@@ -337,7 +337,7 @@ class Sweep:
         failed = [record for record in records if record.state == "FAIL"]
         if not first <= len(failed) < self.trials or any(record.state in ("COMPLETE", "PRUNED") for record in records):
             return None
-        if len({re.sub(r"[-\d.e+]+", "#", record.error or "") for record in failed}) > 1:
+        if len({re.sub(r"\d[\d.e+-]*", "#", record.error or "") for record in failed}) > 1:
             return None
         return f"all of the first {len(failed)} trials failed alike ({failed[0].error})"
 

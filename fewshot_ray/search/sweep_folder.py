@@ -66,7 +66,7 @@ class TrialRecord:
     """Every metric at `best_step`."""
     error: str | None = None
     failed_by: FailedBy | None = None
-    """Whether a failed trial did by its values (a loss that isn't finite, a model too large for the GPU) or by its worker's crashes."""
+    """Whether a failed trial did by its values (a loss that isn't finite, settings that don't fit the model) or by its worker's crashes."""
     train_sec: float = 0.0
     started: str = ""
     """ISO 8601 time."""
