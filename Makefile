@@ -33,24 +33,31 @@ quickstart: $(STAMP)
 	$(BIN)/fewshot-ray sample runs/quickstart/model runs/quickstart/samples --overwrite
 	$(BIN)/fewshot-ray evaluate runs/quickstart
 
-# What starts no Ray, one process more than there are cores, as tests of stores wait for these. Then what does, file by file on two cores
-# (those that take longest first: tests/conftest.py), as most of it waits for one process to start. Both, whatever the first has found. A
-# thread each.
-test: export OMP_NUM_THREADS = 1
+# Both, whatever the other has found; `make --jobs=2 test` runs them beside each other: what starts a Ray waits half of its time.
+.PHONY: test-without-ray test-with-ray
 test: $(STAMP)
-	@failed=0; trap 'exit 130' INT; processes=$$($(BIN)/python -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))'); set -x; \
-	$(BIN)/python -m pytest -m "not ray and not roundtrip" --numprocesses=$$processes --dist=worksteal || failed=1; \
-	$(BIN)/python -m pytest -m ray --numprocesses=logical --maxprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=10 || failed=1; \
-	exit $$failed
+	@$(MAKE) --no-print-directory --keep-going test-without-ray test-with-ray
+
+# A thread each. One process more than there are cores, as tests of stores wait for these. They give way to Ray's workers, which are at 15.
+test-without-ray test-with-ray: export OMP_NUM_THREADS = 1
+test-without-ray: $(STAMP)
+	nice -n 19 $(BIN)/python -m pytest -m "not ray and not roundtrip" --numprocesses=$$($(BIN)/python -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))') --dist=worksteal
+
+# File by file on two cores, those that take longest first (tests/conftest.py), as most of it waits for one process to start.
+test-with-ray: $(STAMP)
+	$(BIN)/python -m pytest -m ray --numprocesses=logical --maxprocesses=2 --dist=loadfile --no-loadscope-reorder --durations=10
 
 # On Debian: apt-get install openssh-server openssh-client rsync iproute2 chromium g++ python3-dev. Where it can't run, it says why and skips.
-# What needs no hosts runs beside those that wait for them.
-BESIDE := tests/roundtrip/test_a_full_disk.py tests/roundtrip/test_compile.py
+# Three processes: most of each is waiting. What needs no cluster gives way to the two clusters, whose hosts know nothing of each other.
+ALONE := tests/roundtrip/test_a_full_disk.py tests/roundtrip/test_compile.py
+SECOND := tests/roundtrip/test_a_shared_trial.py tests/roundtrip/test_ports.py
 test-cluster: $(STAMP)
 	@failed=0; trap 'exit 130' INT; set -x; \
-	nice $(BIN)/python -m pytest -m roundtrip $(BESIDE) & beside=$$!; \
-	$(BIN)/python -m pytest -m roundtrip tests/roundtrip $(addprefix --ignore=,$(BESIDE)) || failed=1; \
-	wait $$beside || failed=1; \
+	nice $(BIN)/python -m pytest -m roundtrip $(ALONE) & alone=$$!; \
+	$(BIN)/python -m pytest -m roundtrip $(SECOND) & second=$$!; \
+	$(BIN)/python -m pytest -m roundtrip tests/roundtrip $(addprefix --ignore=,$(ALONE) $(SECOND)) || failed=1; \
+	wait $$second || failed=1; \
+	wait $$alone || failed=1; \
 	exit $$failed
 
 check: $(STAMP)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -18,6 +19,12 @@ SIZE = 2
 LONGEST_FIRST = ("test_chaos", "test_real_images", "test_launch", "test_interrupts", "test_driver", "test_nodes", "test_kill_resume")
 """Files that start a Ray, those that take longest: two processes that take file by file then end at about the same time. Those of
 tests/cluster stay together, as they share a Ray."""
+
+
+def pytest_configure() -> None:
+    """Ctrl-C reaches what the tests start: what a shell runs in the background ignores it, and so would all that this starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -147,13 +147,11 @@ def test_a_tunnel_is_there_once_ssh_says_so(head: Head, tmp_path: Path, monkeypa
 
 
 RUN = """
-import signal
 import sys
 from pathlib import Path
 from fewshot_ray.launch.cluster_file import read_cluster_file
 from fewshot_ray.launch.head import Head
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell gives what it runs in the background a deaf ear
 head = Head(read_cluster_file(Path(sys.argv[1])))
 head.__dict__["address"] = "192.0.2.1"
 print(head.run("sh", "-c", sys.argv[2], capture=True), flush=True)

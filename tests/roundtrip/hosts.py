@@ -107,7 +107,6 @@ class Host:
             text=True,
             env=self.environment,
             start_new_session=True,
-            preexec_fn=_heeds_interrupts,
         )
 
     def run(self, *words: str | Path, timeout_sec: float = 120, code: int | None = 0) -> str:
@@ -157,11 +156,6 @@ def hosts(names: Sequence[str]) -> Iterator[Mapping[str, Host]]:
             _enter(pid, "ip", "route", "add", "default", "via", f"{NETWORK}.1")
             found[name] = Host(name, f"{NETWORK}.{number}", pid)
         yield found
-
-
-def _heeds_interrupts() -> None:
-    """What a shell runs in the background passes SIGINT over, and so do its children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _kept() -> list[str]:

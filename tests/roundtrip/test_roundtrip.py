@@ -19,7 +19,7 @@ from tests.roundtrip.conftest import CLUSTER, Cluster, nodes
 from tests.roundtrip.hosts import Host, until
 from tests.roundtrip.machines import NODES
 
-TRIALS = 10
+TRIALS = 8
 STEPS = 300
 SWEEP = f"""
 name: roundtrip
