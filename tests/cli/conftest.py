@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 
 from fewshot_ray.cli import main
 from fewshot_ray.spec.document import to_yaml
+from tests.cli.plain_diffusers import PlainDiffusers
 from tests.tiny_diffusion import tiny_unet
 
 
@@ -42,6 +43,14 @@ def fewshot(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         return Answer(int(ended.value.code or 0), said.out, said.err)
 
     return fewshot
+
+
+@pytest.fixture(scope="session")
+def plain_diffusers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainDiffusers]:
+    """See `PlainDiffusers`."""
+    running = PlainDiffusers(tmp_path_factory.mktemp("plain_diffusers"))
+    yield running
+    running.stop()
 
 
 def painting(seed: int) -> Image.Image:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from fewshot_ray.data.images import read_images
 from tests.cli.conftest import Desk, write_pictures, write_pipeline
+from tests.cli.plain_diffusers import PlainDiffusers
 from tests.cli.test_results import LOAD_ELSEWHERE
 
 ENTRY = "from fewshot_ray.cli import main; main()"
@@ -25,7 +26,7 @@ def fewshot(*arguments: object) -> str:
 
 
 @pytest.mark.ray
-def test_from_photographs_to_a_pipeline(desk: Desk) -> None:
+def test_from_photographs_to_a_pipeline(desk: Desk, plain_diffusers: PlainDiffusers) -> None:
     """PNG, JPEG (turned), WebP, RGBA and palette in, cross-fitted v-prediction training, adaptors out; diffusers alone loads them.
 
     The sweep's path has brackets, which rich would take for styles: it is printed as it is.
@@ -51,8 +52,7 @@ def test_from_photographs_to_a_pipeline(desk: Desk) -> None:
     assert (sweep / "leaderboard.csv").exists()
     assert (sweep / "report.html").exists()
     assert fewshot("export", sweep, out).startswith("refit-t000")
-    done = subprocess.run([sys.executable, "-c", LOAD_ELSEWHERE, str(out), "trust"], capture_output=True, text=True, cwd="/", check=False)
-    assert done.stdout.split() == ["AdaptorUNet2DModel"], done.stderr
+    assert plain_diffusers.run(LOAD_ELSEWHERE, out, "trust") == ["AdaptorUNet2DModel"]
     _card(out, desk.folder / "photos")
     assert before.items() <= desk.contents().items()
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +16,13 @@ from PIL import Image
 from fewshot_ray.data.images import read_images
 from fewshot_ray.trial.finished import load_folds
 from tests.cli.conftest import Answer, Command, Desk, write_pictures, write_pipeline
+from tests.cli.plain_diffusers import PlainDiffusers
 from tests.cli.sweeping import finished_sweep
 from tests.cli.test_bad_input import one_line
 
 PARAMS = {"full": "full", "bitfit": "bitfit", "adaptor": {"adaptor": {"pool": 2, "width": 4}}, "lora": {"lora": {"rank": 2}}}
 LOAD_ELSEWHERE = """
 import sys
-sys.modules["fewshot_ray"] = None  # any import of it fails
 import numpy, torch
 from diffusers import DiffusionPipeline
 for place, trust in zip(sys.argv[1::2], sys.argv[2::2]):
@@ -43,7 +41,7 @@ def small(desk: Desk) -> Desk:
     return desk
 
 
-def test_every_kind_of_params_loads_in_plain_diffusers(desk: Desk, fewshot: Command) -> None:
+def test_every_kind_of_params_loads_in_plain_diffusers(desk: Desk, fewshot: Command, plain_diffusers: PlainDiffusers) -> None:
     """Oracle: diffusers alone, in a process that can't import this package; and the averaged weights' own output here."""
     small(desk)
     write_pipeline(desk.folder / "v", "v_prediction")
@@ -57,11 +55,7 @@ def test_every_kind_of_params_loads_in_plain_diffusers(desk: Desk, fewshot: Comm
         arguments += [str(out), "trust" if name == "adaptor" else "plain"]
         if name != "adaptor":
             _same_output_as_the_checkpoint(out, opened.folder.folder.url, fewshot)
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD_ELSEWHERE, *arguments], capture_output=True, text=True, cwd="/", timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["UNet2DModel", "UNet2DModel", "AdaptorUNet2DModel", "UNet2DModel"]
+    assert plain_diffusers.run(LOAD_ELSEWHERE, *arguments) == ["UNet2DModel", "UNet2DModel", "AdaptorUNet2DModel", "UNet2DModel"]
 
 
 def _same_output_as_the_checkpoint(out: Path, sweep: str, fewshot: Command) -> None:

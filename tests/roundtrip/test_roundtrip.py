@@ -20,7 +20,7 @@ from tests.roundtrip.hosts import Host, until
 from tests.roundtrip.machines import NODES
 
 TRIALS = 8
-STEPS = 300
+STEPS = 210
 SWEEP = f"""
 name: roundtrip
 source: {{model: "embedded://digits-ddpm"}}
