@@ -76,15 +76,15 @@ def _digits(values: Mapping[str, Any], split: int) -> Tree:
         },
         "method": {name: settings[name] for name in values["method"].split("+")},
         "train": {
-            "steps": 480,
-            "batch_size": 40,
+            "steps": 240,
+            "batch_size": 20,
             "lr": values["lr"],
             "flip": False,
             "ema": {"decay": values["ema"], "warmup": True},
             "params": {"lora": {"rank": 4}} if values["params"] == "lora" else values["params"],
         },
         "evaluate": {
-            "every": 40,
+            "every": 20,
             "samples": 200,
             "final_samples": 200,
             "loss_draws": 320,
@@ -103,7 +103,7 @@ def _digits(values: Mapping[str, Any], split: int) -> Tree:
 DIGITS = Space(
     name="digits",
     dimensions={
-        "lr": Between(3e-5, 1e-2, log=True),
+        "lr": Between(1e-4, 2e-2, log=True),
         "method": OneOf(("finetune", "ant", "sdft", "ant+sdft", "sadm")),
         "params": OneOf(("full", "full", "bitfit", "lora")),
         "noise_steps": Between(1, 3, whole=True),
@@ -130,11 +130,12 @@ def _stylegan2(values: Mapping[str, Any], split: int) -> Tree:
             "test": f"embedded://digits/test?seed={split}",
         },
         "method": {"mixdl": {name: values[name] for name in ("lambda_g", "lambda_d", "alpha")}},
-        "train": {"steps": 1000, "batch_size": 16, "lr": values["lr"], "flip": False, "gan": {"r1": values["r1"], "path_length": 0}},
+        "train": {"steps": 480, "batch_size": 16, "lr": values["lr"], "flip": False, "gan": {"r1": values["r1"], "path_length": 0}},
         "evaluate": {
-            "every": 100,
+            "every": 60,
             "samples": 200,
             "final_samples": 200,
+            "paths": 20,
             "grid_images": 0,
             "keep_samples": True,
             "metrics": [
