@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fewshot_ray.search.stopping import Stopping
 from fewshot_ray.spec.document import ranges, read_document
 from fewshot_ray.storage import Folder
 from fewshot_ray.trial.compose import check_document, compose, plain, preset_values, with_values
@@ -20,9 +21,10 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_file_is_valid(path: Path) -> None:
-    """Oracle: the checks that `run` makes, at both ends of every range; its name is its file's."""
+    """Oracle: the checks that `run` makes, at both ends of every range; its name is its file's; halving doesn't begin too early."""
     document, file = check_document(read_document(path))
     assert file.name == path.stem
+    assert Stopping.of(document, file).warnings() == []
     preset = preset_values(document)
     compose(with_values(document, preset))
     compose(with_values(plain(document), {key: value for key, value in preset.items() if not key.startswith("method.")}))

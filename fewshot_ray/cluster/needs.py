@@ -16,6 +16,7 @@ from fewshot_ray.errors import UserError
 from fewshot_ray.search.inputs import check_inputs
 from fewshot_ray.search.lease import check_free
 from fewshot_ray.search.opened import Opened
+from fewshot_ray.search.stopping import Stopping
 from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.sections import CrossFit, FileSpec
 from fewshot_ray.trial.compose import PLAIN
@@ -60,6 +61,8 @@ def check_needs(opened: Opened, say: Say, *, own_ray: bool) -> Needs:
         pick_device(resources.gpus_per_worker)
     check_free(folder)
     for line in check_inputs(folder, opened.document.tree):
+        say("warning", line)
+    for line in Stopping.of(opened.document, opened.file).warnings():
         say("warning", line)
     materials = check_sources(opened.document, opened.file, say)
     check_writable(folder)

@@ -8,9 +8,28 @@ from collections.abc import Iterator, Mapping
 from fewshot_ray.spec.sections import AshaSpec
 from fewshot_ray.trial.ranking import Ranking
 
+MOST_RIVALS = 27
+"""Number of trials that a trial is compared with at a rung: the latest to reach it, and the best before them."""
+
+
+EARLY = 1 / 4
+"""Share of the steps before which an evaluation says little of the best one: it favours large learning rates."""
+
+
+def early_grace(config: AshaSpec, steps: int) -> str | None:
+    """A warning where trials are stopped by evaluations that say little."""
+    if config.grace_steps >= EARLY * steps:
+        return None
+    return (
+        f"search.scheduler.asha.grace_steps: trials are stopped after {config.grace_steps} of {steps} steps, where large learning rates "
+        f"look best; at least {math.ceil(EARLY * steps)}, or search.scheduler.race, is right"
+    )
+
 
 class SuccessiveHalving:
-    """At rungs `grace_steps * reduction_factor^k` a trial continues if it is among the best `1 / reduction_factor` that reached the rung.
+    """At rungs `grace_steps * reduction_factor^k` a trial continues if it is among the best `1 / reduction_factor` of its rivals there.
+
+    These are the latest that reached the rung and the best one before them, as a search proposes better ones over time.
 
     Trials are compared by their best evaluation so far, since that is what a trial is ranked by: one that overfits later may still win.
     Those on a front before a trial's own count as better, so several objectives are compared together. Decisions depend only on the
@@ -21,7 +40,10 @@ class SuccessiveHalving:
         """`steps`: those of a trial of full length."""
         self.config = config
         self.ranking = ranking
+        self.steps = steps
         self.best: dict[str, Mapping[str, float]] = {}
+        self.passed: dict[str, int] = {}
+        """The highest rung that each trial has reached."""
         self.rungs: dict[int, dict[str, Mapping[str, float]]] = {rung: {} for rung in self._levels(steps)}
 
     def _levels(self, steps: int) -> Iterator[int]:
@@ -36,9 +58,12 @@ class SuccessiveHalving:
             self.best[trial_id] = metrics
         stop = False
         for rung, reached in self.rungs.items():
-            if step >= rung and trial_id not in reached:
+            if step >= rung > self.passed.get(trial_id, 0):
+                self.passed[trial_id] = rung
                 reached[trial_id] = self.best[trial_id]
                 standings = self.ranking.standings(list(reached.values()))
                 better = sum(other.front < standings[-1].front for other in standings)
                 stop = better >= math.ceil(len(reached) / self.config.reduction_factor)
+                if len(reached) > MOST_RIVALS:
+                    del reached[next(name for name, standing in zip(reached, standings, strict=True) if standing.place > 0)]
         return stop

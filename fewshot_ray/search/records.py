@@ -47,7 +47,9 @@ class Records:
         """Record why a trial that counts as running can't go on for now."""
         self.folder.write_trial(replace(self._record(trial_id), error=reason))
 
-    def settle(self, job: Job, state: State, problem: str | None = None, failed_by: FailedBy | None = None) -> TrialRecord:
+    def settle(
+        self, job: Job, state: State, problem: str | None = None, failed_by: FailedBy | None = None, stopped: str | None = None
+    ) -> TrialRecord:
         """Record how a trial ended, with its best evaluation; one without any finite objective has failed."""
         rows = self.folder.rows(job.id)
         of_a_refit = len(rows) - 1 if rows else None
@@ -61,6 +63,7 @@ class Records:
             values=None if best is None else rows[best].metrics,
             error=problem,
             failed_by=failed_by,
+            stopped=stopped,
             train_sec=_train_sec(rows, job.tree.get("train", {}).get("batch_size", self.file.train.batch_size) * job.folds),
             ended=_now(),
         )
@@ -75,7 +78,8 @@ class Records:
             return
         excess = self.ranking.violations(record.values) if record.values and record.state != "FAIL" else {}
         rows = self.folder.rows(record.id) if rows is None else rows
-        self.study.finish(record.number, Result(TrialState[record.state], record.values, rows, excess, record.error, record.failed_by))
+        result = Result(TrialState[record.state], record.values, rows, excess, record.error, record.failed_by, record.stopped)
+        self.study.finish(record.number, result)
 
     def _record(self, trial_id: str) -> TrialRecord:
         record = self.folder.record(trial_id)

@@ -8,6 +8,7 @@ from typing import Any
 
 from fewshot_ray.search.faults import Fault
 from fewshot_ray.search.job import Job
+from fewshot_ray.search.stopping import Stop
 from fewshot_ray.search.sweep_folder import FailedBy
 
 MOST_MACHINES_LOST = 100
@@ -21,8 +22,8 @@ class Running:
     job: Job
     steps: set[int] = field(default_factory=set)
     """Steps whose evaluation is on record."""
-    stopped: bool = False
-    """Whether the search stopped it."""
+    stop: Stop | None = None
+    """Why it was stopped before its last step."""
     problem: str | None = None
     """Why it failed, where no retry helps."""
     by_values: bool = False
@@ -37,6 +38,11 @@ class Running:
     """Times that its machine was lost or about to end."""
     just_lost: bool = False
     """Whether its worker was lost and has had no evaluation since."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was stopped before its last step."""
+        return self.stop is not None
 
     @property
     def losses(self) -> dict[str, Any]:
@@ -79,8 +85,10 @@ def ended(running: Running, *, at_last_step: bool, closing: bool, retries: int) 
     """
     if running.problem:
         return Ended(Outcome.FAIL, running.problem, "values" if running.by_values else None)
-    if running.stopped or at_last_step:
-        return Ended(Outcome.PRUNED if running.stopped else Outcome.COMPLETE)
+    if running.stop is not None and not running.stop.complete:
+        return Ended(Outcome.PRUNED)
+    if running.stop is not None or at_last_step:
+        return Ended(Outcome.COMPLETE)
     if not running.is_given_up(retries):
         return Ended(Outcome.INTERRUPTED if closing else Outcome.AGAIN)
     if running.fault is Fault.UNREACHABLE or (running.fault is Fault.OUT_OF_MEMORY and not running.was_left):

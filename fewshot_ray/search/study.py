@@ -29,6 +29,9 @@ ORIGIN = "origin"
 REPEATS = "repeats"
 ERROR = "error"
 """User attribute of a failed trial: why."""
+STOPPED = "stopped"
+"""User attribute of a trial that ended before its last step: why."""
+TOLD = (BEST, FAILED_BY, ERROR, STOPPED)
 MOST_REPEATS = 10
 """Number of consecutive repeated proposals after which values are drawn at random."""
 SAMPLER = "sampler"
@@ -62,6 +65,8 @@ class Result:
     error: str | None = None
     failed_by: Literal["values", "worker"] | None = None
     """Whether a failed one did by its values or by its worker."""
+    stopped: str | None = None
+    """Why it ended before its last step."""
 
 
 class Study:
@@ -179,7 +184,7 @@ class Study:
     def _add_repeat(self, number: int) -> None:
         """Add a trial with the values and, where known, the result of another one, in one line of the journal."""
         original = self.study.get_trials(deepcopy=False)[number]
-        own = {name: value for name, value in original.user_attrs.items() if name in (BEST, FAILED_BY, ERROR)}
+        own = {name: value for name, value in original.user_attrs.items() if name in TOLD}
         self._add(
             optuna.trial.create_trial(
                 state=original.state,
@@ -200,7 +205,10 @@ class Study:
         objectives = list(self.search.objectives)
         best = [result.values[name] for name in objectives] if result.values is not None and result.state is not TrialState.FAIL else None
         course = {row.step: row.metrics.get(objectives[0], math.nan) for row in result.rows} if len(objectives) == 1 else {}
-        attributes = {ERROR: result.error, FAILED_BY: result.failed_by, BEST: best if result.state is TrialState.PRUNED else None}
+        attributes = {
+            **{ERROR: result.error, FAILED_BY: result.failed_by, STOPPED: result.stopped},
+            BEST: best if result.state is TrialState.PRUNED else None,
+        }
         told = optuna.trial.create_trial(
             state=result.state,
             values=best if result.state is TrialState.COMPLETE else None,
@@ -231,7 +239,7 @@ class Study:
                 if name not in frozen.constraints:
                     trial.set_constraint(name, amount)
             for name, attribute in told.user_attrs.items():
-                if name in (BEST, FAILED_BY, ERROR) and name not in frozen.user_attrs:
+                if name in TOLD and name not in frozen.user_attrs:
                     trial.set_user_attr(name, attribute)
             self.study.tell(number, told.values if told.state is TrialState.COMPLETE else None, state=told.state)
         self._note(self.study.get_trials(deepcopy=False)[number])

@@ -11,9 +11,7 @@ from dataclasses import replace
 from enum import Enum
 
 from fewshot_ray.errors import UserError
-from fewshot_ray.metrics.suite import METRICS
 from fewshot_ray.search.faults import Fault
-from fewshot_ray.search.halving import SuccessiveHalving
 from fewshot_ray.search.hyperparameters import Hyperparameters
 from fewshot_ray.search.job import Job
 from fewshot_ray.search.jobs import after_search, first_trials, search_job, trial_id
@@ -23,6 +21,7 @@ from fewshot_ray.search.observers import Boards, Progress
 from fewshot_ray.search.own_folder import OwnFolder
 from fewshot_ray.search.records import Records
 from fewshot_ray.search.running import Outcome, Running, ended
+from fewshot_ray.search.stopping import Stop, Stopping
 from fewshot_ray.search.study import PLAIN_ORIGIN, SAMPLER, Proposal, Study
 from fewshot_ray.search.sweep_folder import EvaluationRow, State, SweepFolder
 from fewshot_ray.spec.document import Document, ranges, to_yaml
@@ -94,7 +93,7 @@ class Sweep:
         self.trials = search_trials(document, file)
         """Number of the search's trials."""
         self.ranking = Ranking.of(file.search)
-        self.halving = self._halving()
+        self.stopping = Stopping.of(document, file)
         self.kept = KeptCheckpoints(self.folder, file.search)
         self.records = Records(self.folder, file, self.study, self.kept)
         self.hyperparameters = Hyperparameters(document)
@@ -123,27 +122,17 @@ class Sweep:
             self.trials, done=sum(trial.kind == "search" and trial.state != "RUNNING" for trial in self.folder.trials())
         )
 
-    def _halving(self) -> SuccessiveHalving | None:
-        scheduler = self.file.search.scheduler
-        if scheduler is None or scheduler.asha is None:
-            return None
-        searched = ranges(self.document.tree).get("train.steps")
-        steps = max(searched.endpoints()) if searched else self.file.train.steps
-        metric = scheduler.asha.metric
-        ranking = self.ranking if metric is None else Ranking({metric: METRICS[metric].direction}, self.ranking.bounds)
-        return SuccessiveHalving(scheduler.asha, ranking, steps=steps)
-
     # Resuming
 
     def _reconcile(self) -> None:
-        """Reconcile records and journal, rebuild the rungs, and queue the trials that were running.
+        """Reconcile records and journal, replay the evaluations, and queue the trials that were running.
 
         The record decides: one whose folder was removed to run it again has ended in the journal, but not on record.
         """
         self.folder.trials()  # reads all records side by side
         trained = [proposal for proposal in self.study.proposals() if proposal.repeats is None]
         jobs = [(proposal, search_job(self.document, self.file, proposal)) for proposal in trained]
-        stopped = self._replay_rungs([job for _, job in jobs])
+        stops = self._replay([job for _, job in jobs])
         for proposal, job in jobs:
             record = self.folder.record(job.id)
             if record is None:  # only proposed, or its folder was removed to run it again
@@ -153,22 +142,22 @@ class Sweep:
                 if not proposal.state.is_finished():
                     self.records.tell(record)
                 self.kept.ended(record)
-            elif self._at_last_step(job) or job.id in stopped:
-                self.records.settle(job, "PRUNED" if job.id in stopped else "COMPLETE")
+            elif stop := stops.get(job.id):
+                self.records.settle(job, "COMPLETE" if stop.complete else "PRUNED", stopped=stop.reason)
+            elif self._at_last_step(job):
+                self.records.settle(job, "COMPLETE")
             else:
                 self.pending.append(job)
         self.journal.sync()
 
-    def _replay_rungs(self, jobs: list[Job]) -> set[str]:
-        """Replay recorded evaluations on the rungs; returns the trials that stopped at their latest one."""
-        stopped: set[str] = set()
+    def _replay(self, jobs: list[Job]) -> dict[str, Stop]:
+        """Report recorded evaluations in their order; returns why those trials stop that do at their latest one."""
+        stops: dict[str, Stop | None] = {}
         timed = [(row.time, job, row) for job in jobs for row in self.folder.rows(job.id)]
         for time_sec, job, row in sorted(timed, key=lambda item: item[0]):
             self.last_time_sec = time_sec
-            stopped.discard(job.id)
-            if self._should_stop(job, row):
-                stopped.add(job.id)
-        return stopped
+            stops[job.id] = self._stop(job, row)
+        return {trial_id: stop for trial_id, stop in stops.items() if stop is not None}
 
     def _at_last_step(self, job: Job) -> bool:
         rows = self.folder.rows(job.id)
@@ -248,6 +237,8 @@ class Sweep:
         before_that = self.interrupted.pop(job.id, Running(job))
         was_left = before_that.was_left or (before is not None and before.error is not None)
         running = replace(Running(job, {row.step for row in rows}, was_left=was_left), **before_that.losses)
+        if job.kind != "search" and not self.stopping.knows(job.id):  # its evaluations are those of an earlier run of the driver
+            running.stop = self._replay([job]).get(job.id)
         self.running[job.id] = running
         self.boards.begin(job.id, self.hyperparameters.of(job.tree, job.seed), rows)
         self.progress.started(job.id, job.label, steps=job.last_step, step=last_step or 0)
@@ -272,15 +263,21 @@ class Sweep:
         self.progressed = True
         self.boards.show(trial_id, row)
         self.progress.evaluated(trial_id, row.step, row.metrics, row.train_loss)
-        running.stopped = self._should_stop(running.job, row)
+        running.stop = self._stop(running.job, row)
         return running.stopped
 
-    def _should_stop(self, job: Job, row: EvaluationRow) -> bool:
-        if self.halving is None or job.kind != "search" or row.step >= job.last_step:
-            return False
-        beaten = self.halving.report(job.id, row.step, row.metrics)
-        # Preset and plain fine-tuning are never stopped, since the search is compared with them.
-        return beaten and job.origin == SAMPLER
+    def _stop(self, job: Job, row: EvaluationRow) -> Stop | None:
+        """Whether the trial ends before its last step, and why."""
+        searched = job.kind == "search"
+        return self.stopping.report(
+            job.id,
+            row,
+            looks=math.ceil(job.last_step / self.file.evaluate.every),
+            last_step=job.last_step,
+            searched=searched,
+            # The search is compared with preset and plain fine-tuning.
+            may_lose=searched and job.origin == SAMPLER,
+        )
 
     def failed(self, trial_id: str, problem: str, *, by_values: bool = False) -> None:
         """The trial failed in a way that no retry helps (a NaN loss, settings that don't fit)."""
@@ -324,7 +321,9 @@ class Sweep:
         if verdict.outcome is Outcome.OPEN:
             self._leave_open(trial_id, verdict.reason or "")
             return
-        record = self.records.settle(running.job, STATES[verdict.outcome], verdict.reason, verdict.failed_by)
+        stopped = running.stop.reason if running.stop is not None and verdict.outcome is not Outcome.FAIL else None
+        record = self.records.settle(running.job, STATES[verdict.outcome], verdict.reason, verdict.failed_by, stopped)
+        self.stopping.ended(trial_id)
         if record.state == "FAIL" and (reason := self._all_fail_alike()):
             self.hopeless, self.closing = reason, True
         self.boards.end(trial_id)

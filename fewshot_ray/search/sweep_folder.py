@@ -36,6 +36,7 @@ TEXT, WHOLE, NUMBER, NOTHING = (str,), (int,), (int, float), (type(None),)
 RECORD_TYPES: Mapping[str, tuple[type, ...]] = {
     **{"id": TEXT, "number": WHOLE + NOTHING, "kind": TEXT, "origin": TEXT, "label": TEXT, "seed": WHOLE, "state": TEXT},
     **{"params": (dict,), "best_step": WHOLE + NOTHING, "values": (dict, *NOTHING), "error": TEXT + NOTHING, "failed_by": TEXT + NOTHING},
+    **{"stopped": TEXT + NOTHING},
     **{"train_sec": NUMBER, "started": TEXT, "ended": TEXT + NOTHING},
 }
 MOST_STEPS = 2**31
@@ -67,6 +68,8 @@ class TrialRecord:
     error: str | None = None
     failed_by: FailedBy | None = None
     """Whether a failed trial did by its values (a loss that isn't finite, settings that don't fit the model) or by its worker's crashes."""
+    stopped: str | None = None
+    """Why it ended before its last step: `turned`, `race` or `halving`, and where."""
     train_sec: float = 0.0
     started: str = ""
     """ISO 8601 time."""

@@ -158,7 +158,7 @@ class TrainSpec(Section):
     """The optimisation in each trial."""
 
     steps: PositiveInt = 300
-    """Optimiser steps."""
+    """Optimiser steps; at most, with early_stopping."""
 
     batch_size: PositiveInt = 40
     """Images per step, over all workers together."""
@@ -183,6 +183,9 @@ class TrainSpec(Section):
 
     gradient_clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest norm of the gradient, which is scaled down to it; null for no clipping."""
+
+    early_stopping: bool = True
+    """End a trial once its objectives have turned: two evaluations in a row are worse than the best, by a test on the held-out images."""
 
     params: Text | dict[str, dict[str, Any]] = "full"
     """Which parameters are trained: full, bitfit, difffit, adaptor, lora, oft or boft, or with settings: {lora: {rank: 8}}."""
@@ -271,11 +274,21 @@ class AshaSpec(Section):
     """At each rung the best 1 / reduction_factor of the trials continue."""
 
 
+class RaceSpec(Section):
+    """Ends the sampler's trials that are behind the best one and wouldn't catch up; preset and plain fine-tuning are never stopped."""
+
+    level: float = Field(default=0.05, gt=0, lt=1)
+    """Level of the test by held-out image, shared among a trial's evaluations; a larger one stops more, and more often wrongly."""
+
+
 class SchedulerSpec(Section):
-    """Early stopping of trials."""
+    """Stops trials that won't become the best."""
+
+    race: RaceSpec | None = None
+    """Comparison with the best trial; none when not given."""
 
     asha: AshaSpec | None = None
-    """Successive halving; nothing is stopped when not given."""
+    """Successive halving; none when not given."""
 
 
 class ConfirmSpec(Section):
@@ -304,7 +317,7 @@ class SearchSpec(Section):
     """Optuna's sampler."""
 
     scheduler: SchedulerSpec | None = None
-    """Early stopping; every trial runs to its end when not given."""
+    """Stops trials that won't become the best; none when not given."""
 
     confirm: ConfirmSpec | None = None
     """Rerun of the winners; none when not given."""

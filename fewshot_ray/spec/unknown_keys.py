@@ -97,6 +97,7 @@ _FIELDS: list[tuple[Meant, tuple[str, ...]]] = [
         Meant("search.scheduler.asha", "", {"metric": "holdout_loss", "grace_steps": 100}),
         ("pruner", "early_terminate", "asha", "hyperband"),
     ),
+    (Meant("train.early_stopping", "", True), ("early_stop", "early_stopping_patience", "stop_early")),
     (Meant("", _RANGES), ("parameters", "search_space", "param_space", "space", "sweep")),
     (Meant("resources.workers"), ("num_workers", "n_workers", "nproc_per_node", "world_size", "num_processes")),
     (Meant("resources.gpus_per_worker"), ("num_gpus", "gpus", "n_gpus", "use_gpu", "gpu", "devices")),

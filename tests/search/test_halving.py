@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from fewshot_ray.search.halving import SuccessiveHalving
+from fewshot_ray.search.halving import MOST_RIVALS, SuccessiveHalving, early_grace
 from fewshot_ray.spec.sections import AshaSpec
 from fewshot_ray.trial.ranking import Ranking
 
@@ -128,3 +128,28 @@ def test_replay_rebuilds_the_state() -> None:
         if stop or steps[trial] == 30:
             del steps[trial]
     assert any(len(values) > 1 for values in live.rungs.values())
+
+
+def test_rivals_are_the_latest_and_the_best() -> None:
+    """Oracle: by hand. Early trials that were worse don't count for ever, the best one does; and a rung stays small."""
+    asha = halving()
+    report(asha, "best", 10, 0.0)
+    for number in range(100):
+        report(asha, f"early {number}", 10, 9.0)
+    assert not report(asha, "middling", 10, 5.0)
+    for number in range(MOST_RIVALS - 1):
+        report(asha, f"late {number}", 10, 1.0)
+    assert report(asha, "middling again", 10, 5.0)
+    assert len(asha.rungs[10]) == MOST_RIVALS
+    assert "best" in asha.rungs[10]
+    assert not report(asha, "middling", 15, 5.0)  # has passed it
+
+
+@pytest.mark.parametrize(("grace", "warned"), [(24, True), (25, False)])
+def test_a_grace_under_a_quarter_of_the_steps_warns(grace: int, warned: bool) -> None:
+    """Oracle: by hand."""
+    line = early_grace(AshaSpec(grace_steps=grace), 100)
+    assert (line is not None) == warned
+    if line is not None:
+        assert "grace_steps: trials are stopped after 24 of 100 steps" in line
+        assert "at least 25" in line

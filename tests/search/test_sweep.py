@@ -142,10 +142,10 @@ def test_what_the_search_is_compared_with_runs_to_its_end(tmp_path: Path) -> Non
     sweep = open_sweep(Folder(tmp_path), file(search={"trials": 6, "scheduler": ASHA}))
     job = sweep.next_job()
     assert isinstance(job, Job)
-    assert sweep.halving is not None
+    assert sweep.stopping.halving is not None
     for better in map(str, range(20)):
-        sweep.halving.report(better, 2, {"holdout_loss": 0.1})
-        sweep.halving.report(better, 4, {"holdout_loss": 0.1})
+        sweep.stopping.halving.report(better, 2, {"holdout_loss": 0.1})
+        sweep.stopping.halving.report(better, 4, {"holdout_loss": 0.1})
     run_job(sweep, job, references_are_worst)
     finish(sweep, references_are_worst)
     states = {(record.origin, record.state) for record in sweep.folder.trials()}
@@ -156,8 +156,8 @@ def test_where_the_length_is_searched(tmp_path: Path) -> None:
     """Oracle: a trial that ran to its own end is COMPLETE after resuming too, though longer ones have a rung there."""
     document = file(train={"steps": Choice((8, 2))}, search={"trials": 10, "scheduler": ASHA})
     sweep = open_sweep(Folder(tmp_path), document)
-    assert sweep.halving is not None
-    assert list(sweep.halving.rungs) == [2, 4]
+    assert sweep.stopping.halving is not None
+    assert list(sweep.stopping.halving.rungs) == [2, 4]
     while len(sweep.folder.trials()) < 10:
         job = sweep.next_job()
         assert isinstance(job, Job)
@@ -173,8 +173,8 @@ def test_where_the_length_is_searched(tmp_path: Path) -> None:
             sweep.ended(job.id)
     assert {record.params["train.steps"] for record in sweep.folder.trials()} == {2, 8}
     other = open_sweep(Folder(tmp_path / "b"), file(train={"steps": IntRange(2, 8)}, search={"scheduler": ASHA}))
-    assert other.halving is not None
-    assert list(other.halving.rungs) == [2, 4]
+    assert other.stopping.halving is not None
+    assert list(other.stopping.halving.rungs) == [2, 4]
 
 
 def test_a_failed_trial(tmp_path: Path) -> None:
@@ -647,6 +647,10 @@ RESUMED: dict[str, dict[str, Any]] = {
         "train": {"lr": 1e-3, "params": "full"},
         "search": {"trials": 5, "sampler": "random"},
     },
+    "race, turned, confirm": {
+        "train": {"steps": 20},
+        "search": {"trials": 6, "scheduler": {"race": {}}, "confirm": {"seeds": [3]}},
+    },
     "bound, failing": {"search": {"trials": 4, "constraints": {"memorisation": "<= 0.1"}}},
 }
 
@@ -719,10 +723,10 @@ def test_several_at_a_time_resume_with_their_rungs(tmp_path: Path) -> None:
         jobs = [sweep.next_job() for _ in range(3)]
         rows = {job.id: evaluations(job) for job in jobs if isinstance(job, Job)}
         stopped = [id for step in range(2) for id in reversed(list(rows)) if id in rows and sweep.evaluated(id, next(rows[id]))]
-    assert sweep.halving is not None
+    assert sweep.stopping.halving is not None
     resumed = open_sweep(Folder(tmp_path), document, concurrent=3)
-    assert resumed.halving is not None
-    assert resumed.halving.rungs == sweep.halving.rungs
+    assert resumed.stopping.halving is not None
+    assert resumed.stopping.halving.rungs == sweep.stopping.halving.rungs
     running = [id for id in rows if id not in stopped]
     states = {record.id: record.state for record in resumed.folder.trials()}
     assert states == {id: "RUNNING" if id in running else "PRUNED" for id in rows}

@@ -70,6 +70,7 @@ def test_rows_have_the_documented_keys(empty: SweepFolder) -> None:
         "values",
         "error",
         "failed_by",
+        "stopped",
         "train_sec",
         "started",
         "ended",
