@@ -39,6 +39,7 @@ def run(file: FileArgument, address: AddressOption = None) -> None:
     _joined(address)
     document = read_run_file(file)  # before the imports that take seconds
     with plain_console().status("loading"):  # PyTorch
+        from fewshot_ray.cluster import light_imports  # noqa: F401 (first)
         from fewshot_ray.search.opened import planned_sweep
 
         opened = planned_sweep(document)
@@ -64,6 +65,7 @@ def resume(
     address = _joined(address or os.environ.get("RAY_ADDRESS"))
     read_sweep(sweep)  # before the imports that take seconds
     with plain_console().status("loading"):  # PyTorch
+        from fewshot_ray.cluster import light_imports  # noqa: F401 (first)
         from fewshot_ray.search.opened import changed, existing_sweep
 
         opened = changed(existing_sweep(Folder(sweep)), trials=trials, workers=workers)
@@ -77,6 +79,7 @@ def launched(request: Annotated[Path, typer.Argument()]) -> None:
 
     asked = job.request_at(request)
     job.check_versions(asked["versions"], asked["code"])
+    from fewshot_ray.cluster import light_imports  # noqa: F401 (first)
     from fewshot_ray.search.opened import changed, existing_sweep, planned_sweep
     from fewshot_ray.storage import Folder
 
@@ -181,7 +184,8 @@ def check(
         from fewshot_ray.cli.cluster_check import check_on_cluster
 
         raise typer.Exit(check_on_cluster(document, found, price or [], plain_console()))
-    from fewshot_ray.cli.check import check_file
+    from fewshot_ray.cluster import light_imports  # noqa: F401 (first)
+    from fewshot_ray.cli.check import check_file  # isort: skip
 
     check_file(document, _joined(address), plain_console())
 
@@ -239,7 +243,8 @@ def evaluate(
     trial: Annotated[str | None, typer.Option(help="A trial's id; the sweep's result otherwise.")] = None,
 ) -> None:
     """Measure the result on `target.test`, beside the source model and the best plain fine-tuning of the search."""
-    from fewshot_ray.cli.results import evaluate_sweep, inputs_for_evaluate
+    from fewshot_ray.cluster import light_imports  # noqa: F401 (first)
+    from fewshot_ray.cli.results import evaluate_sweep, inputs_for_evaluate  # isort: skip
     from fewshot_ray.report.terminal import plain_console
 
     for line in inputs_for_evaluate(sweep):

@@ -1,8 +1,8 @@
-"""Imported first by a process that only trains: imports diffusers as if peft, transformers, SciPy and torchvision weren't installed.
+"""Imported first by a process of a sweep's: imports diffusers as if peft, transformers, SciPy and torchvision weren't installed.
 
 diffusers would import them for what isn't used here (adapters, text encoders, some samplers): a thousand modules that every
-process of a sweep would wait for. peft is imported when `train.params` asks for it. Whoever uses the library, and may need what
-diffusers does with them, has diffusers as it is.
+process of a sweep, its driver too, would wait for. peft is imported when `train.params` asks for it. Whoever uses the library,
+and may need what diffusers does with them, has diffusers as it is.
 """
 
 import gc

@@ -13,6 +13,8 @@ from tests.cli.test_bad_input import one_line
 COMMANDS = ("run", "resume", "check", "leaderboard", "export", "evaluate", "sample")
 HEAVY = "('torch', 'ray', 'diffusers', 'optuna')"
 ENTRY = "from fewshot_ray.cli import main; main()"
+SLOW = "('peft', 'transformers')"
+"""What diffusers imports where it may, half of the time that a command would take to begin."""
 
 
 def process(*arguments: str, code: str = ENTRY) -> subprocess.CompletedProcess[str]:
@@ -58,12 +60,16 @@ def test_a_usage_error_ends_with_2_too(fewshot: Command) -> None:
         assert "Traceback" not in answer.err
 
 
-def test_a_truncated_photograph_in_a_process(desk: Desk) -> None:
-    """Also that no library writes to standard error on the way."""
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_truncated_photograph_in_a_process(command: str, desk: Desk) -> None:
+    """Also that no library writes to standard error on the way, and that none is imported that nothing is asked of."""
     path = desk.folder / "photos" / "IMG_1.JPG"
     path.write_bytes(path.read_bytes()[:-300])
-    done = process("check", str(desk.write()))
-    assert done.stdout.count("IMG_1.JPG: cannot be read") == 1
+    imported = f"import atexit, sys; atexit.register(lambda: print('imported', *[name for name in {SLOW} if name in sys.modules])); "
+    done = process(command, str(desk.write()), code=imported + ENTRY)
+    assert done.stdout.count("IMG_1.JPG: cannot be read") == (command == "check")
+    assert "IMG_1.JPG" in done.stderr
+    assert done.stdout.splitlines()[-1] == "imported"
     assert done.returncode == 2
     one_line_of = done.stderr
     assert one_line_of.startswith("error: images ")
