@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 help:
 	@echo "make quickstart   a sweep on the embedded digits: search, export, samples, test metrics (about two minutes)"
 	@echo "make test         run the tests"
-	@echo "make test-cluster what needs other programs: a round trip to a cluster, in namespaces of its own (as root), a compiler (about ten minutes)"
+	@echo "make test-cluster what needs other programs: a round trip to a cluster, in namespaces of its own (as root), a compiler (about seven minutes)"
 	@echo "make check        lint, format, types and layers"
 	@echo "make .venv        install into .venv what the others need (they do it themselves)"
 	@echo "make clean        remove caches and build outputs; .venv and runs/ stay"

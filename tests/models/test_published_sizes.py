@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DiTTransformer2DModel, UNet2DModel, VQModel
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from fewshot_ray.models.adm import AdmConfig, adm_network
 from fewshot_ray.models.fastgan import FastGanDiscriminator, FastGanGenerator
@@ -71,6 +72,12 @@ NETWORKS = {
     "vq-f4": Published(lambda: VQModel(**settings(published.LDM_CELEBAHQ_VQ)), 55_322_782, "quantize.embedding.weight", (8192, 3)),
     "kl-f8": Published(lambda: AutoencoderKL(**settings(published.DIT_VAE)), 83_653_863, "decoder.conv_in.weight", (512, 4, 3, 3)),
 }
+
+
+@pytest.fixture(autouse=True)
+def no_power_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spectral normalisation begins with 15 of them, in Python on the device `meta`, which has no values."""
+    monkeypatch.setattr(parametrizations._SpectralNorm, "_power_method", lambda norm, weight, iterations: None)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
