@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 from fewshot_ray.data.images import to_model_range
 from fewshot_ray.errors import UserError
 from fewshot_ray.metrics.digit_network import WEIGHTS_FILE, DigitNetwork
+from fewshot_ray.models.memory import in_parts
 from fewshot_ray.models.weights import INCEPTION, VGG16, Weights, find_weights, read_weights, serialised
 
 EXTRACTORS = ("digits", "inception")
@@ -56,8 +57,11 @@ class DigitExtractor:
         if images.shape[1:] != (1, 8, 8):
             size = "x".join(str(side) for side in images.shape[1:])
             raise UserError(f"evaluate.extractor: 'digits' reads 1x8x8 images, not {size}; 'inception' is right for these")
-        batches = torch.split(images, self.batch_images)
-        return torch.cat([self.network.features(to_model_range(batch.to(self.device))).cpu() for batch in batches])
+
+        def of(batch: Tensor) -> Tensor:
+            return self.network.features(to_model_range(batch.to(self.device))).cpu()
+
+        return torch.cat(in_parts(of, images, self.batch_images))
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,12 @@ class InceptionExtractor:
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """Features [N, 2048] of uint8 [N, C, H, W], grey or RGB."""
-        batches = (resize_rgb(batch.to(self.device), 299).round().to(torch.uint8) for batch in torch.split(images, self.batch_images))
-        return torch.cat([self.network(batch).float().cpu() for batch in batches])
+
+        def of(batch: Tensor) -> Tensor:
+            features: Tensor = self.network(resize_rgb(batch.to(self.device), 299).round().to(torch.uint8))
+            return features.float().cpu()
+
+        return torch.cat(in_parts(of, images, self.batch_images))
 
 
 class PerceptualDistance:
@@ -99,8 +107,12 @@ class PerceptualDistance:
         """LPIPS of each pair, [N] float32 on the CPU, from uint8 a and b [N, C, H, W]."""
         if a.shape != b.shape:
             raise ValueError(f"images {tuple(a.shape)} and {tuple(b.shape)}: two sets of one shape are right")
-        pairs = zip(torch.split(a, self.batch_images), torch.split(b, self.batch_images), strict=True)
-        return torch.cat([self.network(self._prepared(x), self._prepared(y)).flatten(1).mean(1).cpu() for x, y in pairs])
+
+        def of(rows: Tensor) -> Tensor:
+            distances: Tensor = self.network(self._prepared(a[rows]), self._prepared(b[rows]))
+            return distances.flatten(1).mean(1).cpu()
+
+        return torch.cat(in_parts(of, torch.arange(len(a)), self.batch_images))
 
     def differentiable(self, x: Tensor, y: Tensor) -> Tensor:
         """LPIPS of each pair, [N], of images [N, C, H, W] in [-1, 1] at their own size; with a gradient in both."""
@@ -113,11 +125,12 @@ class PerceptualDistance:
 
         Blocks of images: a VGG map of a 256x256 image takes 32 MB, too much to hold all maps at once.
         """
-        rows = []
-        for a_block in torch.split(a, self.batch_images):
+
+        def rows(a_block: Tensor) -> Tensor:
             a_maps = self._maps(a_block)
-            rows.append(torch.cat([self._block(a_maps, self._maps(b_block)) for b_block in torch.split(b, self.batch_images)], 1))
-        return torch.cat(rows)
+            return torch.cat(in_parts(lambda b_block: self._block(a_maps, self._maps(b_block)), b, self.batch_images), 1)
+
+        return torch.cat(in_parts(rows, a, self.batch_images))
 
     def _prepared(self, images: Tensor) -> Tensor:
         return to_model_range(resize_rgb(images.to(self.device), self.size))

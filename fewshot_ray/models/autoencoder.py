@@ -8,6 +8,8 @@ import torch
 from diffusers import AutoencoderKL, VQModel
 from torch import Tensor
 
+from fewshot_ray.models.memory import in_parts
+
 ENCODED_IMAGES = 8
 """Images per pass of the autoencoder."""
 
@@ -63,6 +65,6 @@ def encode_all(autoencoder: Autoencoder | None, images: Tensor) -> Encoded:
     """x_0 of images `[N, C, H, W]` in [-1, 1], encoded in small batches; the images themselves where there is no autoencoder."""
     if autoencoder is None:
         return Encoded(images, None)
-    parts = [autoencoder.encode(part) for part in images.split(ENCODED_IMAGES)]
+    parts = in_parts(autoencoder.encode, images, ENCODED_IMAGES)
     stds = [part.std for part in parts if part.std is not None]
     return Encoded(torch.cat([part.mean for part in parts]), torch.cat(stds) if stds else None)

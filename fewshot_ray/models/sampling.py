@@ -13,6 +13,7 @@ from fewshot_ray.data.images import from_model_range
 from fewshot_ray.errors import UserError
 from fewshot_ray.models.autoencoder import ENCODED_IMAGES
 from fewshot_ray.models.backbone import Backbone
+from fewshot_ray.models.memory import in_parts
 
 Sampler = Literal["ddim", "dpm++"]
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -43,7 +44,8 @@ def sample(
     """Images uint8 `[N, C, H, W]` from `noise` `[N, *backbone.shape]` (standard normal), deterministic given the noise.
 
     `labels` `[N]` are for a model with classes, and `guidance_scale` its classifier-free guidance (1: none).
-    Raises UserError for more steps than the model has timesteps.
+    At most `batch_images` are drawn at once, fewer where a GPU's memory runs out. Raises UserError for more steps than the model has
+    timesteps.
     """
     if steps > backbone.schedule.timesteps:
         raise UserError(
@@ -53,17 +55,18 @@ def sample(
         return torch.empty((0, backbone.channels, *backbone.size), dtype=torch.uint8, device=noise.device)
     was_training = network.training
     network.eval()
-    images = []
-    for rows in torch.arange(len(noise), device=noise.device).split(batch_images):
+    decoded_images = batch_images if backbone.autoencoder is None else ENCODED_IMAGES
+
+    def drawn(rows: Tensor) -> Tensor:
         of_rows = None if labels is None else labels[rows]
 
-        def predict(x_t: Tensor, t: Tensor, of_rows: Tensor | None = of_rows) -> Tensor:
+        def predict(x_t: Tensor, t: Tensor) -> Tensor:
             return backbone.predict_guided(network, x_t, t, of_rows, guidance_scale)
 
         x_0 = denoise(backbone, predict, noise[rows], sampler=sampler, steps=steps)
-        images += [
-            from_model_range(backbone.decode(part)) for part in x_0.split(batch_images if backbone.autoencoder is None else ENCODED_IMAGES)
-        ]
+        return torch.cat(in_parts(lambda part: from_model_range(backbone.decode(part)), x_0, decoded_images))
+
+    images = in_parts(drawn, torch.arange(len(noise), device=noise.device), batch_images)
     network.train(was_training)
     return torch.cat(images)
 

@@ -91,6 +91,10 @@ class EvaluationRow:
     """Number of trained parameters divided by all parameters of the network."""
     image_losses: list[float] = field(default_factory=list)
     """The held-out loss of each held-out image, fold by fold; empty where it isn't measured."""
+    micro_batch: int | None = None
+    """Images per forward and backward pass of a worker; None in rows of older releases."""
+    memory: Mapping[str, int] = field(default_factory=dict)
+    """Bytes taken by the first worker, at its peak: `host_peak`, `gpu_peak`, `gpu_context`, `gpu_total` (`trial.memory.peak_memory`)."""
 
 
 class SweepFolder:
@@ -267,6 +271,8 @@ def _row_from(node: Any) -> EvaluationRow:
         images_per_sec=float(tree["images_per_sec"]),
         trained_share=float(tree["trained_share"]),
         image_losses=[float(loss) for loss in tree.get("image_losses", ())],
+        micro_batch=None if (micro_batch := tree.get("micro_batch")) is None else int(micro_batch),
+        memory={name: int(number) for name, number in _mapping(tree.get("memory", {})).items()},
     )
     if not math.isfinite(row.time) or not (row.images_per_sec == 0 or row.images_per_sec > SLOWEST):
         raise ValueError(f"time {row.time}, images_per_sec {row.images_per_sec}")
@@ -290,6 +296,10 @@ def row_line(row: EvaluationRow) -> bytes:
     tree |= _to_json({"train_loss": row.train_loss, "lr": row.lr, "images_per_sec": row.images_per_sec, "trained_share": row.trained_share})
     if row.image_losses:
         tree["image_losses"] = [_number(loss) for loss in row.image_losses]
+    if row.micro_batch is not None:
+        tree["micro_batch"] = row.micro_batch
+    if row.memory:
+        tree["memory"] = dict(row.memory)
     return json.dumps(tree, allow_nan=False).encode() + b"\n"
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 from safetensors import SafetensorError
@@ -29,6 +30,8 @@ EVALUATION: Types = {
     **{"trained_share": NUMBER, "image_losses": list},
 }
 """Keys of `state.json` for each evaluation in a trial's history."""
+OF_LATER_RELEASES: Types = {"micro_batch": (int, type(None)), "memory": dict}
+"""Further keys of an evaluation, which checkpoints of older releases lack."""
 
 
 class Checkpoint(NamedTuple):
@@ -119,16 +122,17 @@ def _check_continuation(checkpoint: Checkpoint) -> None:
     training, history = checkpoint.info.get("training"), checkpoint.info.get("history")
     parts = list(training.values()) if isinstance(training, dict) else []
     whole = bool(parts) and all(_is_of(part, CONTINUATION) for part in parts)
-    if not whole or not isinstance(history, list) or not all(_is_of(evaluation, EVALUATION) for evaluation in history):
+    if not whole or not isinstance(history, list) or not all(_is_of(evaluation, EVALUATION, OF_LATER_RELEASES) for evaluation in history):
         raise ValueError(f"{checkpoint.place}/{INFO} is damaged: entries that training needs are missing or of another type")
 
 
-def _is_of(tree: object, types: Types) -> bool:
-    """Whether `tree` is an object with exactly these keys, values of these types, and numbers in its mappings and lists."""
-    if not isinstance(tree, dict) or tree.keys() != types.keys():
+def _is_of(tree: object, types: Types, optional: Types = MappingProxyType({})) -> bool:
+    """Whether `tree` is an object with these keys and no others, values of these types, and numbers in its mappings and lists."""
+    if not isinstance(tree, dict) or not types.keys() <= tree.keys() <= {**types, **optional}.keys():
         return False
     inner = [item for value in tree.values() for item in _items(value)]
-    return all(isinstance(tree[key], kind) for key, kind in types.items()) and all(isinstance(item, (int, float)) for item in inner)
+    fits = all(isinstance(value, {**types, **optional}[key]) for key, value in tree.items())
+    return fits and all(isinstance(item, (int, float)) for item in inner)
 
 
 def _items(value: object) -> list[object]:

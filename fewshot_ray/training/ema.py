@@ -32,8 +32,13 @@ class Ema:
         return int(self._model.optimization_step)
 
     def update(self) -> None:
-        """Update the average with the current parameters."""
-        self._model.step(self.parameters.values())
+        """Update the average with the current parameters. Where memory runs out in it, nothing has changed."""
+        before = self._model.optimization_step
+        try:
+            self._model.step(self.parameters.values())  # allocates the differences before it changes anything
+        except RuntimeError:
+            self._model.optimization_step = before
+            raise
         for name, buffer in self.buffers.items():
             self._averages[name].lerp_(buffer, 1 - self._model.cur_decay_value)
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 BUCKET_NUMBERS = 6_250_000  # 25 MB of float32, DDP's default bucket
+
+
+@cache
+def _hosts(world: object) -> Any:
+    """Of a process group: one of the same workers that reduces tensors in the hosts' memory, as NCCL doesn't."""
+    return world if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 
 
 class Group:
@@ -57,6 +65,14 @@ class Group:
         tensor = torch.tensor([value], device=device)
         dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
         return int(tensor.item())
+
+    def any(self, own: bool) -> bool:
+        """Whether it holds on any worker. Host to host: no worker waits for its GPU."""
+        if self.size == 1:
+            return own
+        flag = torch.tensor([int(own)])
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=_hosts(dist.group.WORLD))
+        return bool(flag.item())
 
     def wait_for_all(self, device: torch.device) -> None:
         """Block until every worker has called this."""

@@ -4,43 +4,32 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from fewshot_ray.methods.phase import LR_FACTOR, Batch, Method, Phase, Weighted
+from fewshot_ray.methods.phase import LR_FACTOR, Batch, Method, Phase
 from fewshot_ray.methods.randomness import Randomness
+from fewshot_ray.models.memory import is_out_of_gpu_memory, release_gpu_memory
 from fewshot_ray.spec.sections import TrainSpec
 from fewshot_ray.training.batches import Batches
 from fewshot_ray.training.ema import Ema
 from fewshot_ray.training.group import Group
-
-
-class RowKey(NamedTuple):
-    """Identifies the rows of one relation of a phase."""
-
-    relation: int
-    """Index of the relation among the phase's."""
-    name: str
-
-
-Rows: TypeAlias = Mapping[RowKey, Tensor]
-"""The rows of a phase's relations; relations may compare different numbers of images."""
+from fewshot_ray.training.memory import REMEDIES, GpuMemoryError, attempt, with_room
+from fewshot_ray.training.relations import Related, Rows, gathered, related_terms, rows_of
 
 
 @dataclass(frozen=True)
-class Related:
-    """The terms of a phase's relations over the global batch."""
+class Share:
+    """This worker's part of a step's global batch."""
 
-    value: Tensor | None = None
-    """Their weighted sum `[]`, the same on every worker; None where there is none."""
-    pulls: Sequence[Rows] = ()
-    """Its gradient with respect to the rows of each micro-batch."""
-    rows: Rows | None = None
-    """The rows with their graph, where there is one micro-batch."""
+    micro_batches: Sequence[Batch]
+    contexts: list[Any]
+    """The values that the step's phases share, one a micro-batch; None where not yet made, or freed."""
 
 
 class Unread(NamedTuple):
@@ -81,6 +70,8 @@ class Training:
         """The losses of the steps since `take_loss`."""
         self.last_finite: dict[str, float] = {}
         """The latest loss of each phase."""
+        self.remarks: list[str] = []
+        """What the user is to be told since `take_remarks`, a line each."""
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0: linear warm-up, then constant or a cosine that reaches 0 at step `steps`."""
@@ -112,63 +103,127 @@ class Training:
 
     def take_step(self) -> None:
         """One step of every phase that is active in it, on networks in training mode; its losses stay on the device, unread."""
-        micro_batches = self.batches.micro_batches(self.step, self.group, self.micro_batch)
+        share = self._share()
         phases = [phase for phase in self.method.phases() if phase.active(self.step)]
-        contexts: list[Any] = [None] * len(micro_batches)
         for phase in phases:
-            self._run_phase(phase, micro_batches, contexts, last=phase is phases[-1])
-        if contexts and contexts[-1] is not None:
-            self.method.after_step(contexts[-1])
-        self.ema.update()
+            share = self._run_phase(phase, share, last=phase is phases[-1])
+        if share.contexts and share.contexts[-1] is not None:
+            self.method.after_step(share.contexts[-1])
+        with_room(self.ema.update, lambda: self._free_gradients(share))
         self.step += 1
 
-    def _run_phase(self, phase: Phase, micro_batches: Sequence[Batch], contexts: list[Any], *, last: bool) -> None:
-        optimizer = self.method.optimizers()[phase.optimizer]
-        optimizer.zero_grad(set_to_none=True)
-        related = self._related(phase, micro_batches, contexts, self.group)
-        shared_graph = len(micro_batches) == 1 and not last  # with several micro-batches only one graph is kept at a time
-        total = torch.zeros((), device=self.device)
-        for part, batch in enumerate(micro_batches):
-            total += self._backward(phase, batch, contexts, part, related, retain_graph=shared_graph)
-            if last and part + 1 < len(micro_batches):
-                contexts[part] = None
-            elif not last and not shared_graph:
-                self.method.forget(contexts[part])
-        self._reduce(phase, total)
-        self._unread.append(Unread(self.step, phase.name, [total] if related.value is None else [total, related.value]))
+    def _share(self) -> Share:
+        micro_batches = self.batches.micro_batches(self.step, self.group, self.micro_batch)
+        return Share(micro_batches, [None] * len(micro_batches))
+
+    def _run_phase(self, phase: Phase, share: Share, *, last: bool) -> Share:
+        """One update of the phase's parameters; returns the share in the micro-batches that its gradient was possible with."""
+        while (losses := self._gradient(phase, share, last=last)) is None:
+            share = self._smaller(share)
+        self._unread.append(Unread(self.step, phase.name, losses))
         clip = self.config.gradient_clip if phase.gradient_clip is None else phase.gradient_clip
         if clip is not None:
             torch.nn.utils.clip_grad_norm_(phase.parameters, clip)
+        optimizer = self.method.optimizers()[phase.optimizer]
         for settings in optimizer.param_groups:
             settings["lr"] = self.learning_rate(self.step) * settings.get(LR_FACTOR, 1.0)
-        optimizer.step()
+        # In its first step the optimiser allocates its moments. It needs no worker but this one, as the gradient is reduced already.
+        begun = set(optimizer.state)
+        with_room(optimizer.step, lambda: self._undo_allocation(optimizer, begun, share))
+        return share
 
-    def _related(self, phase: Phase, micro_batches: Sequence[Batch], contexts: list[Any], group: Group) -> Related:
-        """The relations' terms over the global batch, and their gradient with respect to this worker's rows, by micro-batch.
+    def _gradient(self, phase: Phase, share: Share, *, last: bool) -> list[Tensor] | None:
+        """Compute the gradient over the global batch; returns the parts of the phase's loss.
 
-        With one micro-batch the rows keep their graph; with several they are computed without, and again in each backward pass.
+        None, on every worker, where the GPU memory of any ran out. Nothing but gradients and contexts has changed by then.
         """
-        if not phase.relations:
-            return Related()
-        live = len(micro_batches) == 1
+        self.method.optimizers()[phase.optimizer].zero_grad(set_to_none=True)
+        parts: Sequence[Rows] = ()
+        everyone: Rows = {}
+        if phase.relations:
+            if (rows := attempt(self.group, lambda: self._rows(phase, share))) is None:
+                return None
+            parts, everyone = rows, gathered(phase, share.micro_batches[0].global_size, rows, self.group)
+        found = attempt(self.group, lambda: self._backward_all(phase, share, parts, everyone, last=last))
+        if found is None:
+            return None
+        total, related = found
+        self.group.sum_([parameter.grad for parameter in phase.parameters if parameter.grad is not None])
+        self.group.sum_([total])
+        return [total] if related is None else [total, related]
+
+    def _smaller(self, share: Share) -> Share:
+        """The step's share in micro-batches of half the size, which the training goes on with. Raises GpuMemoryError at one image."""
+        if self.method.whole_batch:  # of a GAN
+            raise GpuMemoryError(
+                f"the GPU's memory ran out at step {self.step + 1}: this model takes a worker's images together; a smaller "
+                "train.batch_size, or a GPU with more memory, is right"
+            )
+        if self.micro_batch == 1:
+            raise GpuMemoryError(f"the GPU's memory ran out at step {self.step + 1}, with one image at a time; {REMEDIES}")
+        before, self.micro_batch = self.micro_batch, math.ceil(self.micro_batch / 2)
+        self.remarks.append(
+            f"the GPU's memory ran out at step {self.step + 1}: from there {self.micro_batch} images per pass instead of {before}, "
+            "at the same global batch"
+        )
+        share.contexts.clear()
+        self._free_gradients(share)
+        release_gpu_memory()
+        return self._share()
+
+    def _free_gradients(self, share: Share) -> None:
+        """Free gradients and the networks' outputs."""
+        self._forget(share)
+        for optimizer in self.method.optimizers().values():
+            optimizer.zero_grad(set_to_none=True)
+
+    def _undo_allocation(self, optimizer: Optimizer, begun: Collection[Any], share: Share) -> None:
+        """Remove the state that a failed step of the optimiser began with, and free the networks' outputs."""
+        for parameter in [parameter for parameter in optimizer.state if parameter not in begun]:
+            del optimizer.state[parameter]
+        self._forget(share)
+
+    def _forget(self, share: Share) -> None:
+        for context in share.contexts:
+            if context is not None:
+                self.method.forget(context)
+
+    def take_remarks(self) -> list[str]:
+        """The remarks since the last call."""
+        remarks, self.remarks = self.remarks, []
+        return remarks
+
+    def _rows(self, phase: Phase, share: Share) -> Sequence[Rows]:
+        """The rows of each micro-batch for the phase's relations.
+
+        With one micro-batch they keep their graph; with several they are computed without, and again in each backward pass.
+        """
+        live = len(share.micro_batches) == 1
         parts: list[Rows] = []
-        for part, batch in enumerate(micro_batches):
+        for part, batch in enumerate(share.micro_batches):
             with torch.set_grad_enabled(live), self._autocast():
-                parts.append(rows_of(phase, self._context(batch, contexts, part)))
+                parts.append(rows_of(phase, self._context(batch, share.contexts, part)))
             if not live:
-                self.method.forget(contexts[part])
-        everyone, images = {}, micro_batches[0].global_size
-        for key in parts[0]:
-            own, compared = torch.cat([rows[key].detach().float() for rows in parts]), phase.relations[key.relation].compared(images)
-            everyone[key] = group.gather_rows(own, compared).clone().requires_grad_()
-        value = value_of(phase, everyone)
-        gradients = torch.autograd.grad(value, list(everyone.values()), allow_unused=True, materialize_grads=True)
-        pulls: list[dict[RowKey, Tensor]] = [{} for _ in parts]
-        for key, gradient in zip(everyone, gradients, strict=True):
-            own_parts = group.own(gradient).split([len(rows[key]) for rows in parts])
-            for pull, own_part in zip(pulls, own_parts, strict=True):
-                pull[key] = own_part
-        return Related(value.detach(), pulls, parts[0] if live else None)
+                self.method.forget(share.contexts[part])
+        return parts
+
+    def _backward_all(
+        self, phase: Phase, share: Share, parts: Sequence[Rows], everyone: Rows, *, last: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Add the gradients of all micro-batches; returns this worker's loss, and the relations' terms where there are any."""
+        related = related_terms(phase, parts, everyone, self.group)
+        shared_graph = len(share.micro_batches) == 1 and not last  # with several micro-batches only one graph is kept at a time
+        total = torch.zeros((), device=self.device)
+        for part, batch in enumerate(share.micro_batches):
+            total += self._backward(phase, batch, share.contexts, part, related, retain_graph=shared_graph)
+            if last and part + 1 < len(share.micro_batches):
+                share.contexts[part] = None
+            elif not last and not shared_graph:
+                self.method.forget(share.contexts[part])
+        for parameter in phase.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return total, related.value
 
     def _context(self, batch: Batch, contexts: list[Any], part: int) -> Any:
         """The micro-batch's context, made when first used; layers' noise is seeded anew, so that a second forward pass equals the first."""
@@ -196,13 +251,6 @@ class Training:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
-
-    def _reduce(self, phase: Phase, total: Tensor) -> None:
-        for parameter in phase.parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        self.group.sum_([parameter.grad for parameter in phase.parameters if parameter.grad is not None])
-        self.group.sum_([total])
 
     def read_losses(self) -> list[float]:
         """The total loss of each step since the last reading, in one copy from the device. Raises NonFiniteLossError."""
@@ -240,34 +288,24 @@ class Training:
 
     def _fits(self, micro_batch: int) -> bool:
         """Whether one forward and backward pass of every phase fits into the device's memory, beside Adam's two moments."""
-        batch = self.batches.micro_batches(0, self.group, micro_batch)[0]
-        contexts: list[Any] = [None]
+        share = Share(self.batches.micro_batches(0, self.group, micro_batch)[:1], [None])
         moments: list[Tensor] = []
         parameters = [*self.method.trained().values(), *self.method.auxiliary().values()]
         try:
             moments += [torch.empty_like(parameter) for parameter in parameters for _ in range(2)]
             for phase in self.method.phases():
-                related = self._related(phase, [batch], contexts, Group.alone())
-                self._backward(phase, batch, contexts, 0, related, retain_graph=True)
-        except torch.OutOfMemoryError:
+                parts = self._rows(phase, share) if phase.relations else ()
+                everyone = gathered(phase, share.micro_batches[0].global_size, parts, Group.alone()) if phase.relations else {}
+                related = related_terms(phase, parts, everyone, Group.alone())
+                self._backward(phase, share.micro_batches[0], share.contexts, 0, related, retain_graph=True)
+        except RuntimeError as error:
+            if not is_out_of_gpu_memory(error):
+                raise
             return False
         finally:
-            contexts.clear()
+            share.contexts.clear()
             moments.clear()
             for parameter in parameters:
                 parameter.grad = None
             torch.cuda.empty_cache()
         return True
-
-
-def rows_of(phase: Phase, context: Any) -> Rows:
-    """The rows of a micro-batch for the phase's relations."""
-    return {RowKey(number, name): row for number, one in enumerate(phase.relations) for name, row in one.rows(context).items()}
-
-
-def value_of(phase: Phase, rows: Rows) -> Tensor:
-    """The weighted sum of the relations' terms, each averaged over the rows of the global batch."""
-    terms = Weighted()
-    for number, relation in enumerate(phase.relations):
-        terms.add(relation.terms({key.name: row for key, row in rows.items() if key.relation == number}))
-    return torch.stack([terms.weight[name] * loss.mean() for name, loss in terms.per_sample.items()]).sum()

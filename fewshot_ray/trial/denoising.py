@@ -16,11 +16,13 @@ from fewshot_ray.methods.draw import mean_square
 from fewshot_ray.methods.randomness import derived_seed
 from fewshot_ray.models.autoencoder import encode_all
 from fewshot_ray.models.backbone import Backbone
+from fewshot_ray.models.memory import in_parts
 from fewshot_ray.models.parameters import TunedNetwork
 from fewshot_ray.models.pipeline import PipelineCall, pipeline_call, save_pipeline, shipped_code
 from fewshot_ray.models.sampling import sample
 from fewshot_ray.spec.sections import EvaluateSpec
 from fewshot_ray.training.group import Group
+from fewshot_ray.training.memory import together
 from fewshot_ray.trial.candidate import Candidate, HoldoutLosses, OwnMeasured
 
 FORWARD_IMAGES = 256
@@ -129,12 +131,17 @@ class HoldoutLoss:
         x_0 = self._holdout_x_0(backbone)
         labels = None if self.labels is None else self.labels.to(self.device)[index]
         own = self.group.own(torch.arange(len(index)))
-        parts = own.split(FORWARD_IMAGES) if len(own) > 0 else ()  # more workers than pairs, and networks refuse empty input
-        losses = [
-            self._denoising_losses(backbone, network, x_0[index[rows]], t[rows], eps[rows], None if labels is None else labels[rows])
-            for rows in parts
-        ]
-        loss = torch.cat(losses) if losses else torch.empty(0, device=self.device)
+
+        def of(rows: Tensor) -> Tensor:
+            given = None if labels is None else labels[rows]
+            return self._denoising_losses(backbone, network, x_0[index[rows]], t[rows], eps[rows], given)
+
+        def of_own() -> Tensor:
+            if len(own) == 0:  # more workers than pairs, and networks refuse empty input
+                return torch.empty(0, device=self.device)
+            return torch.cat(in_parts(of, own, FORWARD_IMAGES))
+
+        loss = together(self.group, "while measuring", of_own)
         return HoldoutLosses(self.group.gather_rows(loss, len(index)).cpu(), index.int(), t.int())
 
     def _holdout_x_0(self, backbone: Backbone) -> Tensor:

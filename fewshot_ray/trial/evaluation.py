@@ -19,6 +19,7 @@ from fewshot_ray.metrics.suite import METRICS, Suite, needed
 from fewshot_ray.spec.sections import EvaluateSpec
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.group import Group
+from fewshot_ray.training.memory import together
 from fewshot_ray.trial.candidate import Candidate, HoldoutLosses, OwnMetrics
 
 
@@ -97,7 +98,8 @@ class Evaluator:
         wanted = max(samples if self.suite is not None else 0, self.config.grid_images if grid else 0)
         drawn = self.draw_samples(candidate, wanted) if wanted > 0 else None
         if drawn is not None and self.suite is not None:
-            metrics |= self.suite.compute(drawn[:samples].cpu())
+            suite, generated = self.suite, drawn[:samples].cpu()
+            metrics |= together(self.group, "while measuring", lambda: suite.compute(generated))
         strip = candidate.strip(self.seed) if grid and self.config.grid_images > 0 else None
         return Measured(metrics, drawn, strip, own.losses)
 
@@ -121,11 +123,14 @@ class Evaluator:
     def draw_samples(self, candidate: Candidate, count: int) -> Tensor:
         """Images uint8 `[count, C, H, W]` from noise that all trials and steps share; the first n are the same for any count."""
         own = self.group.own(torch.arange(count)).tolist()
-        if not own:  # more workers than images, and networks refuse empty input
-            empty = torch.empty((0, candidate.channels, *candidate.size), dtype=torch.uint8, device=self.device)
-            return self.group.gather_rows(empty, count)
-        noise = torch.stack([self._sampling_noise(candidate, index) for index in own]).to(self.device)
-        return self.group.gather_rows(candidate.images(noise, own, self.config), count)
+
+        def drawn() -> Tensor:
+            if not own:  # more workers than images, and networks refuse empty input
+                return torch.empty((0, candidate.channels, *candidate.size), dtype=torch.uint8, device=self.device)
+            noise = torch.stack([self._sampling_noise(candidate, index) for index in own]).to(self.device)
+            return candidate.images(noise, own, self.config)
+
+        return self.group.gather_rows(together(self.group, "while sampling", drawn), count)
 
     def _sampling_noise(self, candidate: Candidate, index: int) -> Tensor:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, "samples", index))

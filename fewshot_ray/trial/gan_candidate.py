@@ -13,6 +13,7 @@ from fewshot_ray.errors import UserError
 from fewshot_ray.methods.randomness import derived_seed
 from fewshot_ray.models.gan import Gan
 from fewshot_ray.models.gan_source import save_gan
+from fewshot_ray.models.memory import in_parts
 from fewshot_ray.models.pipeline import PipelineCall
 from fewshot_ray.spec.sections import EvaluateSpec
 from fewshot_ray.trial.candidate import STRIP_COLUMNS, STRIP_ROWS, Candidate
@@ -43,7 +44,7 @@ class GanCandidate(Candidate):
         """Codes -> images uint8 `[N, C, H, W]`, by the generator in eval mode."""
         was_training = self.gan.generator.training
         self.gan.generator.eval()
-        images = torch.cat([from_model_range(self.gan.make(rows).image) for rows in codes.split(IMAGES_AT_ONCE)])
+        images = torch.cat(in_parts(lambda rows: from_model_range(self.gan.make(rows).image), codes, IMAGES_AT_ONCE))
         self.gan.generator.train(was_training)
         return images
 

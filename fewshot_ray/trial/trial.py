@@ -24,6 +24,7 @@ from fewshot_ray.trial.compose import TrialSpec
 from fewshot_ray.trial.evaluation import Evaluator, Instruments, check_evaluation
 from fewshot_ray.trial.families import materials_of
 from fewshot_ray.trial.grid import grid_png, strip_name
+from fewshot_ray.trial.memory import measure_from_now
 from fewshot_ray.trial.ranking import Ranking
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,10 @@ class Evaluation:
     """Trained parameters over all parameters of the network, in (0, 1]."""
     image_losses: list[float] = field(default_factory=list)
     """The held-out loss of each held-out image, fold by fold; empty where it isn't measured."""
+    micro_batch: int | None = None
+    """Images per forward and backward pass of a worker in the last step, the least of the folds; None in checkpoints of older releases."""
+    memory: Mapping[str, int] = field(default_factory=dict)
+    """Bytes that the first worker has taken at its peak (`memory.peak_memory`)."""
 
 
 class Trial:
@@ -65,6 +70,7 @@ class Trial:
         group: Group | None = None,
         told_to_end: Callable[[], str | None] = lambda: None,
         tell: Callable[[Activity], None] = lambda activity: None,
+        read_memory: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self.spec = spec
         self.folder = folder
@@ -72,6 +78,8 @@ class Trial:
         """Called about every `PART_SEC`; returns why the process is to end soon, or None. Workers of a group may differ."""
         self.tell = tell
         """Called with the current activity, about every `PART_SEC` while training and whenever the activity changes."""
+        self.read_memory = read_memory
+        """Called at each evaluation, for its record."""
         self.device = device
         self.group = group or Group()
         self.materials = materials_of(spec, cache, device)
@@ -84,6 +92,7 @@ class Trial:
         self.instruments = Instruments(self.config, channels=channels, size=size, device=device, cache=cache)
         self.trainings = [self.materials.training(fold, self.group) for fold in folds]
         self.evaluators = [self._evaluator(fold) for fold in folds]
+        measure_from_now(device)
         self.history: list[Evaluation] = []
         self.writer = CheckpointWriter(self.checkpoints)
         self._saved_at_sec = time.monotonic()
@@ -139,10 +148,16 @@ class Trial:
             images_per_sec=images / seconds if seconds > 0 else 0.0,
             trained_share=self.trainings[0].method.trained_share,
             image_losses=image_losses,
+            micro_batch=min(training.micro_batch for training in self.trainings),
+            memory=dict(self.read_memory()),
         )
         self.history.append(evaluation)
         self._save()
         return evaluation
+
+    def take_remarks(self) -> list[str]:
+        """What the user is to be told since the last call, a line each."""
+        return list(dict.fromkeys(remark for training in self.trainings for remark in training.take_remarks()))
 
     def _end_if_told(self) -> None:
         """Save and raise SavedAndEndedError where any worker of the group is told to end; all end at the same step."""

@@ -57,6 +57,10 @@ def test_rows_have_the_documented_keys(empty: SweepFolder) -> None:
     assert list(tree) == ["step", "time", "metrics", "train_loss", "lr", "images_per_sec", "trained_share"]
     empty.append_row("t0000", replace(ROW, image_losses=[0.5]))
     assert [*json.loads(empty.trial("t0000").read_text("metrics.jsonl").splitlines()[1])] == [*tree, "image_losses"]
+    measured = replace(ROW, micro_batch=4, memory={"host_peak": 10**9})
+    empty.append_row("t0000", measured)
+    assert [*json.loads(empty.trial("t0000").read_text("metrics.jsonl").splitlines()[2])] == [*tree, "micro_batch", "memory"]
+    assert empty.rows("t0000")[2] == measured
     keys = [
         "id",
         "number",
