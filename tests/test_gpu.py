@@ -19,6 +19,6 @@ def test_a_part_is_recorded_however_it_ends(tmp_path: Path) -> None:
 
 
 def test_all_parts_fit_into_twelve_minutes() -> None:
-    """Oracle: each is stopped after two."""
+    """Oracle: each is stopped after 100 seconds."""
     assert len(gpu.GPU) * gpu.MOST_SEC <= 12 * 60
     assert all((gpu.BENCH / script).is_file() for script, *_ in (*gpu.GPU, *gpu.CPU))

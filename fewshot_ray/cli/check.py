@@ -7,6 +7,7 @@ from rich.console import Console
 from fewshot_ray.cli.cost import Work, here_lines, plan_lines, work
 from fewshot_ray.cluster.needs import JOIN_SEC, check_needs
 from fewshot_ray.search.opened import Opened, planned_sweep
+from fewshot_ray.search.packing import auto_lines
 from fewshot_ray.spec.document import Document
 from fewshot_ray.trial.materials import Materials
 
@@ -29,6 +30,8 @@ def check_file(document: Document, address: str | None, console: Console) -> Non
     say = Say(console)
     opened = planned_sweep(document)
     materials, fits = check_needs(opened, say, own_ray=address is None)
+    for line in auto_lines(opened.file.resources):
+        say("packing", line)
     if fits is None:
         fits = _fits_there(opened, address)
     for topic, text in here_lines(check_plan(opened.document, materials, say), fits):

@@ -19,6 +19,7 @@ from fewshot_ray.launch.cluster_file import ClusterFile, NodeType
 from fewshot_ray.launch.head import Head
 from fewshot_ray.launch.instances import INSTANCES
 from fewshot_ray.launch.package import check_storage, pack
+from fewshot_ray.search.packing import auto_lines
 from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.sections import FileSpec, ResourcesSpec
 from fewshot_ray.storage import Folder
@@ -97,7 +98,8 @@ def cluster_lines(
     else:
         trials = min(hold // resources.workers, file.search.trials, file.search.concurrent or file.search.trials)
         yield "at once", f"{_count(trials, 'trial')} of {_asked(resources)}; the cluster holds {_count(hold, 'such worker')} at most"
-    if resources.gpus_per_worker == 0 and any(node_type.resources.get("GPU") for node_type in cluster.node_types):
+    yield from (("packing", line) for line in auto_lines(resources))
+    if resources.gpus == 0 and any(node_type.resources.get("GPU") for node_type in cluster.node_types):
         yield "warning", "resources.gpus_per_worker is 0: the nodes' GPUs would be paid for and idle"
     sec = work_sec / (trials * resources.workers)
     yield (
@@ -132,8 +134,8 @@ def _described(node_type: NodeType) -> str:
 
 def _asked(resources: ResourcesSpec) -> str:
     """The resources of one trial, in words."""
-    gpus = f" and {_count(resources.gpus_per_worker, 'GPU')}" if resources.gpus_per_worker else ""
-    return f"{_count(resources.workers, 'worker')} of {_count(resources.cpus_per_worker, 'CPU')}{gpus}"
+    gpus = f" and {_count(resources.gpus, 'GPU')}" if resources.gpus else ""
+    return f"{_count(resources.workers, 'worker')} of {_count(resources.cpus, 'CPU')}{gpus}"
 
 
 def _cost(cluster: ClusterFile, resources: ResourcesSpec, prices: Mapping[str, float], trials: int, sec: float) -> str:

@@ -128,8 +128,8 @@ def _forward_images(spec: TrialSpec, materials: Materials) -> int:
 def measure(spec: TrialSpec) -> Cost:
     """Time a step and a forward pass of one training on all shots, with the methods' stages as small as possible."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, int(spec.file.resources.cpus_per_worker)))
-    device = pick_device(spec.file.resources.gpus_per_worker if torch.cuda.is_available() else 0)
+    torch.set_num_threads(max(1, int(spec.file.resources.cpus)))
+    device = pick_device(spec.file.resources.gpus if torch.cuda.is_available() else 0)
     batch = spec.file.train.batch_size
     try:
         with tempfile.TemporaryDirectory() as scratch, compiling():

@@ -65,7 +65,7 @@ def evaluate_sweep(place: str, trial_id: str | None, console: Console) -> dict[s
     """Print the metrics of each model on the test images, and write them to `test.json`."""
     folder, file = read_sweep(place)
     record = chosen_trial(folder, file, trial_id)
-    gpus = file.resources.gpus_per_worker
+    gpus = file.resources.gpus
     device = pick_device(gpus if torch.cuda.is_available() else 0)
     split = TestSplit(trial_spec(folder, record), folder.folder / "cache", device)
     results = {"source model": split.measure_source()}

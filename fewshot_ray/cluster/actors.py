@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
@@ -18,21 +18,28 @@ from fewshot_ray.cluster.ending import NOTICE, sigterm_gives_notice
 from fewshot_ray.errors import SavedAndEndedError, UserError
 from fewshot_ray.patience import LONG_PATIENCE_SEC, fault_of_the_place, set_patience
 from fewshot_ray.search.job import Job
+from fewshot_ray.search.packing import Part
 from fewshot_ray.spec.document import Document
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.group import Group
 from fewshot_ray.training.loop import NonFiniteLossError
+from fewshot_ray.training.memory import REMEDIES, GpuMemoryError
 from fewshot_ray.trial.activity import Activity
 from fewshot_ray.trial.compiling import compiling
 from fewshot_ray.trial.compose import compose
 from fewshot_ray.trial.families import materials_of
 from fewshot_ray.trial.materials import Materials, pick_device
+from fewshot_ray.trial.memory import keep_to_part, peak_memory
 from fewshot_ray.trial.trial import Trial
 
 ROW = "row"
 PROBLEM = "problem"
 BY_VALUES = "by_values"
 """Whether the problem comes of the trial's values."""
+GPU_MEMORY = "gpu_memory"
+"""Whether the problem is that the GPU's memory, or the trial's part of it, is too small."""
+REMARKS = "remarks"
+"""Lines for the user about what was done since the row before."""
 
 
 def trial_results(config: dict[str, Any], *, group: Group | None = None) -> Iterator[dict[str, Any]]:
@@ -50,8 +57,9 @@ def _trial_results(config: dict[str, Any], group: Group | None, stack: ExitStack
     try:
         spec = compose(Document(job.tree, job.id), seed=job.seed, refit_steps=job.refit_steps)
         resources = spec.file.resources
-        torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
-        device = pick_device(resources.gpus_per_worker)
+        torch.set_num_threads(max(1, int(resources.cpus)))
+        device, part = pick_device(resources.gpus), part_of(config)
+        keep_to_part(device, part.gpus, part.gpu_context_bytes)
         folder = Folder(config["folder"])
         group = group or Group()
         tell = teller(config.get("messenger") if group.rank == 0 else None, job.id)
@@ -62,17 +70,50 @@ def _trial_results(config: dict[str, Any], group: Group | None, stack: ExitStack
             return
         if (reason := group.first_of(NOTICE())) is not None:
             raise SavedAndEndedError(reason)
-        trial = Trial(spec, folder / "trials" / job.id, folder / "cache", device=device, group=group, told_to_end=NOTICE, tell=tell)
+        trial = Trial(
+            spec,
+            folder / "trials" / job.id,
+            folder / "cache",
+            device=device,
+            group=group,
+            told_to_end=NOTICE,
+            tell=tell,
+            read_memory=lambda: peak_memory(device, alone=not part.shares_gpu),
+        )
         stack.enter_context(sigterm_gives_notice(lambda: trial.busy))
         with compiling():
             for evaluation in trial.evaluations():
-                yield {ROW: json.dumps(asdict(evaluation)), "done": evaluation.step >= job.last_step}
+                remarks = json.dumps(trial.take_remarks())
+                yield {ROW: json.dumps(asdict(evaluation)), REMARKS: remarks, "done": evaluation.step >= job.last_step}
     except NonFiniteLossError as error:
         yield {PROBLEM: str(error), BY_VALUES: True, "done": True}
+    except GpuMemoryError as error:
+        yield _too_small(str(error), config)
+    except torch.OutOfMemoryError as error:
+        if group is not None and group.size > 1:  # the others don't know: Ray Train ends them
+            raise
+        yield _too_small(f"the GPU's memory ran out ({str(error).split('. ')[0]}); {REMEDIES}", config)
     except UserError as error:
         if (fault := fault_of_the_place(error)) is not None:
             raise fault from None
         yield {PROBLEM: str(error), BY_VALUES: True, "done": True}
+
+
+def part_of(config: Mapping[str, Any]) -> Part:
+    """What each worker of the trial has reserved."""
+    return Part(**config["part"])
+
+
+def reserved(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+    """What Ray reserves for a trial of one worker."""
+    part = part_of(config)
+    kinds = {"CPU": part.cpus, "GPU": part.gpus, "memory": part.memory_bytes}
+    return tune.PlacementGroupFactory([{kind: amount for kind, amount in kinds.items() if amount > 0}])
+
+
+def _too_small(problem: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The problem of a GPU's memory; by the trial's values where no other process shares the GPU."""
+    return {PROBLEM: problem, BY_VALUES: not part_of(config).shares_gpu, GPU_MEMORY: True, "done": True}
 
 
 def _unreadable(materials: Materials) -> str | None:
@@ -113,8 +154,8 @@ def build_stages(config: dict[str, Any]) -> str | None:
     set_patience(LONG_PATIENCE_SEC)
     try:
         spec = compose(Document(config["tree"], "stages"))
-        torch.set_num_threads(max(1, int(spec.file.resources.cpus_per_worker)))
-        materials_of(spec, Folder(config["folder"]) / "cache", pick_device(spec.file.resources.gpus_per_worker)).build_stages()
+        torch.set_num_threads(max(1, int(spec.file.resources.cpus)))
+        materials_of(spec, Folder(config["folder"]) / "cache", pick_device(spec.file.resources.gpus)).build_stages()
     except UserError as error:
         return str(error)
     return None

@@ -17,12 +17,12 @@ from ray.tune.error import TuneError
 from rich.console import Console
 
 from fewshot_ray.cluster.activities import Activities
-from fewshot_ray.cluster.actors import TrialActor
+from fewshot_ray.cluster.actors import TrialActor, reserved
 from fewshot_ray.cluster.ending import EVERYBODY, start_messenger
 from fewshot_ray.cluster.needs import JOIN_SEC
 from fewshot_ray.cluster.placement import Growth
 from fewshot_ray.cluster.ray_log import ray_log
-from fewshot_ray.cluster.session import check_resources, ray_session, trials_on_nodes
+from fewshot_ray.cluster.session import check_resources, largest_memory, ray_session, trials_on_nodes
 from fewshot_ray.cluster.signals import Interrupted, signals_end
 from fewshot_ray.cluster.stages import prepare_stages
 from fewshot_ray.cluster.tune import RayLost, Silent, SweepScheduler, SweepSearcher, Watch
@@ -39,6 +39,7 @@ from fewshot_ray.search.journal import Journal
 from fewshot_ray.search.leaderboard import leaderboard
 from fewshot_ray.search.lease import Lease
 from fewshot_ray.search.opened import Opened, put_on_record
+from fewshot_ray.search.packing import MOST_ON_A_GPU
 from fewshot_ray.search.sweep import Sweep
 from fewshot_ray.search.winner import bounds
 from fewshot_ray.spec.document import Document
@@ -88,9 +89,9 @@ def _run_on_ray(
             resources, begun = opened.file.resources, bool((opened.folder.folder / "trials").names())
             fits = check_resources(resources, begun=begun, most=nodes, join_sec=JOIN_SEC if address else 0.0, say=console.print)
             if nodes is not None:  # as many trials wait as may fit, so that the cluster grows at once
-                os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(fits)
+                os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(fits * MOST_ON_A_GPU)
             prepare_stages(opened, console, watch)
-            _run_trials(opened, fits, console, lease, watch, grows=nodes is not None)
+            _run_trials(opened, fits, console, lease, watch, nodes)
     except RayLost as lost:
         if not is_own:
             raise UserError(
@@ -100,7 +101,7 @@ def _run_on_ray(
     return None
 
 
-def _run_trials(opened: Opened, fits: int, console: Console, lease: Lease, watch: Watch, *, grows: bool) -> None:
+def _run_trials(opened: Opened, fits: int, console: Console, lease: Lease, watch: Watch, nodes: Growth | None) -> None:
     file = opened.file
     trials = search_trials(opened.document, file)
     if trials < file.search.trials:
@@ -113,7 +114,7 @@ def _run_trials(opened: Opened, fits: int, console: Console, lease: Lease, watch
         journal = stack.enter_context(closing(Journal(opened.folder.folder)))
         sweep = _open_sweep(opened, journal, progress, fits, lease)
         messenger = start_messenger()
-        watch.looks = _looks(sweep, messenger, Activities(messenger, progress.at), grows=grows)
+        watch.looks = _looks(sweep, messenger, Activities(messenger, progress.at), nodes)
         received: list[int] = []
         try:
             with warnings.catch_warnings(), signals_end(sweep, messenger) as received:
@@ -153,20 +154,23 @@ def _open_sweep(opened: Opened, journal: Journal, progress: Progress, fits: int,
     )
 
 
-def _looks(sweep: Sweep, messenger: Any, activities: Activities, *, grows: bool) -> list[Callable[[], None]]:
-    """What is done every WATCH_SEC."""
+def _looks(sweep: Sweep, messenger: Any, activities: Activities, nodes: Growth | None) -> list[Callable[[], None]]:
+    """What is done every WATCH_SEC. How many trials run is decided at once, too."""
     file = sweep.file
+    sweep.packing.most_memory_bytes = largest_memory()
 
     def end_hopeless() -> None:
         if sweep.hopeless is not None:
             messenger.say.remote(EVERYBODY, sweep.hopeless)
 
     def count_nodes() -> None:
+        packing, whole = sweep.packing, sum(running.part.gpus >= 1 for running in sweep.running.values())
         with suppress(UserError):  # no trial fits at the moment: they wait
-            fits = trials_on_nodes(file.resources, begun=True)
+            fits = packing.at_once(trials_on_nodes(file.resources, begun=True, most=nodes, part=packing.part()), whole)
             sweep.concurrent = min(fits, file.search.concurrent or fits)
 
-    return [activities.look, end_hopeless] if grows else [activities.look, end_hopeless, count_nodes]
+    count_nodes()
+    return [activities.look, end_hopeless, count_nodes]
 
 
 def _tuner(sweep: Sweep, messenger: Any, watch: Watch, scratch: str) -> tune.Tuner:
@@ -236,7 +240,7 @@ def _goes_on(sweep: Sweep | Opened) -> str:
 
 def _trainable(resources: ResourcesSpec) -> Any:
     if resources.workers == 1:
-        return tune.with_resources(TrialActor, {"cpu": resources.cpus_per_worker, "gpu": resources.gpus_per_worker})
+        return tune.with_resources(TrialActor, reserved)
     # The driver function only waits: a reserved CPU would be missing to its workers, and Ray refuses to reserve nothing at all.
     return tune.with_resources(run_with_workers, {"cpu": 0, "memory": 1})
 

@@ -58,7 +58,7 @@ def check_needs(opened: Opened, say: Say, *, own_ray: bool) -> Needs:
         check_folder()
         resources = opened.file.resources
         at_once = trials_on([(machine_resources(), 1)], resources, begun=begun, where="this machine")
-        pick_device(resources.gpus_per_worker)
+        pick_device(resources.gpus)
     check_free(folder)
     for line in check_inputs(folder, opened.document.tree):
         say("warning", line)

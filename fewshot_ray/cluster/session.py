@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
@@ -15,9 +15,10 @@ from fewshot_ray.cluster.own_ray import bring_token, check_folder
 from fewshot_ray.cluster.placement import Growth, nodes_of, trials_on
 from fewshot_ray.cluster.ray_private import AUTHENTICATION_LOGGER, all_ports_on_loopback, temporary_folder
 from fewshot_ray.errors import UserError
+from fewshot_ray.search.packing import Part
 from fewshot_ray.spec.sections import ResourcesSpec
 
-__all__ = ["check_resources", "ray_session", "trials_on_nodes"]
+__all__ = ["check_resources", "largest_memory", "ray_session", "trials_on_nodes"]
 
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.05",
@@ -96,7 +97,7 @@ def check_resources(
     has `begun` a trial fits with `min_workers`, since a node may have been lost.
     """
     if most is not None:
-        return trials_on(nodes_of(most, resources), resources, begun=begun)
+        return trials_on_nodes(resources, begun=begun, most=most)
     until_sec, waited = time.monotonic() + join_sec, False
     while True:
         try:
@@ -110,6 +111,18 @@ def check_resources(
         time.sleep(1)
 
 
-def trials_on_nodes(resources: ResourcesSpec, *, begun: bool = False) -> int:
-    """Number of trials that fit at the same time on the nodes that are up. Raises UserError where none does."""
-    return trials_on([(node["Resources"], 1) for node in ray.nodes() if node["Alive"]], resources, begun=begun)
+def trials_on_nodes(resources: ResourcesSpec, *, begun: bool = False, most: Growth | None = None, part: Part | None = None) -> int:
+    """Number of trials that fit at the same time on the nodes that are up, or on `most`. Raises UserError where none does."""
+    nodes = [(resources, 1) for resources in _alive()] if most is None else nodes_of(most, resources)
+    return trials_on(nodes, resources, begun=begun, part=part)
+
+
+def largest_memory() -> int | None:
+    """The bytes of memory that Ray has to reserve on the largest of the nodes that are up; None where a node has none."""
+    memories = [node.get("memory", 0) for node in _alive() if node.get("CPU")]
+    return int(max(memories)) if memories and min(memories) > 0 else None
+
+
+def _alive() -> list[Mapping[str, float]]:
+    """The resources of the nodes that are up."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -25,7 +25,7 @@ def prepare_stages(opened: Opened, console: Console, watch: Watch) -> None:
     trees = {to_yaml(tree): tree for tree in endpoint_trees(opened.document.tree) if _preparing(tree)}
     if not trees:
         return
-    task = build_stages.options(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)
+    task = build_stages.options(num_cpus=resources.cpus, num_gpus=resources.gpus)
     names = sorted({name for tree in trees.values() for name in _preparing(tree)})
     with doing(console, f"preparing what the trials share ({', '.join(names)})"):
         for tree in trees.values():

@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -18,7 +19,7 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from fewshot_ray.cluster.actors import BY_VALUES, PROBLEM, ROW
+from fewshot_ray.cluster.actors import BY_VALUES, GPU_MEMORY, PROBLEM, REMARKS, ROW
 from fewshot_ray.cluster.ending import EVERYBODY, STOPPED
 from fewshot_ray.cluster.lost_workers import error_line, fault_of, kernel_kills
 from fewshot_ray.cluster.ray_log import RAY_LOGGER
@@ -60,7 +61,7 @@ class SweepSearcher(_OfTheDriver, Searcher):
         if not isinstance(job, Job):
             return None
         self.trial_ids[trial_id] = job.id
-        return {"id": job.id, "job": job.to_json(), **self.shared}
+        return {"id": job.id, "job": job.to_json(), "part": asdict(self.sweep.running[job.id].part), **self.shared}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Called once per trial, after its last retry."""
@@ -130,10 +131,11 @@ class SweepScheduler(_OfTheDriver, FIFOScheduler):
         """Pass a result to the sweep; returns whether the trial should stop."""
         job_id = _job_id(trial)
         if PROBLEM in result:
-            self.sweep.failed(job_id, str(result[PROBLEM]), by_values=bool(result.get(BY_VALUES)))
+            by_values, gpu_memory = bool(result.get(BY_VALUES)), bool(result.get(GPU_MEMORY))
+            self.sweep.failed(job_id, str(result[PROBLEM]), by_values=by_values, gpu_memory=gpu_memory)
             return True
         row = EvaluationRow(time=0.0, **json.loads(result[ROW]))
-        return self.sweep.evaluated(job_id, row)
+        return self.sweep.evaluated(job_id, row, json.loads(result[REMARKS]))
 
 
 def _job_id(trial: Any) -> str:

@@ -54,7 +54,7 @@ def _worker(config: dict[str, Any]) -> None:
     from fewshot_ray.training.group import Group
 
     NOTICE.listen(config["messenger"], config["id"])
-    take_own_gpu(config["resources"]["gpus_per_worker"])
+    take_own_gpu(config["part"]["gpus"])
     try:
         for result in trial_results(config, group=Group()):
             # Without `done`: Tune would end the driver function before Train has ended.
@@ -86,9 +86,9 @@ def run_with_workers(config: dict[str, Any]) -> None:
     calls this again.
     """
     resources = ResourcesSpec(**config["resources"])
-    per_worker = {"CPU": resources.cpus_per_worker}
-    if resources.gpus_per_worker > 0:
-        per_worker["GPU"] = resources.gpus_per_worker
+    per_worker = {"CPU": resources.cpus}
+    if resources.gpus > 0:
+        per_worker["GPU"] = resources.gpus
     reports = TuneReportCallback()
     elastic = (resources.min_workers, resources.workers)
     trainer = TorchTrainer(
@@ -96,11 +96,11 @@ def run_with_workers(config: dict[str, Any]) -> None:
         train_loop_config=config,
         scaling_config=ScalingConfig(
             num_workers=elastic if elastic[0] < elastic[1] else resources.workers,
-            use_gpu=resources.gpus_per_worker > 0,
+            use_gpu=resources.gpus > 0,
             resources_per_worker=per_worker,
             placement_strategy="PACK",  # on one node where they fit, so that gradients don't use the network
         ),
-        torch_config=TorchConfig(backend=backend(resources.gpus_per_worker)),
+        torch_config=TorchConfig(backend=backend(resources.gpus)),
         run_config=RunConfig(
             name=f"{config['id']}-{os.getpid()}",
             storage_path=config["scratch"],

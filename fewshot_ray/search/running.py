@@ -8,9 +8,11 @@ from typing import Any
 
 from fewshot_ray.search.faults import Fault
 from fewshot_ray.search.job import Job
+from fewshot_ray.search.packing import Part
 from fewshot_ray.search.stopping import Stop
 from fewshot_ray.search.sweep_folder import FailedBy
 
+NOTHING = Part(cpus=0, gpus=0)
 MOST_MACHINES_LOST = 100
 """Lost machines after which a trial is given up, since it may be the cause."""
 
@@ -38,6 +40,12 @@ class Running:
     """Times that its machine was lost or about to end."""
     just_lost: bool = False
     """Whether its worker was lost and has had no evaluation since."""
+    part: Part = NOTHING
+    """What its worker has reserved."""
+    alone: bool = False
+    """Whether it is to have a whole GPU, since a part was too small."""
+    again: bool = False
+    """Whether it ended to be started again with another part."""
 
     @property
     def stopped(self) -> bool:
@@ -46,8 +54,8 @@ class Running:
 
     @property
     def losses(self) -> dict[str, Any]:
-        """The counts that are kept when the job starts again."""
-        return {"failures": self.failures, "machines_lost": self.machines_lost}
+        """What is kept when the job starts again: the counts, and whether it is to have a whole GPU."""
+        return {"failures": self.failures, "machines_lost": self.machines_lost, "alone": self.alone}
 
     def is_given_up(self, retries: int) -> bool:
         """Whether it was lost too often to be restarted."""
@@ -89,6 +97,8 @@ def ended(running: Running, *, at_last_step: bool, closing: bool, retries: int) 
         return Ended(Outcome.PRUNED)
     if running.stop is not None or at_last_step:
         return Ended(Outcome.COMPLETE)
+    if running.again:
+        return Ended(Outcome.INTERRUPTED if closing else Outcome.AGAIN)
     if not running.is_given_up(retries):
         return Ended(Outcome.INTERRUPTED if closing else Outcome.AGAIN)
     if running.fault is Fault.UNREACHABLE or (running.fault is Fault.OUT_OF_MEMORY and not running.was_left):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from enum import Enum
@@ -19,6 +19,7 @@ from fewshot_ray.search.journal import Journal
 from fewshot_ray.search.kept_checkpoints import KeptCheckpoints
 from fewshot_ray.search.observers import Boards, Progress
 from fewshot_ray.search.own_folder import OwnFolder
+from fewshot_ray.search.packing import Packing, learn_from
 from fewshot_ray.search.records import Records
 from fewshot_ray.search.running import Outcome, Running, ended
 from fewshot_ray.search.stopping import Stop, Stopping
@@ -97,6 +98,7 @@ class Sweep:
         self.kept = KeptCheckpoints(self.folder, file.search)
         self.records = Records(self.folder, file, self.study, self.kept)
         self.hyperparameters = Hyperparameters(document)
+        self.packing = Packing(file.resources)
         self.running: dict[str, Running] = {}
         self.pending: list[Job] = []
         self.interrupted: dict[str, Running] = {}
@@ -118,6 +120,7 @@ class Sweep:
         self.waiting: list[Job] | None = None
         """Remaining jobs after the search; None where they must be read from the folder."""
         self._reconcile()
+        learn_from(self.folder, self.packing)
         self.progress.add_trials(
             self.trials, done=sum(trial.kind == "search" and trial.state != "RUNNING" for trial in self.folder.trials())
         )
@@ -239,14 +242,15 @@ class Sweep:
         running = replace(Running(job, {row.step for row in rows}, was_left=was_left), **before_that.losses)
         if job.kind != "search" and not self.stopping.knows(job.id):  # its evaluations are those of an earlier run of the driver
             running.stop = self._replay([job]).get(job.id)
+        running.part = self.packing.part(alone=running.alone)
         self.running[job.id] = running
         self.boards.begin(job.id, self.hyperparameters.of(job.tree, job.seed), rows)
         self.progress.started(job.id, job.label, steps=job.last_step, step=last_step or 0)
 
     # What a result means
 
-    def evaluated(self, trial_id: str, row: EvaluationRow) -> bool:
-        """Record an evaluation; returns whether the trial should stop.
+    def evaluated(self, trial_id: str, row: EvaluationRow, remarks: Iterable[str] = ()) -> bool:
+        """Record an evaluation, and say the trial's remarks; returns whether the trial should stop.
 
         One that is recorded already (of a resumed trial) is ignored, as are those of a trial that hasn't yet heard that it should stop.
         """
@@ -263,6 +267,10 @@ class Sweep:
         self.progressed = True
         self.boards.show(trial_id, row)
         self.progress.evaluated(trial_id, row.step, row.metrics, row.train_loss)
+        for remark in remarks:
+            self.progress.say(f"{trial_id}: {remark}")
+        if changed := self.packing.learn(row.memory):
+            self.progress.say(changed)
         running.stop = self._stop(running.job, row)
         return running.stopped
 
@@ -279,9 +287,16 @@ class Sweep:
             may_lose=searched and job.origin == SAMPLER,
         )
 
-    def failed(self, trial_id: str, problem: str, *, by_values: bool = False) -> None:
-        """The trial failed in a way that no retry helps (a NaN loss, settings that don't fit)."""
+    def failed(self, trial_id: str, problem: str, *, by_values: bool = False, gpu_memory: bool = False) -> None:
+        """The trial failed in a way that no retry helps (a NaN loss, settings that don't fit).
+
+        One whose part of a GPU was too small (`gpu_memory`) is started again with a whole one.
+        """
         running = self.running[trial_id]
+        if gpu_memory and running.part.shares_gpu and self.file.resources.workers == 1:
+            running.alone = running.again = True
+            self.progress.say(f"{trial_id}: its part of a GPU ({running.part.gpus:g}) is too small for it; it goes on with a whole one")
+            return
         running.problem, running.by_values = problem, by_values
 
     def lost(self, trial_id: str, reason: str, fault: Fault = Fault.OWN) -> None:
@@ -300,7 +315,7 @@ class Sweep:
     def may_go_on(self, trial_id: str) -> bool:
         """Whether a lost trial is restarted: not after its last retry, nor if it or the sweep is to end."""
         running = self.running[trial_id]
-        return not (self.closing or running.stopped or running.problem or running.is_given_up(self.file.search.retries))
+        return not (self.closing or running.stopped or running.problem or running.again or running.is_given_up(self.file.search.retries))
 
     def ended(self, trial_id: str) -> None:
         """A running trial has ended, by itself or because it isn't restarted."""
@@ -308,7 +323,8 @@ class Sweep:
         running, retries = self.running.pop(trial_id), self.file.search.retries
         at_last_step = self._at_last_step(running.job)
         # Tune drops a trial whose worker was lost before it started.
-        if not (self.closing or at_last_step or running.stopped or running.just_lost or running.is_given_up(retries)):
+        known = at_last_step or running.stopped or running.again or running.just_lost
+        if not (self.closing or known or running.is_given_up(retries)):
             running.failures.append("its worker ended before the last evaluation")
         verdict = ended(running, at_last_step=at_last_step, closing=self.closing, retries=retries)
         if verdict.outcome is Outcome.AGAIN:

@@ -41,6 +41,9 @@ def _workers(spec: FileSpec) -> Iterator[tuple[str, str]]:
     most = spec.resources.workers
     if spec.resources.min_workers > most:
         yield "resources.min_workers", f"{spec.resources.min_workers} is above resources.workers ({most}); at most {most} is right"
+    for name in ("gpus_per_worker", "cpus_per_worker"):
+        if getattr(spec.resources, name) == "auto" and most > 1:
+            yield f"resources.{name}", f"'auto' is for trials of one worker, and resources.workers is {most}; a number is right"
 
 
 def _source(spec: FileSpec) -> Iterator[tuple[str, str]]:

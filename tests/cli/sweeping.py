@@ -28,7 +28,7 @@ def finished_sweep(desk: Desk) -> Opened:
     with Progress(file.train.steps, console=Console(file=io.StringIO())) as progress:
         sweep = Sweep(opened.document, file, folder, Journal(folder.folder), progress, Boards(folder), concurrent=1)
         while isinstance(job := sweep.next_job(), Job):
-            for result in trial_results({"job": job.to_json(), "folder": folder.folder.url}):
+            for result in trial_results({"job": job.to_json(), "part": {"cpus": 1, "gpus": 0}, "folder": folder.folder.url}):
                 if PROBLEM in result:
                     sweep.failed(job.id, result[PROBLEM])
                 else:

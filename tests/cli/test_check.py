@@ -44,6 +44,17 @@ def test_the_plan(desk: Desk, fewshot: Command) -> None:
     assert re.search(r"at most \d+ MB", line(answer.out, "disk"))
 
 
+def test_what_auto_will_do(desk: Desk, fewshot: Command) -> None:
+    """Oracle: docs/clusters.md; it is for trials of one worker."""
+    desk.tree["resources"] = {"cpus_per_worker": "auto"}
+    said = line(fewshot("check", desk.write()).out, "packing")
+    assert said.endswith("a core for each trial, one trial until it has been evaluated; then as many as there are cores and memory for")
+    desk.tree["resources"] |= {"workers": 2}
+    answer = fewshot("check", desk.write())
+    assert answer.code == 2
+    assert "resources.cpus_per_worker: 'auto' is for trials of one worker, and resources.workers is 2; a number is right" in answer.err
+
+
 def test_findings_are_named(desk: Desk, fewshot: Command) -> None:
     """Told, not refused: all of them can be trained on."""
     photos = desk.folder / "photos"

@@ -65,6 +65,11 @@ REFUSED: dict[str, tuple[dict[str, Any], Circumstance, str]] = {
         machine(CPU=2, GPU=2),
         "resources.gpus_per_worker: 0.5 given, but PyTorch sees no GPU here; 0 would run on the CPU",
     ),
+    "no GPU to share": (
+        {"resources": {"gpus_per_worker": "auto"}},
+        machine(CPU=2, GPU=0),
+        "resources.gpus_per_worker: 'auto' given, but this machine has no GPU; 0 would run on the CPU",
+    ),
     "more workers than cores": (
         {"resources": {"workers": 3}},
         machine(CPU=2, GPU=0),

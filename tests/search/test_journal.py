@@ -94,6 +94,6 @@ def test_a_sweep_that_can_not_be_taken_up_leaves_nothing(temporary: Path) -> Non
     opened = put_on_record(planned_sweep(sweep_file("s", f"memory://{uuid4().hex}")))
     (opened.folder.folder / "trials" / "t0000").write_text("trial.json", "{")
     with pytest.raises(UserError, match="not a trial's record"):
-        _run_trials(opened, 1, Console(file=io.StringIO()), Lease(opened.folder.folder), Watch("none"), grows=False)
+        _run_trials(opened, 1, Console(file=io.StringIO()), Lease(opened.folder.folder), Watch("none"), None)
     gc.collect()
     assert [path.name for path in temporary.iterdir() if path.name.startswith("fewshot-ray-")] == []

@@ -225,7 +225,7 @@ def _write_sweeps(bases: Bases) -> None:
             opened.document, opened.file, opened.folder, Journal(opened.folder.folder), progress, Boards(opened.folder), concurrent=1
         )
         while isinstance(job := sweep.next_job(), Job):
-            for result in trial_results({"job": job.to_json(), "folder": str(folder)}):
+            for result in trial_results({"job": job.to_json(), "part": {"cpus": 1, "gpus": 0}, "folder": str(folder)}):
                 if PROBLEM in result:
                     raise RuntimeError(result[PROBLEM])
                 sweep.evaluated(job.id, EvaluationRow(**json.loads(result[ROW]), time=time.time()))

@@ -72,7 +72,7 @@ def first_jobs(opened: Opened, **_options: object) -> None:
         for _ in range(2):
             job = sweep.next_job()
             if isinstance(job, Job) and job.id == INTERRUPTED_AT[0]:
-                results = trial_results({"job": job.to_json(), "folder": opened.folder.folder.url})
+                results = trial_results({"job": job.to_json(), "part": {"cpus": 1, "gpus": 0}, "folder": opened.folder.folder.url})
                 next(results)
                 results.close()
         sweep.abandon()
