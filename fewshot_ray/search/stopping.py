@@ -93,9 +93,9 @@ class Stopping:
         if not may_lose:
             return None
         if halved:
-            return Stop(f"halving: not among the best at step {row.step}", complete=False)
+            return Stop(f"halving: not among the best of step {row.step}", complete=False)
         if self.race is not None and (other := self._ahead(trial_id, last_step, self.race / looks)) is not None:
-            return Stop(f"race: behind {other} at step {row.step}", complete=False)
+            return Stop(f"race: behind {other}", complete=False)
         return None
 
     def knows(self, trial_id: str) -> bool:

@@ -343,7 +343,7 @@ class Sweep:
         if record.state == "FAIL" and (reason := self._all_fail_alike()):
             self.hopeless, self.closing = reason, True
         self.boards.end(trial_id)
-        self.progress.finished(trial_id, record.state, record.values, record.error)
+        self.progress.finished(trial_id, record.state, record.values, record.error or record.stopped)
 
     def _all_fail_alike(self) -> str | None:
         """The error of the search's first trials, preset and plain fine-tuning among them, where all failed with the same one."""
