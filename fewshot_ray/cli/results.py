@@ -20,8 +20,9 @@ from fewshot_ray.methods.randomness import derived_seed
 from fewshot_ray.report.export import trial_spec
 from fewshot_ray.report.tables import format_metric
 from fewshot_ray.search.inputs import changed_inputs, check_inputs
+from fewshot_ray.search.leaderboard import leaderboard
 from fewshot_ray.search.sweep_folder import SweepFolder, TrialRecord, read_spec
-from fewshot_ray.search.winner import exported_trial, ranked_trials
+from fewshot_ray.search.winner import exported_trial
 from fewshot_ray.spec.sections import CrossFit, EvaluateSpec, FileSpec
 from fewshot_ray.trial.candidate import Candidate
 from fewshot_ray.trial.denoising import DiffusionCandidate
@@ -89,7 +90,8 @@ def compared_trials(folder: SweepFolder, file: FileSpec, record: TrialRecord) ->
     """
     origin = folder.record(record.origin) if record.kind == "refit" else None
     chosen = [record] if origin is None else [record, origin]
-    plain = next((trial for trial in ranked_trials(folder, file) if trial.origin == "plain"), None)
+    ranked = [row.trial for row in leaderboard(folder, file.search) if row.rank is not None]
+    plain = next((trial for trial in ranked if trial.origin == "plain"), None)
     return chosen + ([plain] if plain is not None and plain.id not in [trial.id for trial in chosen] else [])
 
 

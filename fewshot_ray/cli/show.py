@@ -9,7 +9,6 @@ from fewshot_ray.report.tables import leaderboard_view
 from fewshot_ray.search.leaderboard import leaderboard
 from fewshot_ray.search.lease import is_driven
 from fewshot_ray.search.sweep_folder import SPEC, SweepFolder, read_spec
-from fewshot_ray.search.winner import bounds
 from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.spec.validate import file_spec
 from fewshot_ray.storage import Folder
@@ -24,8 +23,8 @@ def read_sweep(place: str) -> tuple[SweepFolder, FileSpec]:
 
 
 def show_sweep(folder: SweepFolder, file: FileSpec, console: Console) -> None:
-    """The leaderboard, the winner and its paired comparison with plain fine-tuning."""
-    rows = leaderboard(folder, file.search.objectives, bounds(file), driven=is_driven(folder.folder))
-    console.print(leaderboard_view(rows, file.search.objectives, width=console.width))
+    """The leaderboard, the winner, and what its reruns on fresh seeds say."""
+    rows = leaderboard(folder, file.search, driven=is_driven(folder.folder))
+    console.print(leaderboard_view(rows, file.search, width=console.width))
     if any(row.interrupted for row in rows):
         console.print(f"\ninterrupted; go on with: fewshot-ray resume {folder.folder.url}", soft_wrap=True)

@@ -76,6 +76,7 @@ def _trial_results(config: dict[str, Any], group: Group | None, stack: ExitStack
             folder / "cache",
             device=device,
             group=group,
+            last_step=job.last_step,
             told_to_end=NOTICE,
             tell=tell,
             read_memory=lambda: peak_memory(device, alone=not part.shares_gpu),

@@ -41,7 +41,6 @@ from fewshot_ray.search.lease import Lease
 from fewshot_ray.search.opened import Opened, put_on_record
 from fewshot_ray.search.packing import MOST_ON_A_GPU
 from fewshot_ray.search.sweep import Sweep
-from fewshot_ray.search.winner import bounds
 from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.sections import ResourcesSpec
 from fewshot_ray.spec.validate import endpoint_trees
@@ -247,7 +246,6 @@ def _trainable(resources: ResourcesSpec) -> Any:
 
 def write_results(opened: Opened) -> None:
     """Write leaderboard.csv and report.html."""
-    objectives = opened.file.search.objectives
-    rows = leaderboard(opened.folder, objectives, bounds(opened.file))
-    write_csv(opened.folder.folder, rows, objectives)
-    write_page(opened.folder, objectives, bounds(opened.file), title=opened.file.name)
+    search = opened.file.search
+    write_csv(opened.folder.folder, leaderboard(opened.folder, search), search.objectives)
+    write_page(opened.folder, search, title=opened.file.name)

@@ -96,13 +96,13 @@ def checkpoints(file: FileSpec, trials_at_once: int) -> int:
 
 
 def reruns(file: FileSpec) -> int:
-    """Number of reruns that confirm the winners, including controls."""
+    """Number of reruns on fresh seeds: those that choose among several winners, and those that report the chosen one, with its controls."""
     confirm = file.search.confirm
-    return _arms(file) * len(confirm.seeds) * confirm.top if confirm else 0
+    return confirm.top * len(confirm.choosing) + _arms(file) * len(confirm.reporting) if confirm else 0
 
 
 def _arms(file: FileSpec) -> int:
-    """Trials per confirmation and seed: the winner, and plain fine-tuning where it isn't that."""
+    """Trials per seed that reports: the winner, and plain fine-tuning where it isn't that."""
     return 1 if PLAIN in file.method else 2
 
 

@@ -12,10 +12,10 @@ import fewshot_ray
 from fewshot_ray.metrics.suite import METRICS
 from fewshot_ray.report.export_folder import CARD, export_folder
 from fewshot_ray.report.model_card import ModelCard, model_card
-from fewshot_ray.search.confirmation import compare_with_control
+from fewshot_ray.search.confirmation import confirmation_lines
 from fewshot_ray.search.leaderboard import leaderboard
 from fewshot_ray.search.sweep_folder import SweepFolder, TrialRecord
-from fewshot_ray.search.winner import bounds, trial_tree
+from fewshot_ray.search.winner import trial_tree
 from fewshot_ray.spec.document import Document, to_yaml
 from fewshot_ray.spec.sections import CrossFit, FileSpec
 from fewshot_ray.storage import is_remote
@@ -72,7 +72,7 @@ def _write_card(
         picture = "samples.png"
         (staged / picture).write_bytes(folder.grid(record.id, record.best_step if record.best_step in steps else steps[-1]))
     model = spec.file.source.model
-    rows = leaderboard(folder, file.search.objectives, bounds(file))
+    rows = leaderboard(folder, file.search)
     call = candidate.pipeline_call(spec.file.evaluate)
     card = ModelCard(
         name=name,
@@ -93,7 +93,7 @@ def _write_card(
         call_arguments=call.arguments,
         call_remark=call.remark,
         class_names=candidate.class_names,
-        comparisons=compare_with_control(rows, file.search.objectives),
+        confirmation=confirmation_lines(rows, file.search),
         version=fewshot_ray.__version__,
         picture=picture,
     )

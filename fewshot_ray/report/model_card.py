@@ -11,7 +11,6 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from fewshot_ray.report.tables import format_value
-from fewshot_ray.search.confirmation import PairedComparison
 
 LISTED_SHOTS = 100
 """Largest number of images whose hashes are listed; for more there is one hash over all."""
@@ -53,7 +52,8 @@ class ModelCard:
     """Remark on the sampler of that call and on that of the metrics."""
     class_names: Sequence[str] = ()
     """Class names of a class-conditional model, by number."""
-    comparisons: Sequence[PairedComparison] = ()
+    confirmation: Sequence[str] = ()
+    """What the reruns on fresh seeds say, a line each."""
     version: str | None = None
     """fewshot-ray's version."""
     picture: str | None = None
@@ -124,9 +124,9 @@ def _metrics(card: ModelCard) -> str:
     parts = ["## Metrics", f"Of {card.metrics_from}.", "\n".join(["| metric | value | better |", "|---|---|---|", *rows])]
     if card.protocol:
         parts.append("Measured with " + ", ".join(f"{name}: {format_value(value)}" for name, value in card.protocol.items()) + ".")
-    if card.comparisons:
-        lines = [f"- {comparison.describe()}" for comparison in card.comparisons]
-        parts.append("Confirmed on fresh seeds, against plain fine-tuning at the same learning rate and steps:\n\n" + "\n".join(lines))
+    if card.confirmation:
+        lines = "\n".join(f"- {line}" for line in card.confirmation)
+        parts.append(f"Confirmed on fresh seeds, against plain fine-tuning:\n\n{lines}")
     return "\n\n".join(parts)
 
 

@@ -9,10 +9,11 @@ from string import Template
 
 from fewshot_ray.report.plots import learning_curves, parameter_scatter
 from fewshot_ray.report.tables import HEADINGS, format_metric, format_value
-from fewshot_ray.search.confirmation import compare_with_control
+from fewshot_ray.search.confirmation import confirmation_lines
 from fewshot_ray.search.leaderboard import KINDS, STATES, LeaderboardRow, leaderboard, metric_names, winner
 from fewshot_ray.search.sweep_folder import SweepFolder
-from fewshot_ray.trial.ranking import Bounds, Objectives
+from fewshot_ray.spec.sections import SearchSpec
+from fewshot_ray.trial.ranking import Objectives
 
 GRIDS_SHOWN = 6
 
@@ -61,16 +62,16 @@ $grids
 """)
 
 
-def report_page(sweep: SweepFolder, objectives: Objectives, constraints: Bounds | None = None, *, title: str | None = None) -> str:
+def report_page(sweep: SweepFolder, search: SearchSpec, *, title: str | None = None) -> str:
     """The page's HTML, for a running or a finished sweep; about 5 MB, nearly all of it plotly.js."""
     from plotly.offline import get_plotlyjs
 
-    rows = leaderboard(sweep, objectives, constraints)
+    rows, objectives = leaderboard(sweep, search), search.objectives
     return PAGE.substitute(
         title=escape(title or sweep.folder.name),
         script=f"<script>{get_plotlyjs()}</script>",
         counts=_counts(rows),
-        winner=_winner(rows, objectives),
+        winner=_winner(rows, search),
         table=_table(rows, objectives),
         curves=learning_curves(sweep, rows, objectives) or _nothing("No evaluation yet."),
         first_objective=escape(next(iter(objectives))),
@@ -79,9 +80,9 @@ def report_page(sweep: SweepFolder, objectives: Objectives, constraints: Bounds 
     )
 
 
-def write_page(sweep: SweepFolder, objectives: Objectives, constraints: Bounds | None = None, *, title: str | None = None) -> None:
+def write_page(sweep: SweepFolder, search: SearchSpec, *, title: str | None = None) -> None:
     """Write `report.html` into the sweep's folder."""
-    sweep.folder.write_text("report.html", report_page(sweep, objectives, constraints, title=title))
+    sweep.folder.write_text("report.html", report_page(sweep, search, title=title))
 
 
 def _counts(rows: Sequence[LeaderboardRow]) -> str:
@@ -91,15 +92,15 @@ def _counts(rows: Sequence[LeaderboardRow]) -> str:
     return f"{len(rows)} trials: {', '.join(parts)}; {minutes:.1f} minutes of training in all" if rows else "no trial yet"
 
 
-def _winner(rows: Sequence[LeaderboardRow], objectives: Objectives) -> str:
+def _winner(rows: Sequence[LeaderboardRow], search: SearchSpec) -> str:
     best = winner(rows)
     if best is None:
         return _nothing("No trial has run to the end yet.")
-    metrics = ", ".join(f"{escape(name)} {format_metric(best.values.get(name))}" for name in objectives)
+    metrics = ", ".join(f"{escape(name)} {format_metric(best.values.get(name))}" for name in search.objectives)
     params = ", ".join(f"{escape(name)} = {escape(format_value(value))}" for name, value in sorted(best.trial.params.items()))
     trial = f"<p><b>{escape(best.trial.id)}</b> ({escape(best.trial.label)}) leads with {metrics} at step {best.step}."
     lines = [trial + (f" {params}." if params else "") + "</p>"]
-    lines += [f"<p>Confirmed: {escape(comparison.describe())}.</p>" for comparison in compare_with_control(rows, objectives)]
+    lines += [f"<p>{escape(line)}.</p>" for line in confirmation_lines(rows, search)]
     return "\n".join(lines)
 
 
@@ -115,7 +116,7 @@ def _table(rows: Sequence[LeaderboardRow], objectives: Objectives) -> str:
         if of_kind and kind != "search":
             body.append(f'<tr class="heading"><td colspan="{len(columns)}">{escape(HEADINGS[kind])}</td></tr>')
         for row in of_kind:
-            style = "first" if row.rank == 1 else row.trial.state.lower()
+            style = "first" if row.won else row.trial.state.lower()
             body.append(
                 _line("td", _cells(row, metrics, params, mark_front=len(objectives) > 1), [name in numeric for name in columns], style)
             )
@@ -148,7 +149,7 @@ def _breakable(heading: str) -> str:
 
 def _grids(sweep: SweepFolder, rows: Sequence[LeaderboardRow]) -> str:
     """The samples of the winner and of its refit."""
-    shown = [row for row in rows if row.rank == 1 or row.trial.kind == "refit"]
+    shown = [row for row in rows if row.won or row.trial.kind == "refit"]
     return "\n".join(_samples(sweep, row) for row in shown if sweep.grid_steps(row.trial.id))
 
 

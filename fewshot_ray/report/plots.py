@@ -118,7 +118,7 @@ def _parameter_axis(values: Sequence[Any]) -> dict[str, Any]:
 
 
 def _group(row: LeaderboardRow) -> str:
-    return "first" if row.rank == 1 else row.trial.kind
+    return "first" if row.won else row.trial.kind
 
 
 def _hover(row: LeaderboardRow) -> str:

@@ -10,8 +10,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fewshot_ray.search.confirmation import compare_with_control
+from fewshot_ray.search.confirmation import confirmation_lines
 from fewshot_ray.search.leaderboard import KINDS, LeaderboardRow, metric_names, winner
+from fewshot_ray.spec.sections import SearchSpec
 from fewshot_ray.storage import Folder
 from fewshot_ray.trial.ranking import Objectives
 
@@ -78,18 +79,15 @@ def leaderboard_table(rows: Sequence[LeaderboardRow], objectives: Objectives, *,
     return table
 
 
-def leaderboard_view(
-    rows: Sequence[LeaderboardRow], objectives: Objectives, *, limit: int | None = None, width: int = 120
-) -> RenderableType:
-    """The table, the winner's values and the comparisons with controls, for a rich console `width` characters wide."""
-    parts: list[RenderableType] = [leaderboard_table(rows, objectives, limit=limit, width=width)]
+def leaderboard_view(rows: Sequence[LeaderboardRow], search: SearchSpec, *, limit: int | None = None, width: int = 120) -> RenderableType:
+    """The table, the winner's values and what its reruns say, for a rich console `width` characters wide."""
+    parts: list[RenderableType] = [leaderboard_table(rows, search.objectives, limit=limit, width=width)]
     best = winner(rows)
     if best is not None and best.trial.params:
         values = ", ".join(f"{name} {format_value(value)}" for name, value in sorted(best.trial.params.items()))
         parts.append(Text(f"\nwinner {best.trial.id}: {values}"))
-    comparisons = compare_with_control(rows, objectives)
-    if comparisons:
-        parts.append(Text("\n" + "\n".join(comparison.describe() for comparison in comparisons)))
+    if lines := confirmation_lines(rows, search):
+        parts.append(Text("\n" + "\n".join(lines)))
     for row in rows:
         if row.trial.error:
             ended = "failed" if row.trial.state == "FAIL" else "hasn't ended"
@@ -124,7 +122,7 @@ def _state(row: LeaderboardRow) -> str:
 
 
 def _style(row: LeaderboardRow) -> str:
-    if row.rank == 1:
+    if row.won:
         return "bold green"
     return {"PRUNED": "dim", "FAIL": "red", "RUNNING": "cyan"}.get(row.trial.state, "")
 

@@ -23,6 +23,7 @@ class Job:
     """The trial's spec, without ranges."""
     seed: int
     last_step: int
+    """The step it ends at, at most its `train.steps`, which the schedule of the learning rate is made for."""
     folds: int
     refit_steps: int | None = None
     params: Mapping[str, Any] = field(default_factory=dict)

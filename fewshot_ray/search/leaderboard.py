@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fewshot_ray.search.sweep_folder import SweepFolder, TrialRecord
-from fewshot_ray.trial.ranking import Bounds, Objectives, Ranking
+from fewshot_ray.spec.sections import SearchSpec
+from fewshot_ray.trial.ranking import Objectives, Ranking
 
 KINDS = ("search", "confirm", "control", "refit")
 STATES = ("COMPLETE", "RUNNING", "PRUNED", "FAIL")
@@ -19,7 +20,7 @@ class LeaderboardRow:
 
     trial: TrialRecord
     rank: int | None
-    """Rank from 1 (the winner) among the complete trials of the search; None for other trials."""
+    """Rank from 1, the best, among the complete trials of the search; None for other trials."""
     front: bool
     """Whether it is on the Pareto front of the feasible trials (where there are none, of those with the smallest violation).
 
@@ -34,6 +35,8 @@ class LeaderboardRow:
     """The step of the latest checkpoint of a trial that hasn't ended; None before the first."""
     interrupted: bool = False
     """Whether it hasn't ended and no process runs the sweep."""
+    won: bool = False
+    """Whether it is the sweep's result so far: rank 1, or with several to confirm the one that the choosing seeds chose."""
 
     @property
     def state(self) -> str:
@@ -41,14 +44,12 @@ class LeaderboardRow:
         return "interrupted" if self.interrupted else self.trial.state.lower()
 
 
-def leaderboard(
-    sweep: SweepFolder, objectives: Objectives, constraints: Bounds | None = None, *, driven: bool = True
-) -> list[LeaderboardRow]:
+def leaderboard(sweep: SweepFolder, search: SearchSpec, *, driven: bool = True) -> list[LeaderboardRow]:
     """All trials by kind (search, confirm, control, refit); within a kind the complete ones by rank, then running, pruned, failed.
 
     Where the sweep isn't `driven` by any process, those that haven't ended are interrupted.
     """
-    ranking = Ranking(objectives, constraints or {})
+    ranking = Ranking.of(search)
     rows = [_row(sweep, trial, ranking, driven=driven) for trial in sweep.trials()]
     contenders = [row for row in rows if row.trial.kind == "search" and row.trial.state == "COMPLETE"]
     values = [row.values for row in contenders]
@@ -56,12 +57,40 @@ def leaderboard(
     rank = {row.trial.id: standing.place + 1 for row, standing in standings if standing.measured}
     front = {contenders[index].trial.id for index in ranking.front(values)}
     placed = [replace(row, rank=rank.get(row.trial.id), front=row.trial.id in front) for row in rows]
-    return sorted(placed, key=lambda row: _order(row, ranking))
+    chosen = _chosen(placed, search)
+    return sorted((replace(row, won=row is chosen) for row in placed), key=lambda row: _order(row, ranking))
 
 
 def winner(rows: Sequence[LeaderboardRow]) -> LeaderboardRow | None:
-    """The best complete trial of the search; None while there is none."""
-    return next((row for row in rows if row.rank == 1), None)
+    """The sweep's result so far; None before a trial of the search is complete."""
+    return next((row for row in rows if row.won), None)
+
+
+def contenders(rows: Sequence[LeaderboardRow], search: SearchSpec) -> list[LeaderboardRow]:
+    """The best complete trials of the search, best first: as many as are confirmed, at least one where there is one."""
+    ranked = sorted((row for row in rows if row.rank is not None), key=lambda row: row.rank or 0)
+    return ranked[: search.confirm.top if search.confirm is not None else 1]
+
+
+def _chosen(rows: Sequence[LeaderboardRow], search: SearchSpec) -> LeaderboardRow | None:
+    """The best of the contenders; of several the one with the best means over the choosing seeds, by the ranking of evaluations.
+
+    One with an incomplete rerun on these can't win; where all have one, the search's order decides.
+    """
+    best = contenders(rows, search)
+    if search.confirm is None or len(best) < 2:
+        return best[0] if best else None
+    means = [_means(rows, row.trial.id, search.confirm.choosing) for row in best]
+    index = Ranking.of(search).best_index(means)
+    return best[0 if index is None else index]
+
+
+def _means(rows: Sequence[LeaderboardRow], source: str, seeds: Sequence[int]) -> dict[str, float]:
+    """Means of the metrics over a trial's reruns on these seeds; empty where one isn't complete."""
+    reruns = [row for row in rows if (row.trial.kind, row.trial.origin) == ("confirm", source) and row.trial.seed in seeds]
+    if len([row for row in reruns if row.trial.state == "COMPLETE"]) < len(seeds):
+        return {}
+    return {name: math.fsum(row.values.get(name, math.nan) for row in reruns) / len(reruns) for name in reruns[0].values}
 
 
 def metric_names(rows: Iterable[LeaderboardRow], objectives: Objectives) -> list[str]:

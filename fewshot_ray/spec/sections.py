@@ -295,10 +295,20 @@ class ConfirmSpec(Section):
     """Reruns of the winners, and of plain fine-tuning at their learning rate, with new seeds."""
 
     top: PositiveInt = 1
-    """Number of winners that are rerun."""
+    """Number of winners that are rerun; with several, half of the seeds choose the best of them, and the others report it."""
 
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(_distinct)] = Field(default=[1, 2, 3, 4, 5], min_length=1)
-    """Seeds of the reruns; from fewer than three no conclusion is drawn."""
+    """Seeds of the reruns; from fewer than three that report no conclusion is drawn."""
+
+    @property
+    def choosing(self) -> list[int]:
+        """The seeds that choose among several winners: the first half, rounded down; of a single seed, that one."""
+        return self.seeds[: max(1, len(self.seeds) // 2)] if self.top > 1 else []
+
+    @property
+    def reporting(self) -> list[int]:
+        """The seeds that the chosen trial is reported on: the others, on which nothing was chosen."""
+        return self.seeds[len(self.choosing) :]
 
 
 class SearchSpec(Section):

@@ -68,12 +68,15 @@ class Trial:
         *,
         device: torch.device,
         group: Group | None = None,
+        last_step: int | None = None,
         told_to_end: Callable[[], str | None] = lambda: None,
         tell: Callable[[Activity], None] = lambda activity: None,
         read_memory: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self.spec = spec
         self.folder = folder
+        self.last_step = last_step or spec.refit_steps or spec.file.train.steps
+        """The step it ends at; the learning rate's schedule is that of all `train.steps`."""
         self.told_to_end = told_to_end
         """Called about every `PART_SEC`; returns why the process is to end soon, or None. Workers of a group may differ."""
         self.tell = tell
@@ -113,7 +116,7 @@ class Trial:
         """
         self._resume()
         yield from list(self.history)
-        steps, every = self.spec.refit_steps or self.spec.file.train.steps, self.config.every
+        steps, every = self.last_step, self.config.every
         try:
             for step in [*range(every, steps, every), steps]:
                 if step > (self.history[-1].step if self.history else 0):

@@ -25,7 +25,7 @@ CARD = ModelCard(
     metrics={"holdout_loss": 1 / 6, "kid": 0.02},
     directions={"holdout_loss": "min", "kid": "min"},
     protocol={"extractor": "digits", "extractor_hash": "0123456789ab", "N_real": 200, "N_gen": 1000},
-    comparisons=[PairedComparison("t0007", "kid", "min", (1, 2, 3), 0.02, 0.05, Interval(-0.03, -0.04, -0.02, 3))],
+    confirmation=[PairedComparison("t0007", "kid", "min", (1, 2, 3), 0.02, 0.05, Interval(-0.03, -0.04, -0.02, 3)).describe()],
     version="0.1.0",
     source_is_on_hub=True,
 )

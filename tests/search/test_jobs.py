@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.search.job import Job
-from fewshot_ray.search.jobs import after_search, search_job
+from fewshot_ray.search.jobs import after_search, rerun_steps, search_job
 from fewshot_ray.search.study import Proposal
 from fewshot_ray.search.sweep_folder import Kind, State, SweepFolder, TrialRecord
 from fewshot_ray.search.winner import exported_trial
@@ -119,19 +119,66 @@ def test_plain_fine_tuning_is_its_own_control(sections: dict[str, Any], tmp_path
     assert kinds(ended.jobs()) == [("confirm", "t0000", 5)]
 
 
-def test_the_refit_waits_for_confirmation(tmp_path: Path) -> None:
-    """Oracle: of two confirmed trials the one better on the fresh seeds is refitted, for its best step, on one fold."""
-    ended = Ended(tmp_path, target=CROSSFIT, search={"confirm": {"top": 2, "seeds": [5]}})
-    for number, loss in enumerate([0.3, 0.1, 0.2]):
+@pytest.mark.parametrize(
+    ("best_step", "expected"), [(80, 120), (40, 80), (120, 200), (160, 240), (320, 480), (360, 500), (480, 500), (500, 500)]
+)
+def test_a_rerun_goes_half_as_far_again_as_the_best_step(best_step: int, expected: int) -> None:
+    """Oracle: by hand: 1.5 x, up to the next multiple of 40, at most 500."""
+    assert rerun_steps(best_step, steps=500, every=40) == expected
+
+
+def test_a_rerun_ends_where_it_may_and_its_control_goes_on(tmp_path: Path) -> None:
+    """Oracle: the best step on record is 6 of 24, so reruns end at 10, the evaluation after 9; nothing tells when a control is best."""
+    ended = Ended(tmp_path, search={"confirm": {"seeds": [5]}}, train={"steps": 24})
+    ended.trial(0, 0.3)
+    assert [(job.kind, job.last_step) for job in ended.jobs()] == [("confirm", 10), ("control", 24)]
+    assert all(job.tree["train"]["steps"] == 24 for job in ended.jobs())
+
+
+def confirmed(place: Path, seeds: list[int], *, top: int = 2, losses: tuple[float, ...] = (0.3, 0.1, 0.2), **sections: Any) -> Ended:
+    ended = Ended(place, search={"confirm": {"top": top, "seeds": seeds}}, **sections)
+    for number, loss in enumerate(losses):
         ended.trial(number, loss)
-    assert kinds(ended.jobs()) == [(kind, origin, 5) for origin in ("t0001", "t0002") for kind in ("confirm", "control")]
+    return ended
+
+
+def test_half_of_the_seeds_choose_and_the_others_report(tmp_path: Path) -> None:
+    """Oracle: both are rerun on the first half of the seeds; the better of them there is reported on the others, and refitted."""
+    ended = confirmed(tmp_path, [5, 6, 7, 8, 9], target=CROSSFIT)
+    choosing = [("confirm", origin, seed) for origin in ("t0001", "t0002") for seed in (5, 6)]
+    assert kinds(ended.jobs()) == choosing
     with pytest.raises(UserError, match="t0001 isn't refitted"):
         exported_trial(ended.folder, ended.file)
     ended.run({"t0001": 0.9, "t0002": 0.8})
+    reporting = [(kind, "t0002", seed) for seed in (7, 8, 9) for kind in ("confirm", "control")]
+    assert kinds(ended.jobs()) == [*choosing, *reporting, ("refit", "t0002", 0)]
     refit = ended.jobs()[-1]
-    assert (refit.id, refit.kind, refit.refit_steps, refit.last_step, refit.folds, refit.seed) == ("refit-t0002", "refit", 6, 6, 1, 0)
-    ended.write(refit, 0.0)
+    assert (refit.id, refit.refit_steps, refit.last_step, refit.folds) == ("refit-t0002", 6, 6, 1)
+    for job in ended.jobs()[4:]:
+        ended.write(job, 2.0)  # what they report chooses nothing any more
     assert exported_trial(ended.folder, ended.file).id == "refit-t0002"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "choosing", "reporting"),
+    [
+        ([5], [5], []),
+        ([5, 6], [5], [6]),
+        ([5, 6, 7], [5], [6, 7]),
+        ([5, 6, 7, 8], [5, 6], [7, 8]),
+        ([9, 1, 4, 2, 3, 7], [9, 1, 4], [2, 3, 7]),
+    ],
+)
+def test_every_seed_has_one_purpose(seeds: list[int], choosing: list[int], reporting: list[int], tmp_path: Path) -> None:
+    """Oracle: by hand. A single seed chooses; what it chose isn't reported on it."""
+    ended = confirmed(tmp_path / "two", seeds)
+    ended.run({"t0001": 0.5, "t0002": 0.4})
+    assert [job.seed for job in ended.jobs() if job.kind == "confirm" and job.origin == "t0001"] == choosing
+    assert [job.seed for job in ended.jobs() if job.kind == "control"] == reporting
+    alone = confirmed(tmp_path / "one", seeds, top=1)
+    assert [job.seed for job in alone.jobs() if job.kind == "confirm"] == seeds
+    single = confirmed(tmp_path / "single", seeds, losses=(0.3,))
+    assert [(job.kind, job.seed) for job in single.jobs()] == [(kind, seed) for seed in reporting for kind in ("confirm", "control")]
 
 
 def test_a_failed_refit_says_so(tmp_path: Path) -> None:
@@ -147,7 +194,7 @@ def test_a_rerun_that_failed_confirms_nothing(tmp_path: Path) -> None:
     """Oracle: the other of the two wins, though the failed rerun had better values before it failed; without any, the search's order."""
     cases = [("a", ("confirm-t0000-seed5",), "t0001"), ("b", ("confirm-t0000-seed5", "confirm-t0001-seed6"), "t0000")]
     for place, failed, expected in cases:
-        ended = Ended(tmp_path / place, search={"confirm": {"top": 2, "seeds": [5, 6]}})
+        ended = Ended(tmp_path / place, search={"confirm": {"top": 2, "seeds": [5, 6, 7, 8]}})
         ended.trial(0, 0.1)
         ended.trial(1, 0.2)
         ended.run({"t0000": 0.1, "t0001": 0.3}, failed=failed)

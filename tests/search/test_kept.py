@@ -61,7 +61,6 @@ def test_the_best_keep_their_best(stop_after: int | None, tmp_path: Path) -> Non
 
 def test_with_two_objectives_the_front_is_kept(tmp_path: Path) -> None:
     """Oracle: the leaderboard's own marks: of the sampler's trials all that are on the front, and no other."""
-    bound = {"memorisation": ("<=", 0.2)}
     search = {"trials": 14, "objectives": {"kid": "min", "holdout_loss": "min"}, "constraints": {"memorisation": "<= 0.2"}}
 
     def made(job: Job, step: int) -> dict[str, float]:
@@ -77,7 +76,7 @@ def test_with_two_objectives_the_front_is_kept(tmp_path: Path) -> None:
             write_checkpoint(sweep.folder.trial(job.id) / "checkpoints", row.step, {"state.json": b"{}"})
             sweep.evaluated(job.id, row)
         sweep.ended(job.id)
-    rows = leaderboard(sweep.folder, search["objectives"], bound)  # type: ignore[arg-type]
+    rows = leaderboard(sweep.folder, sweep.file.search)
     front = {row.trial.id for row in rows if row.front}
     assert len(front) > 4
     assert not front & {"t0003", "t0007"}

@@ -83,6 +83,14 @@ def test_resuming_is_the_uninterrupted_run_bit_for_bit(method: str, tmp_path: Pa
     assert names == ({"fold0", "fold1"} if method == "crossfit" else {"fold0"})
 
 
+def test_a_trial_that_ends_early_is_the_whole_ones_beginning(tmp_path: Path) -> None:
+    """Oracle: the run to its end, whose learning rate falls along a cosine over all its steps."""
+    sections = {"train": {"steps": 8, "lr_schedule": "cosine"}}
+    whole = list(trial(tmp_path / "whole", **sections).evaluations())
+    short = Trial(spec(**sections), Folder(tmp_path / "short"), Folder(tmp_path / "cache"), device=CPU, last_step=4)
+    assert rows(list(short.evaluations())) == rows(whole[:2])
+
+
 @pytest.mark.parametrize("method", ["ant+sdft", "crossfit"])
 def test_resuming_between_evaluations(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: the run in one go: a kill in step 7 of 8 costs the step it fell in, where checkpoints are due at once."""
