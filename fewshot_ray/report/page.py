@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from html import escape
 from string import Template
 
-from fewshot_ray.report.plots import learning_curves, parameter_scatter
+from fewshot_ray.report.importance import importances, searched_ranges
+from fewshot_ray.report.plots import importance_bars, learning_curves, parameter_scatter
 from fewshot_ray.report.tables import HEADINGS, format_metric, format_value
 from fewshot_ray.search.confirmation import confirmation_lines
 from fewshot_ray.search.leaderboard import KINDS, STATES, LeaderboardRow, leaderboard, metric_names, winner
@@ -56,6 +57,7 @@ $winner
 $curves
 <h2>Searched values against $first_objective</h2>
 $scatter
+$importance
 $grids
 </body>
 </html>
@@ -76,6 +78,7 @@ def report_page(sweep: SweepFolder, search: SearchSpec, *, title: str | None = N
         curves=learning_curves(sweep, rows, objectives) or _nothing("No evaluation yet."),
         first_objective=escape(next(iter(objectives))),
         scatter=parameter_scatter(rows, objectives) or _nothing("No value was searched, or no trial has ended."),
+        importance=_importance(sweep, rows, objectives),
         grids=_grids(sweep, rows),
     )
 
@@ -83,6 +86,18 @@ def report_page(sweep: SweepFolder, search: SearchSpec, *, title: str | None = N
 def write_page(sweep: SweepFolder, search: SearchSpec, *, title: str | None = None) -> None:
     """Write `report.html` into the sweep's folder."""
     sweep.folder.write_text("report.html", report_page(sweep, search, title=title))
+
+
+def _importance(sweep: SweepFolder, rows: Sequence[LeaderboardRow], objectives: Objectives) -> str:
+    """The plot of importances with its heading; "" where too little is known."""
+    found = importances(rows, searched_ranges(sweep), objectives)
+    if not found:
+        return ""
+    text = (
+        f"Shares by PED-ANOVA over {found[0].trials} trials of the search, stopped ones by their best evaluation: how much a value tells "
+        "a good trial from the others. A value of no importance may still matter outside its range."
+    )
+    return f'<h2>Importance of the searched values</h2>\n<p class="quiet">{text}</p>\n{importance_bars(found)}'
 
 
 def _counts(rows: Sequence[LeaderboardRow]) -> str:

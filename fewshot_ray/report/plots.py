@@ -7,13 +7,21 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from fewshot_ray.report.importance import Importance
 from fewshot_ray.report.tables import format_value
 from fewshot_ray.search.leaderboard import LeaderboardRow, metric_names
 from fewshot_ray.search.sweep_folder import EvaluationRow, SweepFolder
 from fewshot_ray.trial.ranking import Objectives
 
-COLOUR = {"first": "#1a7f37", "search": "#8c96a3", "confirm": "#0969da", "control": "#bc4c00", "refit": "#8250df"}
-LEGEND = {"first": "winner", "search": "search", "confirm": "confirm", "control": "plain control", "refit": "refit"}
+COLOUR = {"first": "#1a7f37", "search": "#8c96a3", "confirm": "#0969da", "control": "#bc4c00", "plain": "#d4a72c", "refit": "#8250df"}
+LEGEND = {
+    "first": "winner",
+    "search": "search",
+    "confirm": "confirm",
+    "control": "plain control",
+    "plain": "plain's own search",
+    "refit": "refit",
+}
 STATE_SYMBOL = {"COMPLETE": "circle", "RUNNING": "circle-open", "PRUNED": "x-thin-open", "FAIL": "triangle-down-open"}
 SCATTERS_ABREAST = 3
 
@@ -69,6 +77,24 @@ def parameter_scatter(rows: Sequence[LeaderboardRow], objectives: Objectives) ->
     figure.update_layout(**_layout(60 + 260 * lines))
     legend = "Green: the winner; filled circles: complete; open: running; crosses: pruned at their best so far; triangles: failed."
     return f'<p class="quiet">{legend}</p>{_html(figure)}'
+
+
+def importance_bars(found: Sequence[Importance]) -> str:
+    """A bar for each searched value, an objective beside the other; the most important for the first one on top."""
+    import plotly.graph_objects as go
+
+    paths = list(dict.fromkeys(path for one in found for path in one.shares))[::-1]
+    figure = go.Figure()
+    for one in found:
+        shares = [one.shares.get(path, 0.0) for path in paths]
+        hover = "%{y}: %{x:.0%}<extra>" + escape(one.metric) + "</extra>"
+        figure.add_trace(
+            go.Bar(y=[escape(path) for path in paths], x=shares, orientation="h", name=escape(one.metric), hovertemplate=hover)
+        )
+    figure.update_layout(**_layout(110 + 26 * len(paths) * len(found)), barmode="group", showlegend=len(found) > 1)
+    figure.update_xaxes(title="importance", tickformat=".0%", rangemode="tozero")
+    figure.update_yaxes(automargin=True)
+    return _html(figure)
 
 
 def _curve(row: LeaderboardRow, curve: Sequence[EvaluationRow], metric: str, *, in_legend: bool, visible: bool) -> Any:
