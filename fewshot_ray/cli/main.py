@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -215,6 +216,22 @@ def board(
     if cluster is not None:
         raise typer.Exit(board_there(sweep, cluster, port))
     raise typer.Exit(show_board(sweep, port=port, console=plain_console()))
+
+
+@app.command()
+def study(
+    sweep: SweepArgument,
+    out: Annotated[Path, typer.Argument(callback=expanded_argument, help="A folder for the copy; an earlier copy there is replaced.")],
+) -> None:
+    """Copy a sweep's Optuna study, running or finished, with its samples as artifacts, for optuna-dashboard."""
+    from fewshot_ray.cli.show import read_sweep
+    from fewshot_ray.report.study_copy import ARTIFACTS, copy_study
+    from fewshot_ray.search.journal import JOURNAL
+
+    folder, file = read_sweep(sweep)
+    images = copy_study(folder, file, out)
+    typer.echo(f"{out}: the study with {images} images; where optuna-dashboard is installed:")
+    typer.echo(f"optuna-dashboard {shlex.quote(str(out / JOURNAL))} --artifact-dir {shlex.quote(str(out / ARTIFACTS))}")
 
 
 @app.command()
