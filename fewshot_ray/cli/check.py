@@ -48,7 +48,7 @@ def _fits_there(opened: Opened, address: str | None) -> int:
 
 def check_plan(document: Document, materials: Materials, say: Say) -> Work:
     """Train a few steps and print the plan. Raises UserError where those steps fail."""
-    measured = work(materials)
+    measured = work(document, materials)
     for topic, text in plan_lines(document, materials, measured):
         say(topic, text)
     return measured

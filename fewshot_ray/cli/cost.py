@@ -13,6 +13,7 @@ import torch
 from fewshot_ray.cluster.needs import CHECKPOINT_COPIES, checkpoints, reruns
 from fewshot_ray.errors import UserError
 from fewshot_ray.metrics.suite import needed
+from fewshot_ray.search.plain_search import plain_trials
 from fewshot_ray.spec.document import Document, ranges
 from fewshot_ray.spec.sections import CrossFit, FileSpec
 from fewshot_ray.storage import Folder
@@ -51,6 +52,8 @@ class Work:
     folds: int
     reruns: int
     refit: bool
+    plain_trials: int = 0
+    """Trials of plain fine-tuning's own search."""
 
     @property
     def speed(self) -> str:
@@ -58,16 +61,16 @@ class Work:
         return f"this machine's {self.cost.device} ({self.cost.step_sec * 1000:.0f} ms a step, {self.evaluation_sec:.1f} s an evaluation)"
 
 
-def work(materials: Materials) -> Work:
+def work(document: Document, materials: Materials) -> Work:
     """The work of a sweep, estimated from a few steps that are trained here."""
     spec, file = materials.spec, materials.spec.file
-    folds, confirming = len(materials.folds), reruns(file)
+    folds, confirming, tuning = len(materials.folds), reruns(file), plain_trials(document, file)
     refit = isinstance(file.target.holdout, CrossFit)
     cost, steps = measure(spec), file.train.steps
     evaluation_sec = _forward_images(spec, materials) * cost.forward_sec
     trial_sec = folds * (steps * cost.step_sec + _evaluations(file) * evaluation_sec)
-    worker_sec = (file.search.trials + confirming) * trial_sec + (steps * cost.step_sec if refit else 0)
-    return Work(file, cost, evaluation_sec, worker_sec, folds, confirming, refit)
+    worker_sec = (file.search.trials + confirming + tuning) * trial_sec + (steps * cost.step_sec if refit else 0)
+    return Work(file, cost, evaluation_sec, worker_sec, folds, confirming, refit, tuning)
 
 
 def plan_lines(document: Document, materials: Materials, work: Work) -> Iterator[tuple[str, str]]:
@@ -78,6 +81,7 @@ def plan_lines(document: Document, materials: Materials, work: Work) -> Iterator
     yield (
         "plan",
         f"{_count(search_trials(document, file), 'trial')}{f' and {work.reruns} reruns' if work.reruns else ''}"
+        f"{f' and {work.plain_trials} of plain fine-tuning by itself' if work.plain_trials else ''}"
         f"{', then a refit on all images' if work.refit else ''}; each {steps} steps"
         f"{f' in {work.folds} folds' if work.folds > 1 else ''} with {_evaluations(file)} evaluations, "
         f"on {_count(file.resources.workers, 'worker')}",

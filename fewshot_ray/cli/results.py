@@ -20,7 +20,7 @@ from fewshot_ray.methods.randomness import derived_seed
 from fewshot_ray.report.export import trial_spec
 from fewshot_ray.report.tables import format_metric
 from fewshot_ray.search.inputs import changed_inputs, check_inputs
-from fewshot_ray.search.leaderboard import leaderboard
+from fewshot_ray.search.leaderboard import leaderboard, tuned_plain
 from fewshot_ray.search.sweep_folder import SweepFolder, TrialRecord, read_spec
 from fewshot_ray.search.winner import exported_trial
 from fewshot_ray.spec.sections import CrossFit, EvaluateSpec, FileSpec
@@ -84,14 +84,15 @@ def evaluate_sweep(place: str, trial_id: str | None, console: Console) -> dict[s
 
 
 def compared_trials(folder: SweepFolder, file: FileSpec, record: TrialRecord) -> list[TrialRecord]:
-    """The trial and the search's best plain fine-tuning; beside a refit also the trial that it repeats.
+    """The trial and the best plain fine-tuning, of its own search where there is one; beside a refit also the trial that it repeats.
 
     A refit is trained on all shots, plain fine-tuning only on those of its folds; the repeated trial has as many as that.
     """
     origin = folder.record(record.origin) if record.kind == "refit" else None
     chosen = [record] if origin is None else [record, origin]
-    ranked = [row.trial for row in leaderboard(folder, file.search) if row.rank is not None]
-    plain = next((trial for trial in ranked if trial.origin == "plain"), None)
+    rows = leaderboard(folder, file.search)
+    tuned = tuned_plain(rows, file.search)
+    plain = tuned.trial if tuned is not None else next((row.trial for row in rows if row.rank and row.trial.origin == "plain"), None)
     return chosen + ([plain] if plain is not None and plain.id not in [trial.id for trial in chosen] else [])
 
 

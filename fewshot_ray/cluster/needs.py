@@ -92,6 +92,7 @@ def checkpoints(file: FileSpec, trials_at_once: int) -> int:
     """Largest number of checkpoints on storage during a sweep, without the rest of a Pareto front."""
     search = file.search
     kept = min(search.trials, search.keep_checkpoints + _arms(file)) + reruns(file) + isinstance(file.target.holdout, CrossFit)
+    kept += search.confirm is not None and search.confirm.plain == "tuned"
     return trials_at_once * CHECKPOINTS_OF_A_RUNNING_TRIAL + kept
 
 

@@ -102,7 +102,7 @@ def _curve(row: LeaderboardRow, curve: Sequence[EvaluationRow], metric: str, *, 
 
     group = _group(row)
     value = {"train_loss": [r.train_loss for r in curve]}.get(metric, [r.metrics.get(metric) for r in curve])
-    width, opacity = (3.5, 1.0) if group == "first" else (1.5, 0.55 if group == "search" else 0.9)
+    width, opacity = (3.5, 1.0) if group == "first" else (1.5, 0.55 if group in ("search", "plain") else 0.9)
     dash = "dot" if row.trial.state in ("PRUNED", "FAIL") else "solid"
     return go.Scatter(
         x=[r.step for r in curve],

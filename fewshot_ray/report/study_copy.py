@@ -57,6 +57,7 @@ def _copied(content: bytes, sweep: SweepFolder, file: FileSpec, out: Path) -> in
     best = {row.trial.id: row.step for row in leaderboard(sweep, file.search)}
     names = {file.name: trial_id, plain_study_name(file): plain_trial_id}
     images = 0
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="fewshot-ray-journal-") as scratch:
         journal = Path(scratch) / JOURNAL
         journal.write_bytes(content)

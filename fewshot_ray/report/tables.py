@@ -23,8 +23,9 @@ COLUMN_GAP = 2
 
 HEADINGS = {
     "search": "search",
-    "confirm": "confirm: the winner on fresh seeds",
+    "confirm": "confirm: on fresh seeds",
     "control": "control: plain fine-tuning",
+    "plain": "plain fine-tuning's own search",
     "refit": "refit on all images",
 }
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from fewshot_ray.search.leaderboard import LeaderboardRow, contenders, winner
+from fewshot_ray.search.leaderboard import LeaderboardRow, contenders, control_id, tuned_plain, winner
 from fewshot_ray.search.paired import FEWEST_SEEDS, Interval, Verdict, paired_interval
 from fewshot_ray.spec.sections import SearchSpec
 
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """A confirmed trial compared with plain fine-tuning at its learning rate, paired by seed: confirm minus control."""
+    """A confirmed trial compared with plain fine-tuning, paired by seed: confirm minus control."""
 
     trial_id: str
     """The search trial that was confirmed."""
@@ -27,6 +27,8 @@ class PairedComparison:
     control_mean: float
     interval: Interval
     """Confidence interval of the mean difference."""
+    tuned: str | None = None
+    """The trial of plain fine-tuning's own search that it is compared with; None where that has the same `train` values."""
 
     @property
     def verdict(self) -> Verdict:
@@ -36,6 +38,7 @@ class PairedComparison:
     def describe(self) -> str:
         """The comparison in one line."""
         means = f"{self.confirm_mean:.4g} against plain fine-tuning's {self.control_mean:.4g}"
+        means += "" if self.tuned is None else f" with its own best values ({self.tuned})"
         return f"{self.trial_id}, {self.metric}: {means}, difference {_in_words(self.interval)}: {self.verdict}"
 
 
@@ -107,6 +110,7 @@ def selection_bias(rows: Sequence[LeaderboardRow], search: SearchSpec) -> list[S
 def compare_with_control(rows: Sequence[LeaderboardRow], search: SearchSpec) -> list[PairedComparison]:
     """Comparisons of every confirmed trial with its control, for each objective, on the seeds that report and both completed."""
     controls = _by_source(rows, "control", search)
+    tuned = tuned_plain(rows, search) if search.confirm is not None and search.confirm.plain == "tuned" else None
     comparisons = []
     for source, runs in _by_source(rows, "confirm", search).items():
         control = controls.get(source, {})
@@ -117,7 +121,8 @@ def compare_with_control(rows: Sequence[LeaderboardRow], search: SearchSpec) -> 
             }
             pairs = {seed: pair for seed, pair in pairs.items() if all(map(math.isfinite, pair))}
             if pairs:
-                comparisons.append(_paired(source, metric, direction, pairs))
+                paired = _paired(source, metric, direction, pairs)
+                comparisons.append(paired if tuned is None else replace(paired, tuned=tuned.trial.id))
     return comparisons
 
 
@@ -125,8 +130,12 @@ def _by_source(rows: Sequence[LeaderboardRow], kind: str, search: SearchSpec) ->
     """Id of the search trial -> seed -> values, of the complete reruns of that kind on the seeds that report."""
     seeds = search.confirm.reporting if search.confirm is not None else []
     found: dict[str, dict[int, Mapping[str, float]]] = {}
+    is_tuned = search.confirm is not None and search.confirm.plain == "tuned"
+    best = tuned_plain(rows, search) if is_tuned else None
     for row in rows:
-        if row.trial.kind == kind and row.trial.state == "COMPLETE" and row.trial.seed in seeds:
+        trial, tuned = row.trial, None if best is None else best.trial.id
+        is_other = kind == "control" and trial.id != control_id(trial.origin, trial.seed, tuned)  # of a trial that has been beaten since
+        if trial.kind == kind and trial.state == "COMPLETE" and trial.seed in seeds and not is_other:
             found.setdefault(row.trial.origin, {})[row.trial.seed] = row.values
     return found
 

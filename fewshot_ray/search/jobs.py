@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from fewshot_ray.search.job import Job
-from fewshot_ray.search.leaderboard import contenders, leaderboard, winner
+from fewshot_ray.search.leaderboard import contenders, control_id, leaderboard, tuned_plain, winner
 from fewshot_ray.search.study import PLAIN_ORIGIN, Proposal
-from fewshot_ray.search.sweep_folder import Kind, SweepFolder, TrialRecord
+from fewshot_ray.search.sweep_folder import Kind, SweepFolder, TrialRecord, trial_id
 from fewshot_ray.search.winner import trial_tree
 from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.sections import CrossFit, FileSpec
 from fewshot_ray.trial.compose import PLAIN, plain, plain_values, preset_values, with_values
 
 LABELS = {"preset": "the methods' preset", "plain": "plain fine-tuning", "file": "the file's values", "sampler": "sampler"}
-
-
-def trial_id(number: int) -> str:
-    """The id of the search's trial of this number, e.g. `t0007`."""
-    return f"t{number:04d}"
 
 
 def _folds(file: FileSpec) -> int:
@@ -57,10 +52,11 @@ def first_trials(document: Document, file: FileSpec) -> list[tuple[dict[str, Any
     return first
 
 
-def after_search(folder: SweepFolder, file: FileSpec) -> list[Job]:
+def after_search(folder: SweepFolder, file: FileSpec, *, plain_is_over: bool = False) -> list[Job]:
     """The jobs once every trial of the search has ended, as far as is known which they are.
 
     Reruns that choose among several winners come first; then those that report the chosen one, with their controls, and its refit.
+    `plain_is_over`: whether plain fine-tuning's own search is over, before which tuned controls aren't known.
     """
     rows = leaderboard(folder, file.search)
     best, confirm = contenders(rows, file.search), file.search.confirm
@@ -72,7 +68,16 @@ def after_search(folder: SweepFolder, file: FileSpec) -> list[Job]:
     if (chosen := winner(rows)) is None:
         return []
     if confirm is not None:
-        jobs += [job for seed in confirm.reporting for job in _arms(folder, file, chosen.trial, seed)]
+        tuned = confirm.plain == "tuned"
+        best_plain = tuned_plain(rows, file.search) if tuned and plain_is_over else None
+        for seed in confirm.reporting:
+            jobs.append(_rerun(folder, file, chosen.trial, seed))
+            if PLAIN in jobs[-1].tree["method"]:
+                continue
+            if best_plain is not None:
+                jobs.append(_tuned_control(folder, file, chosen.trial, best_plain.trial, seed))
+            elif not tuned:
+                jobs.append(_control(folder, file, chosen.trial, seed))
     if isinstance(file.target.holdout, CrossFit):
         jobs.append(_refit(folder, file, chosen.trial))
     return jobs
@@ -88,22 +93,33 @@ def rerun_steps(best_step: int, *, steps: int, every: int) -> int:
 
 def _rerun(folder: SweepFolder, file: FileSpec, source: TrialRecord, seed: int) -> Job:
     """A trial of the search again with another seed."""
-    assert source.best_step is not None
-    tree = trial_tree(folder, source.id)
-    steps = rerun_steps(source.best_step, steps=_steps(tree, file), every=file.evaluate.every)
-    return _seeded(file, "confirm", source, tree, seed, f"{source.id} again", steps)
+    return _seeded(
+        file,
+        f"confirm-{source.id}-seed{seed}",
+        "confirm",
+        source.id,
+        f"{source.id} again, seed {seed}",
+        trial_tree(folder, source.id),
+        seed,
+        source.params,
+        source.best_step,
+    )
 
 
-def _arms(folder: SweepFolder, file: FileSpec, source: TrialRecord, seed: int) -> Iterator[Job]:
-    """A rerun, and its control: plain fine-tuning with the same `train` section, unless the trial is that itself.
+def _control(folder: SweepFolder, file: FileSpec, source: TrialRecord, seed: int) -> Job:
+    """Plain fine-tuning with a trial's `train` section.
 
-    A control goes to its end: when plain fine-tuning is at its best with these values, no trial of the search has told.
+    It goes to its end: when plain fine-tuning is at its best with these values, no trial of the search has told.
     """
-    yield _rerun(folder, file, source, seed)
-    tree = trial_tree(folder, source.id)
-    if PLAIN not in tree["method"]:
-        control = {**tree, "method": {PLAIN: {}}}
-        yield _seeded(file, "control", source, control, seed, f"plain fine-tuning as {source.id}", _steps(tree, file))
+    tree = {**trial_tree(folder, source.id), "method": {PLAIN: {}}}
+    label = f"plain fine-tuning as {source.id}, seed {seed}"
+    return _seeded(file, control_id(source.id, seed), "control", source.id, label, tree, seed, plain_values(source.params), None)
+
+
+def _tuned_control(folder: SweepFolder, file: FileSpec, source: TrialRecord, tuned: TrialRecord, seed: int) -> Job:
+    """The best trial of plain fine-tuning's own search again with another seed."""
+    name, label = control_id(source.id, seed, tuned.id), f"plain fine-tuning as {tuned.id}, seed {seed}"
+    return _seeded(file, name, "control", source.id, label, trial_tree(folder, tuned.id), seed, tuned.params, tuned.best_step)
 
 
 def _steps(tree: Mapping[str, Any], file: FileSpec) -> int:
@@ -111,19 +127,21 @@ def _steps(tree: Mapping[str, Any], file: FileSpec) -> int:
     return steps
 
 
-def _seeded(file: FileSpec, kind: Kind, source: TrialRecord, tree: dict[str, Any], seed: int, label: str, last_step: int) -> Job:
-    return Job(
-        id=f"{kind}-{source.id}-seed{seed}",
-        number=None,
-        kind=kind,
-        origin=source.id,
-        label=f"{label}, seed {seed}",
-        tree=tree,
-        seed=seed,
-        last_step=last_step,
-        folds=_folds(file),
-        params=plain_values(source.params) if kind == "control" else source.params,
-    )
+def _seeded(
+    file: FileSpec,
+    name: str,
+    kind: Kind,
+    origin: str,
+    label: str,
+    tree: dict[str, Any],
+    seed: int,
+    params: Mapping[str, Any],
+    best_step: int | None,
+) -> Job:
+    """A job on a fresh seed, as far as a configuration that was best at `best_step` needs."""
+    steps = _steps(tree, file)
+    last_step = steps if best_step is None else rerun_steps(best_step, steps=steps, every=file.evaluate.every)
+    return Job(name, None, kind, origin, label, tree, seed, last_step, _folds(file), params=params)
 
 
 def _refit(folder: SweepFolder, file: FileSpec, winner: TrialRecord) -> Job:

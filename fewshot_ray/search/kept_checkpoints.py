@@ -23,6 +23,8 @@ class KeptCheckpoints:
         self.search = search
         self.ranking = Ranking.of(search)
         self.best: list[TrialRecord] = []
+        self.best_plain: TrialRecord | None = None
+        """The best trial of plain fine-tuning's own search."""
         self.dropped: set[str] = set()
 
     def ended(self, record: TrialRecord) -> None:
@@ -31,6 +33,8 @@ class KeptCheckpoints:
             self._drop(record.id)
             return
         self._keep_best_step(record)
+        if record.kind == "plain":
+            self._keep_best_plain(record)
         if record.kind != "search" or record.origin != SAMPLER:
             return
         trials = sorted([*self.best, record], key=lambda trial: trial.number or 0)
@@ -40,6 +44,13 @@ class KeptCheckpoints:
         self.best = [trials[index] for index in sorted(kept)]
         for index in {*range(len(trials))} - kept:
             self._drop(trials[index].id)
+
+    def _keep_best_plain(self, record: TrialRecord) -> None:
+        trials = sorted([record, *([self.best_plain] if self.best_plain is not None else [])], key=lambda trial: trial.number or 0)
+        self.best_plain = trials[self.ranking.best_index([trial.values or {} for trial in trials]) or 0]
+        for trial in trials:
+            if trial is not self.best_plain:
+                self._drop(trial.id)
 
     def tidy(self) -> None:
         """Remove dropped trials' checkpoints again at the sweep's end: a stopped worker may have written one since."""

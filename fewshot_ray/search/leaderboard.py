@@ -10,7 +10,7 @@ from fewshot_ray.search.sweep_folder import SweepFolder, TrialRecord
 from fewshot_ray.spec.sections import SearchSpec
 from fewshot_ray.trial.ranking import Objectives, Ranking
 
-KINDS = ("search", "confirm", "control", "refit")
+KINDS = ("search", "confirm", "control", "plain", "refit")
 STATES = ("COMPLETE", "RUNNING", "PRUNED", "FAIL")
 
 
@@ -72,6 +72,18 @@ def contenders(rows: Sequence[LeaderboardRow], search: SearchSpec) -> list[Leade
     return ranked[: search.confirm.top if search.confirm is not None else 1]
 
 
+def tuned_plain(rows: Sequence[LeaderboardRow], search: SearchSpec) -> LeaderboardRow | None:
+    """The best complete trial of plain fine-tuning's own search; None without one."""
+    complete = [row for row in rows if row.trial.kind == "plain" and row.trial.state == "COMPLETE"]
+    best = Ranking.of(search).best_index([row.values for row in complete])
+    return None if best is None else complete[best]
+
+
+def control_id(source: str, seed: int, tuned: str | None = None) -> str:
+    """The id of a control: plain fine-tuning with the `train` values of the trial `source`, or as the trial `tuned` of its own search."""
+    return f"control-{source}-seed{seed}" if tuned is None else f"control-{source}-{tuned}-seed{seed}"
+
+
 def _chosen(rows: Sequence[LeaderboardRow], search: SearchSpec) -> LeaderboardRow | None:
     """The best of the contenders; of several the one with the best means over the choosing seeds, by the ranking of evaluations.
 
@@ -113,5 +125,5 @@ def _row(sweep: SweepFolder, trial: TrialRecord, ranking: Ranking, *, driven: bo
 
 def _order(row: LeaderboardRow, ranking: Ranking) -> tuple[int, int, float, tuple[float, ...], str]:
     kind, state = KINDS.index(row.trial.kind), STATES.index(row.trial.state)
-    merit = ranking.merit(row.values) if row.trial.kind == "search" else ()
+    merit = ranking.merit(row.values) if row.trial.kind in ("search", "plain") else ()
     return kind, state, row.rank or math.inf, merit, row.trial.id

@@ -8,11 +8,10 @@ from typing import Any
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.search.inputs import INPUTS_RECORD, put_inputs_on_record
-from fewshot_ray.search.jobs import trial_id
 from fewshot_ray.search.journal import JOURNAL, recorded
 from fewshot_ray.search.lease import LEASE
 from fewshot_ray.search.read_journal import read_journal
-from fewshot_ray.search.sweep_folder import INPUTS, RAY_LOG, SPEC, SweepFolder, check_trainable, read_spec, sweep_text
+from fewshot_ray.search.sweep_folder import INPUTS, RAY_LOG, SPEC, SweepFolder, check_trainable, read_spec, sweep_text, trial_id
 from fewshot_ray.spec.document import Document, ranges
 from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.storage import Folder

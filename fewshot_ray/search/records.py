@@ -19,10 +19,12 @@ from fewshot_ray.trial.ranking import Ranking
 class Records:
     """The records of a sweep's trials, written by its driver."""
 
-    def __init__(self, folder: SweepFolder, file: FileSpec, study: Study, kept: KeptCheckpoints) -> None:
+    def __init__(self, folder: SweepFolder, file: FileSpec, study: Study, kept: KeptCheckpoints, plain_study: Study | None = None) -> None:
         self.folder = folder
         self.file = file
         self.study = study
+        self.plain_study = plain_study
+        """Of plain fine-tuning's own search, where there is one."""
         self.kept = kept
         self.ranking = Ranking.of(file.search)
 
@@ -73,13 +75,14 @@ class Records:
         return settled
 
     def tell(self, record: TrialRecord, rows: Sequence[EvaluationRow] | None = None) -> None:
-        """Tell the study how a trial of the search ended. The journal isn't uploaded, as the record says it all."""
-        if record.number is None:
+        """Tell its study how a trial of a search ended. The journal isn't uploaded, as the record says it all."""
+        study = self.study if record.kind == "search" else self.plain_study
+        if record.number is None or study is None:
             return
         excess = self.ranking.violations(record.values) if record.values and record.state != "FAIL" else {}
         rows = self.folder.rows(record.id) if rows is None else rows
         result = Result(TrialState[record.state], record.values, rows, excess, record.error, record.failed_by, record.stopped)
-        self.study.finish(record.number, result)
+        study.finish(record.number, result)
 
     def _record(self, trial_id: str) -> TrialRecord:
         record = self.folder.record(trial_id)

@@ -14,17 +14,18 @@ from fewshot_ray.errors import UserError
 from fewshot_ray.search.faults import Fault
 from fewshot_ray.search.hyperparameters import Hyperparameters
 from fewshot_ray.search.job import Job
-from fewshot_ray.search.jobs import after_search, first_trials, search_job, trial_id
+from fewshot_ray.search.jobs import after_search, first_trials, search_job
 from fewshot_ray.search.journal import Journal
 from fewshot_ray.search.kept_checkpoints import KeptCheckpoints
 from fewshot_ray.search.observers import Boards, Progress
 from fewshot_ray.search.own_folder import OwnFolder
 from fewshot_ray.search.packing import Packing, learn_from
+from fewshot_ray.search.plain_search import PlainSearch
 from fewshot_ray.search.records import Records
 from fewshot_ray.search.running import Outcome, Running, ended
 from fewshot_ray.search.stopping import Stop, Stopping
 from fewshot_ray.search.study import PLAIN_ORIGIN, SAMPLER, Proposal, Study
-from fewshot_ray.search.sweep_folder import EvaluationRow, State, SweepFolder
+from fewshot_ray.search.sweep_folder import EvaluationRow, State, SweepFolder, trial_id
 from fewshot_ray.spec.document import Document, ranges, to_yaml
 from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.trial.compose import PLAIN, search_trials
@@ -96,7 +97,9 @@ class Sweep:
         self.ranking = Ranking.of(file.search)
         self.stopping = Stopping.of(document, file)
         self.kept = KeptCheckpoints(self.folder, file.search)
-        self.records = Records(self.folder, file, self.study, self.kept)
+        self.plain = PlainSearch.of(document, file, journal, self.folder)
+        """Plain fine-tuning's own search, where it is asked for."""
+        self.records = Records(self.folder, file, self.study, self.kept, None if self.plain is None else self.plain.study)
         self.hyperparameters = Hyperparameters(document)
         self.packing = Packing(file.resources)
         self.running: dict[str, Running] = {}
@@ -151,6 +154,8 @@ class Sweep:
                 self.records.settle(job, "COMPLETE")
             else:
                 self.pending.append(job)
+        if self.plain is not None:
+            self.plain.reconcile(self.records, self.kept)
         self.journal.sync()
 
     def _replay(self, jobs: list[Job]) -> dict[str, Stop]:
@@ -188,6 +193,8 @@ class Sweep:
         if stage is _Stage.AFTER:
             if waiting := self._jobs_after_search():
                 return waiting.pop(0)
+            if self.plain is not None and (job := self.plain.next_job()) is not None:
+                return job
             self.done = not self.running and not self.left
             if self.done:
                 self.kept.tidy()
@@ -204,8 +211,13 @@ class Sweep:
     def _jobs_after_search(self) -> list[Job]:
         """The remaining jobs after the search; what is taken from the list is running."""
         if self.waiting is None:
-            jobs = after_search(self.folder, self.file)
+            jobs = after_search(self.folder, self.file, plain_is_over=self.plain is not None and self.plain.is_over)
             self._announce(jobs)
+            if self.plain is not None:
+                was_wanted = self.plain.wanted
+                self.plain.look(jobs)
+                if self.plain.wanted and not was_wanted:
+                    self.progress.add_trials(self.plain.trials, done=self.plain.ended)
             self.waiting = [job for job in jobs if job.id not in {*self.running, *self.left} and self._unfinished(job.id)]
         return self.waiting
 

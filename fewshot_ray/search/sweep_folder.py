@@ -16,7 +16,7 @@ from fewshot_ray.spec.document import Document, parse_document, to_yaml
 from fewshot_ray.spec.wording import show
 from fewshot_ray.storage import Folder, writing
 
-Kind: TypeAlias = Literal["search", "confirm", "control", "refit"]
+Kind: TypeAlias = Literal["search", "confirm", "control", "plain", "refit"]
 State: TypeAlias = Literal["RUNNING", "COMPLETE", "PRUNED", "FAIL"]
 FailedBy: TypeAlias = Literal["values", "worker"]
 
@@ -50,9 +50,9 @@ class TrialRecord:
     """The contents of `trials/<id>/trial.json`."""
 
     id: str
-    """`t0007`, `confirm-t0007-seed1`, `control-t0007-seed1` or `refit-t0007`; the trial's folder has this name."""
+    """`t0007`, `confirm-t0007-seed1`, `control-t0007-seed1`, `p0003` or `refit-t0007`; the trial's folder has this name."""
     number: int | None
-    """The Optuna trial's number; None outside the search."""
+    """The Optuna trial's number; None outside the search and plain fine-tuning's own."""
     kind: Kind
     origin: str
     """What proposed it: `preset`, `plain`, `file` or `sampler`; for a rerun the search trial's id."""
@@ -225,6 +225,16 @@ def _known_format(text: str, folder: Folder) -> int:
     return number
 
 
+def trial_id(number: int) -> str:
+    """The id of the search's trial of this number, e.g. `t0007`."""
+    return f"t{number:04d}"
+
+
+def plain_trial_id(number: int) -> str:
+    """The id of the trial of this number of plain fine-tuning's own search, e.g. `p0003`."""
+    return f"p{number:04d}"
+
+
 def grid_name(step: int) -> str:
     """The file name of the sample grid at `step`: `step_000080.png`."""
     return f"step_{step:06d}.png"
@@ -235,21 +245,21 @@ def strip_name(step: int) -> str:
     return f"path_{step:06d}.png"
 
 
-def _record_from(tree: Any, trial_id: str) -> TrialRecord:
+def _record_from(tree: Any, own_id: str) -> TrialRecord:
     known = {key: value for key, value in _mapping(tree).items() if key in RECORD_TYPES}
     for key, value in known.items():
         if type(value) not in RECORD_TYPES[key]:
             raise TypeError(f"{key}: {show(value)}")
     record = TrialRecord(**known)
-    if record.id != trial_id:
+    if record.id != own_id:
         raise ValueError(f"it is {show(record.id)}'s")
     if record.kind not in get_args(Kind) or record.state not in get_args(State):
         raise ValueError(f"kind {show(record.kind)} with state {show(record.state)}")
     if record.failed_by not in (None, *get_args(FailedBy)):
         raise ValueError(f"failed_by {show(record.failed_by)}")
-    if record.number is not None and record.id != f"t{record.number:04d}":
+    if record.number is not None and record.id != (trial_id if record.kind == "search" else plain_trial_id)(record.number):
         raise ValueError(f"number {show(record.number)} of {show(record.id)}")
-    if (record.kind == "search") != (record.number is not None):
+    if (record.kind in ("search", "plain")) != (record.number is not None):
         raise ValueError(f"kind {show(record.kind)} with number {show(record.number)}")
     if (record.values is None) != (record.best_step is None) or (record.values is None and record.state == "COMPLETE"):
         raise ValueError(f"{record.state} with values {show(record.values)} of step {show(record.best_step)}")
@@ -287,7 +297,7 @@ def _step(value: Any) -> int:
 
 def by_number(record: TrialRecord) -> tuple[bool, int, str]:
     """Sorts the search's trials by number, then the others by id."""
-    return record.number is None, record.number or 0, record.id
+    return record.kind != "search", record.number or 0 if record.kind == "search" else 0, record.id
 
 
 def row_line(row: EvaluationRow) -> bytes:

@@ -85,6 +85,11 @@ def _confirm(spec: FileSpec) -> Iterator[tuple[str, str]]:
         yield "search.keep_checkpoints", f"{kept} given, but {confirm.top} winners are confirmed; at least as many is right"
     if confirm is not None and spec.seed in confirm.seeds:
         yield "search.confirm.seeds", f"{spec.seed} is the search's own seed, which chose the winner; other seeds are right"
+    if confirm is not None and confirm.plain == "tuned" and "finetune" in spec.method:
+        yield (
+            "search.confirm.plain",
+            "'tuned' searches plain fine-tuning, which is the method itself here; leaving it out is right",
+        )
 
 
 def _metrics(spec: FileSpec) -> Iterator[tuple[str, str]]:

@@ -300,6 +300,9 @@ class ConfirmSpec(Section):
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], AfterValidator(_distinct)] = Field(default=[1, 2, 3, 4, 5], min_length=1)
     """Seeds of the reruns; from fewer than three that report no conclusion is drawn."""
 
+    plain: Literal["same_lr", "tuned"] = "same_lr"
+    """Plain fine-tuning to compare with: at the winner's `train` values, or the best of its own search with as many trials."""
+
     @property
     def choosing(self) -> list[int]:
         """The seeds that choose among several winners: the first half, rounded down; of a single seed, that one."""

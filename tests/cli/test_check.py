@@ -31,7 +31,7 @@ def line(out: str, topic: str) -> str:
 
 def test_the_plan(desk: Desk, fewshot: Command) -> None:
     desk.tree["train"]["lr"] = {"log": [1e-4, 1e-3]}
-    desk.tree["search"] |= {"trials": 7, "confirm": {"top": 2, "seeds": [1, 2]}}
+    desk.tree["search"] |= {"trials": 7, "confirm": {"top": 2, "seeds": [1, 2], "plain": "tuned"}}
     desk.tree["resources"] = {"workers": 2}
     answer = fewshot("check", desk.write())
     assert answer.code == 0
@@ -39,7 +39,8 @@ def test_the_plan(desk: Desk, fewshot: Command) -> None:
     assert "3 x 16 x 16" in line(answer.out, "model")
     assert "6 different ones; held out: 3 (fold-1-of-2), 3 (fold-2-of-2)" in line(answer.out, "images")
     assert line(answer.out, "range").endswith("train.lr: log 0.0001 .. 0.001")
-    assert "7 trials and 4 reruns, then a refit on all images; each 4 steps in 2 folds with 2 evaluations, on 2 workers" in answer.out
+    assert "7 trials and 4 reruns and 7 of plain fine-tuning by itself, then a refit on all images;" in answer.out
+    assert "each 4 steps in 2 folds with 2 evaluations, on 2 workers" in answer.out
     assert re.search(r"at most about \d+ (s|min) with \d+ workers? at a time like this machine's [CG]PU", line(answer.out, "time"))
     assert re.search(r"at most \d+ MB", line(answer.out, "disk"))
 
