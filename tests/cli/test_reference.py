@@ -31,6 +31,7 @@ def _models() -> dict[str, type[BaseModel]]:
         "EmaSpec": "train.ema",
         "SchedulerSpec": "search.scheduler",
         "AshaSpec": "search.scheduler.asha",
+        "RaceSpec": "search.scheduler.race",
         "ConfirmSpec": "search.confirm",
     }
     found |= {paths.get(s.__name__, s.__name__.removesuffix("Spec").lower()): s for s in in_sections if s is not sections.Section}
