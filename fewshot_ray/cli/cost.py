@@ -14,8 +14,9 @@ from fewshot_ray.cluster.needs import CHECKPOINT_COPIES, checkpoints, reruns
 from fewshot_ray.errors import UserError
 from fewshot_ray.metrics.suite import needed
 from fewshot_ray.search.plain_search import plain_trials
-from fewshot_ray.spec.document import Document, ranges
+from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.sections import CrossFit, FileSpec
+from fewshot_ray.spec.space import Space
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.loop import NonFiniteLossError
 from fewshot_ray.trial.compiling import compiling
@@ -76,8 +77,9 @@ def work(document: Document, materials: Materials) -> Work:
 def plan_lines(document: Document, materials: Materials, work: Work) -> Iterator[tuple[str, str]]:
     """The plan's lines (topic, text), which don't depend on where the run is."""
     spec, file, steps = materials.spec, work.file, work.file.train.steps
-    for path, range_ in ranges(document.tree).items():
-        yield "range", f"{path}: {range_.describe()}"
+    space = Space(document.tree)
+    for name, parameter in {parameter.name: parameter for parameter in space.parameters}.items():
+        yield "range", f"{parameter.path}: {parameter.range.describe()}{space.where(name)}"
     yield (
         "plan",
         f"{_count(search_trials(document, file), 'trial')}{f' and {work.reruns} reruns' if work.reruns else ''}"

@@ -48,6 +48,32 @@ Both ends belong to the range, and low is below high. The file must be valid at 
 Elsewhere ranges are refused, since the trials would not be comparable. Ranges as Optuna, Weights & Biases or Ray Tune spell them, and
 other trainers' names (`learning_rate`, `epochs`), are refused with the line that is right.
 `method: {sdft: search}` is short for a method's own ranges, the last column of its table below; `train: {params: {lora: search}}` likewise.
+Values that Python takes for equal (`1`, `1.0`, `true`) are different values of a choice.
+
+### Alternatives with settings of their own
+
+The values of a choice may hold ranges. What is below an alternative exists only in the trials that chose it. `method` may be a choice
+too: of names, of lists of names (a combination) and of mappings with settings.
+
+```yaml
+method: {choice: [ant, [ant, sdft], {ant: {noise_steps: {int: [1, 10]}}, sdft: search}, finetune]}
+train:
+  params: {choice: [full, {lora: {rank: {choice: [4, 16]}}}]}
+  lr: {by: train.params, full: {log: [1e-5, 1e-4]}, lora: {log: [1e-4, 1e-3]}}
+```
+
+`by` names a choice (or a fixed value) of the file by its dotted path; the other keys give the value, the range or the settings for each
+of its alternatives. So what depends on a choice need not be one of its settings: a learning rate is none of LoRA's. Where `method` is the
+choice and plain fine-tuning isn't an alternative, there must be a value for `finetune` too, the second trial's.
+
+An alternative's name is the text itself or its keys joined (`ant+sdft`); where several would have the same, their numbers in the list are
+added (`ant (3)`). These names are the trials' values in tables and in Optuna. There a parameter's name is its dotted path; where the
+path has different ranges in different alternatives, the alternative's name is added (`train.lr[lora]`). Alternatives that share a
+setting with the same range share the parameter, so that the sampler learns from both.
+
+Each combination of alternatives, 500 at most, must be valid as a file of its own; an error names the alternative. The preset takes the
+first alternative (of `train.params` the default, `full`, where it is one). Where `finetune` is an alternative, the trial of plain
+fine-tuning is one of the space, and the sampler learns from it.
 
 ## Places
 
@@ -92,6 +118,21 @@ The first trial is the preset: every searched value at what its range names (`{l
 default where the range holds it; else a method's value is at the nearer
 end of its range, and a value below `train` in the middle (a choice's is its first). The second is plain fine-tuning with the same
 values below `train`. Both count among `trials`. A file without ranges begins with a trial at its own values instead.
+
+`sampler` says how values are proposed:
+
+| sampler | how | values that only some trials have |
+|---|---|---|
+| `tpe` | Optuna's multivariate TPE, with the chance of not failing as a factor | values that occur together are modelled together |
+| `gp` | Optuna's Gaussian process | refused: Optuna draws them at random |
+| `nsga2` | NSGA-II; its parents are the best of all trials that have ended, a quarter of `trials`, 50 at most | refused likewise |
+| `qmc` | quasi-random: the n-th proposal is the n-th scrambled Sobol point | yes |
+| `random` | random | yes |
+
+Each takes several objectives and constraints, which `qmc` and `random` don't look at.
+All but `qmc` and `random` learn from stopped trials (by their best evaluation) and from those that failed by their values. A resumed search
+proposes what the uninterrupted one would. No configuration is trained twice: where a sampler proposes one again, it is entered with the
+first one's result; after ten in a row values are drawn at random.
 
 `objectives` and `constraints` name metrics of `evaluate.metrics`; an objective's direction is the metric's own. `grace_steps` and
 `evaluate.every` are at most `train.steps`.""",

@@ -1,16 +1,17 @@
-"""Converts ranges, their values and objectives to Optuna's, and draws values at random."""
+"""Converts ranges, their values and objectives to Optuna's, and maps numbers of [0, 1) to values."""
 
 from __future__ import annotations
 
 import math
-import random
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
 
 from fewshot_ray.spec.ranges import Choice, IntRange, Range
 from fewshot_ray.spec.sections import SearchSpec
+from fewshot_ray.spec.space import Space
 
 CHOICE_INDEX = "index"
 
@@ -45,15 +46,20 @@ def from_optuna(range_: Range, stored: Any) -> Any:
     return stored
 
 
-def drawn_from(range_: Range, draw: random.Random) -> Any:
-    """A uniformly drawn value of the range; for a log range uniform in the logarithm."""
+def values_of(trial: FrozenTrial, space: Space) -> dict[str, Any]:
+    """A trial's values by path, from its parameters. Raises KeyError for a parameter that the space lacks."""
+    return {space.by_name[name].path: from_optuna(space.by_name[name].range, stored) for name, stored in trial.params.items()}
+
+
+def at_quantile(range_: Range, share: float) -> Any:
+    """The value below which a `share` of [0, 1) of the range lies; for a log range of its logarithm."""
     if isinstance(range_, Choice):
-        return draw.choice(range_.values)
+        return range_.values[int(share * len(range_.values))]
     if isinstance(range_, IntRange):
-        return draw.randint(range_.low, range_.high)
-    if not range_.log:
-        return draw.uniform(range_.low, range_.high)
-    return min(max(math.exp(draw.uniform(math.log(range_.low), math.log(range_.high))), range_.low), range_.high)
+        return range_.low + int(share * (range_.high - range_.low + 1))
+    low, high = (math.log(range_.low), math.log(range_.high)) if range_.log else (range_.low, range_.high)
+    value = low + share * (high - low)
+    return min(max(math.exp(value) if range_.log else value, range_.low), range_.high)
 
 
 def directions(search: SearchSpec) -> list[StudyDirection]:

@@ -12,7 +12,7 @@ from fewshot_ray.search.sweep_folder import Kind, SweepFolder, TrialRecord, tria
 from fewshot_ray.search.winner import trial_tree
 from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.sections import CrossFit, FileSpec
-from fewshot_ray.trial.compose import PLAIN, plain, plain_values, preset_values, with_values
+from fewshot_ray.trial.compose import PLAIN, has_plain, plain, plain_preset, plain_values, preset_values, with_values
 
 LABELS = {"preset": "the methods' preset", "plain": "plain fine-tuning", "file": "the file's values", "sampler": "sampler"}
 
@@ -23,7 +23,7 @@ def _folds(file: FileSpec) -> int:
 
 def search_job(document: Document, file: FileSpec, proposal: Proposal) -> Job:
     """The job of a proposal."""
-    base = plain(document) if proposal.origin == "plain" and PLAIN not in file.method else document
+    base = plain(document) if proposal.origin == PLAIN_ORIGIN and not has_plain(document) else document
     tree = with_values(base, proposal.values).tree
     return Job(
         id=trial_id(proposal.number),
@@ -41,14 +41,15 @@ def search_job(document: Document, file: FileSpec, proposal: Proposal) -> Job:
 
 def first_trials(document: Document, file: FileSpec) -> list[tuple[dict[str, Any], str]]:
     """Values and origins of the trials before the sampler's: the methods' preset and plain fine-tuning."""
-    preset, is_plain = preset_values(document), PLAIN in file.method
+    preset, control = preset_values(document), plain_preset(document)
+    is_plain = has_plain(document) and preset == control
     first: list[tuple[dict[str, Any], str]] = []
     if not preset:
         first.append(({}, PLAIN_ORIGIN if is_plain else "file"))
     elif file.search.include_preset:
         first.append((preset, PLAIN_ORIGIN if is_plain else "preset"))
     if file.search.include_plain and not is_plain:
-        first.append((plain_values(preset), PLAIN_ORIGIN))
+        first.append((control, PLAIN_ORIGIN))
     return first
 
 

@@ -12,7 +12,8 @@ from fewshot_ray.search.journal import JOURNAL, recorded
 from fewshot_ray.search.lease import LEASE
 from fewshot_ray.search.read_journal import read_journal
 from fewshot_ray.search.sweep_folder import INPUTS, RAY_LOG, SPEC, SweepFolder, check_trainable, read_spec, sweep_text, trial_id
-from fewshot_ray.spec.document import Document, ranges
+from fewshot_ray.spec.document import Document
+from fewshot_ray.spec.ranges import same
 from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.storage import Folder
 from fewshot_ray.trial.compose import absolute_places, check_document
@@ -115,7 +116,7 @@ def _check_trials(opened: Opened) -> None:
         content, _ = recorded(folder)
     except FileNotFoundError:
         content = b""
-    proposals = read_journal(content, where, opened.file.name, opened.file.search, ranges(opened.document.tree))
+    proposals = read_journal(content, where, opened.file.name, opened.file.search, opened.document.tree)
     known = {trial_id(proposal.number) for proposal in proposals if proposal.repeats is None}
     for name in (folder / "trials").names():  # only unknown ones are read: a thousand records in a bucket would take a minute
         if name not in known and (record := opened.folder.record(name)) is not None and record.kind == "search":
@@ -133,4 +134,4 @@ def differing_paths(a: Any, b: Any, path: str = "") -> list[str]:
             for key in [*a, *(key for key in b if key not in a)]
             for difference in differing_paths(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
         ]
-    return [] if a == b else [path]
+    return [] if same(a, b) else [path]

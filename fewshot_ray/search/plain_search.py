@@ -18,9 +18,10 @@ from fewshot_ray.search.kept_checkpoints import KeptCheckpoints
 from fewshot_ray.search.records import Records
 from fewshot_ray.search.study import Proposal, Study
 from fewshot_ray.search.sweep_folder import SweepFolder, plain_trial_id
-from fewshot_ray.spec.document import Document, ranges
+from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.ranges import FloatRange
 from fewshot_ray.spec.sections import FileSpec, TrainSpec
+from fewshot_ray.spec.space import Space
 from fewshot_ray.trial.compose import PLAIN, plain, search_trials
 
 LR = "train.lr"
@@ -31,7 +32,7 @@ FACTOR = 10.0
 def plain_document(document: Document) -> Document:
     """Plain fine-tuning over the file's ranges below `train`, its learning rate among them."""
     own = plain(document)
-    if LR in ranges(own.tree):
+    if any(parameter.path == LR for parameter in Space(own.tree).parameters):
         return own
     tree: dict[str, Any] = copy.deepcopy(own.tree)
     train = tree.setdefault("train", {})
@@ -66,7 +67,7 @@ class PlainSearch:
         self.trials = plain_trials(document, file)
         self.journal = journal
         self.folder = folder
-        self.study = Study(journal.path, plain_study_name(file), file.search, ranges(self.document.tree), seed=file.seed)
+        self.study = Study(journal.path, plain_study_name(file), file.search, self.document.tree, seed=file.seed)
         self.wanted = False
         """Whether there is a winner to compare with it."""
         self.pending = [self._job(one) for one in self.study.proposals() if one.repeats is None and not self._has_ended(one)]

@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
@@ -13,10 +14,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from fewshot_ray.errors import UserError
-from fewshot_ray.search.distributions import directions, distribution, from_optuna
+from fewshot_ray.search.distributions import directions, distribution, values_of
 from fewshot_ray.search.study import ORIGIN, ORIGINS, PLAIN_ORIGIN, REPEATS, Proposal
-from fewshot_ray.spec.ranges import Range
 from fewshot_ray.spec.sections import SearchSpec
+from fewshot_ray.spec.space import Space
 from fewshot_ray.spec.wording import show
 from fewshot_ray.trial.compose import plain_values
 
@@ -24,7 +25,7 @@ REPLAY = (ValueError, TypeError, KeyError, IndexError, AttributeError, Assertion
 """Optuna's errors on journal entries with missing fields, fields of another type, or unknown references."""
 
 
-def read_journal(content: bytes, where: str, name: str, search: SearchSpec, ranges: Mapping[str, Range]) -> list[Proposal]:
+def read_journal(content: bytes, where: str, name: str, search: SearchSpec, tree: Mapping[str, Any]) -> list[Proposal]:
     """The trials in a journal, which isn't changed; an incomplete last line is ignored.
 
     Raises UserError, naming `where`, where it isn't a journal, or is one of another spec: the search would start anew over existing trials.
@@ -40,14 +41,14 @@ def read_journal(content: bytes, where: str, name: str, search: SearchSpec, rang
     if not lines:
         return []
     try:
-        return _replayed(lines, name, search, ranges)
+        return _replayed(lines, name, search, Space(tree))
     except REPLAY as error:
         raise UserError(
             f"{where}: is not this sweep's journal ({' '.join(str(error).split()) or type(error).__name__}); {right}"
         ) from error
 
 
-def _replayed(lines: Sequence[bytes], name: str, search: SearchSpec, ranges: Mapping[str, Range]) -> list[Proposal]:
+def _replayed(lines: Sequence[bytes], name: str, search: SearchSpec, space: Space) -> list[Proposal]:
     """Raises one of REPLAY."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="fewshot-ray-journal-") as scratch:
@@ -61,21 +62,24 @@ def _replayed(lines: Sequence[bytes], name: str, search: SearchSpec, ranges: Map
         if studies[name].directions != directions(search):
             raise ValueError("its objectives are others")
     optuna.create_study(directions=directions(search)).add_trials(trials)  # checks each in itself
-    return [_proposal(trial, search, ranges) for trial in trials]
+    return [_proposal(trial, space) for trial in trials]
 
 
-def _proposal(trial: optuna.trial.FrozenTrial, search: SearchSpec, ranges: Mapping[str, Range]) -> Proposal:
+def _proposal(trial: optuna.trial.FrozenTrial, space: Space) -> Proposal:
     """Raises one of REPLAY."""
     origin = trial.user_attrs[ORIGIN]
     if origin not in ORIGINS or trial.state is TrialState.WAITING:
         raise ValueError(f"trial {trial.number} is {trial.state.name} and of {show(origin)}")
-    values = {path: from_optuna(ranges[path], stored) for path, stored in trial.params.items()}
-    if not values.keys() >= (plain_values(ranges) if origin == PLAIN_ORIGIN else ranges).keys():
+    values = values_of(trial, space)
+    having = {one.path: one for one in space.having(values)}
+    if not values.keys() >= (plain_values(having) if origin == PLAIN_ORIGIN else having).keys():
         raise ValueError(f"trial {trial.number} lacks a value")
     for path, value in values.items():
-        if trial.distributions[path] != distribution(ranges[path]):
+        if path not in having or having[path].name not in trial.params:
+            raise ValueError(f"trial {trial.number} has {path}, which is not of its alternative")
+        if trial.distributions[having[path].name] != distribution(having[path].range):
             raise ValueError(f"trial {trial.number}'s {path} is of another range")
-        if not ranges[path].contains(value):
+        if not having[path].range.contains(value):
             raise ValueError(f"trial {trial.number}'s {path}, {show(value)}, is not in its range")
     numbers = [*(trial.values or ()), *trial.intermediate_values.values(), *trial.constraints.values()]
     if not all(type(number) in (int, float) for number in numbers):

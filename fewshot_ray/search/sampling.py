@@ -10,11 +10,19 @@ are given a study in memory in which
 
 Where values fail just beyond the best ones, TPE goes on proposing failing ones, as its densities are wide: half of them. So the chance of
 not failing is a factor of its acquisition function (as in c-TPE, Watanabe & Hutter 2023).
+
+Where values exist in some trials only (conditional spaces), TPE models the choice and each group of values that occur together by
+themselves (Optuna's `group`). The quasi-random points have a coordinate for each value of the space, used or not, so they need no such
+thing. Optuna's Gaussian process and NSGA-II would draw those values at random, so `check` refuses them.
+
+NSGA-II's parents are the best of all trials that have ended, as in its steady-state form (Durillo et al. 2008), not those of the generation
+before: with several trials at a time no worker waits for a generation, and the parents are a function of the study.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,10 +31,12 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from scipy.stats import qmc
 
 from fewshot_ray.methods.randomness import derived_seed
-from fewshot_ray.search.distributions import directions
+from fewshot_ray.search.distributions import at_quantile, directions, distribution, from_optuna
 from fewshot_ray.spec.sections import SearchSpec
+from fewshot_ray.spec.space import Parameter, Space
 
 BEST = "best"
 """User attribute of a stopped trial: its best evaluation's objectives, in their order."""
@@ -35,6 +45,11 @@ FAILED_BY = "failed_by"
 BY_VALUES = "values"
 FAILED = "failed"
 """Name of the constraint that a trial violates which failed by its values."""
+
+NO_MIRROR = ("gp", "qmc")
+"""Samplers that don't ask the study in memory that grows with the trials: one is built for each proposal, or none is needed."""
+MOST_PARENTS = 50
+"""Largest population of NSGA-II; a quarter of the trials where that is less."""
 
 CAUTION = 5.0
 """Exponent of the chance of not failing; 1 is c-TPE's. Chosen so that where half of the space fails, just beyond the best values, fewer
@@ -48,9 +63,9 @@ class Sampling:
     uninterrupted one would.
     """
 
-    def __init__(self, search: SearchSpec, space: Mapping[str, BaseDistribution], *, seed: int) -> None:
+    def __init__(self, search: SearchSpec, space: Space, *, seed: int) -> None:
         self.search = search
-        self.space = dict(space)
+        self.space = space
         self.seed = seed
         self._trials: dict[int, FrozenTrial] = {}
         self._idle = optuna.samplers.RandomSampler(seed=seed)
@@ -66,7 +81,7 @@ class Sampling:
     def add(self, trial: FrozenTrial) -> None:
         """A trial of the study that the sampler is to see, running or ended."""
         self._trials[trial.number] = trial
-        if self.search.sampler == "gp":
+        if self.search.sampler in NO_MIRROR:
             return
         if trial.state is TrialState.RUNNING and self._asked is not None:
             self._places[trial.number], self._asked = self._asked, None
@@ -77,7 +92,7 @@ class Sampling:
     def end(self, trial: FrozenTrial) -> None:
         """A running trial has ended."""
         self._trials[trial.number] = trial
-        if self.search.sampler == "gp":
+        if self.search.sampler in NO_MIRROR:
             return
         running = self._mirror.get_trials(deepcopy=False)[self._places[trial.number]]
         seen = _seen(trial, _constraints(trial), self._directions)
@@ -89,16 +104,26 @@ class Sampling:
             handle.set_constraint(name, amount)
         self._mirror.tell(handle, seen.values)
 
-    def ask(self, number: int) -> dict[str, Any]:
-        """Values for trial `number` of the study, as Optuna stores them. The caller adds the trial, or discards the values."""
+    def ask(self, number: int, earlier: int) -> dict[str, Any]:
+        """Values for trial `number` of the study by path. The caller adds the trial, or discards the values.
+
+        `earlier`: the number of trials that the sampler has proposed before.
+        """
+        if self.search.sampler == "qmc":
+            return quasi_random(self.space, derived_seed(self.seed, "qmc"), earlier)
         if self.search.sampler == "gp":
             self._mirror = self._empty()
             self._mirror.add_trials(_seen_by_gp(list(self._trials.values()), self._directions))
         self._mirror.sampler = self._sampler(number)
-        asked = self._mirror.ask(self.space)
+        asked = self._mirror.ask()
+
+        def suggested(parameter: Parameter) -> Any:
+            return from_optuna(parameter.range, asked._suggest(parameter.name, distribution(parameter.range)))
+
+        values = self.space.choose(suggested)
         self._mirror.sampler = self._idle
         self._asked = asked.number
-        return dict(asked.params)
+        return values
 
     def discard(self) -> None:
         """What was asked for isn't trained."""
@@ -113,14 +138,42 @@ class Sampling:
         startup = max(1, min(10, self.search.trials // 3))
         if self.search.sampler == "gp":
             return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
-        return _Tpe(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=startup)
+        if self.search.sampler == "nsga2":
+            return _Nsga2(seed=seed, population_size=max(2, min(MOST_PARENTS, self.search.trials // 4)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return _Tpe(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=startup, group=self.space.is_conditional)
+
+
+def quasi_random(space: Space, seed: int, index: int) -> dict[str, Any]:
+    """Values by path at point `index` (from 0) of a scrambled Sobol sequence (Owen 1998) with a coordinate for each parameter."""
+    sequence = qmc.Sobol(len(space.by_name), rng=np.random.default_rng(seed))
+    if index:
+        sequence.fast_forward(index)
+    shares = dict(zip(space.by_name, sequence.random(1)[0], strict=True))
+    return space.choose(lambda parameter: at_quantile(parameter.range, float(shares[parameter.name])))
+
+
+class _Nsga2(optuna.samplers.NSGAIISampler):
+    """NSGA-II in its steady-state form; the first `population_size` trials are drawn at random."""
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+        ended = study._get_trials(deepcopy=False, states=[TrialState.COMPLETE], use_cache=True)
+        if len(ended) < int(self.population_size or 0):
+            return {}
+        parents = self._elite_population_selection_strategy(study, ended)
+        return self._child_generation_strategy(study, search_space, parents)
 
 
 class _Tpe(optuna.samplers.TPESampler):
     """TPE whose acquisition function has the chance of not failing, to the power of CAUTION, as a factor."""
 
+    def _get_params(self, trial: FrozenTrial, study: optuna.Study) -> dict[str, Any]:
+        return trial.params  # the base class adds what was drawn for the alternatives that the trial hasn't, which a resumed one lacks
+
     def _sample(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         ended = study._get_trials(deepcopy=False, states=[TrialState.COMPLETE], use_cache=True)
+        ended = [one for one in ended if search_space.keys() <= one.params.keys()]
         failed = [one for one in ended if FAILED in one.constraints]
         others = [one for one in ended if FAILED not in one.constraints]
         self._densities: list[tuple[int, Any]] = []

@@ -10,8 +10,9 @@ from fewshot_ray.metrics.suite import METRICS
 from fewshot_ray.search.curves import Noise, Point, best_of, has_turned, is_behind
 from fewshot_ray.search.halving import SuccessiveHalving, early_grace
 from fewshot_ray.search.sweep_folder import EvaluationRow
-from fewshot_ray.spec.document import Document, ranges
+from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.sections import FileSpec
+from fewshot_ray.spec.validate import endpoint_trees
 from fewshot_ray.trial.ranking import Ranking
 
 LEVEL = 0.05
@@ -61,8 +62,7 @@ class Stopping:
     @classmethod
     def of(cls, document: Document, file: FileSpec) -> Stopping:
         """The rules of a run's file."""
-        searched = ranges(document.tree).get("train.steps")
-        steps = max(searched.endpoints()) if searched else file.train.steps
+        steps = max(FileSpec.model_validate(tree).train.steps for tree in endpoint_trees(document.tree))
         ranking, scheduler = Ranking.of(file.search), file.search.scheduler
         halving = None
         if scheduler is not None and scheduler.asha is not None:

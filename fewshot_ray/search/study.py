@@ -18,11 +18,11 @@ from optuna.storages.journal._file import LOCK_FILE_SUFFIX
 from optuna.trial import FrozenTrial, TrialState
 
 from fewshot_ray.methods.randomness import derived_seed
-from fewshot_ray.search.distributions import directions, distribution, drawn_from, from_optuna, to_optuna
+from fewshot_ray.search.distributions import at_quantile, directions, distribution, to_optuna, values_of
 from fewshot_ray.search.sampling import BEST, FAILED_BY, Sampling
 from fewshot_ray.search.sweep_folder import EvaluationRow
-from fewshot_ray.spec.ranges import Range
 from fewshot_ray.spec.sections import SearchSpec
+from fewshot_ray.spec.space import Space
 from fewshot_ray.storage import writing
 
 ORIGIN = "origin"
@@ -77,13 +77,13 @@ class Study:
     """
 
     def __init__(
-        self, journal: Path, name: str, search: SearchSpec, ranges: Mapping[str, Range], *, seed: int, outside: Collection[str] = ()
+        self, journal: Path, name: str, search: SearchSpec, tree: Mapping[str, Any], *, seed: int, outside: Collection[str] = ()
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         journal.parent.mkdir(parents=True, exist_ok=True)
         _heal(journal)
         self.journal = journal
-        self.ranges = ranges
+        self.space = Space(tree)
         self.search = search
         self.seed = seed
         self.outside = outside
@@ -97,8 +97,10 @@ class Study:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self.study.set_metric_names(list(search.objectives))
-        self.sampling = Sampling(search, {path: distribution(range_) for path, range_ in ranges.items()}, seed=seed)
+        self.sampling = Sampling(search, self.space, seed=seed)
         self._proposals: list[Proposal] = []
+        self._sampled = 0
+        """Number of trials that the sampler has proposed."""
         self.trained = 0
         """Number of trials that are trained: all but the repeats."""
         self._numbers: dict[str, int] = {}
@@ -117,17 +119,18 @@ class Study:
 
     def _note(self, trial: FrozenTrial) -> Proposal:
         """Keep a trial of the journal in memory, and show it to the sampler."""
-        values = {path: from_optuna(self.ranges[path], stored) for path, stored in trial.params.items()}
+        values = values_of(trial, self.space)
         proposal = Proposal(trial.number, values, trial.user_attrs[ORIGIN], trial.state, trial.user_attrs.get(REPEATS))
         is_new = trial.number == len(self._proposals)
         if is_new:
             self._proposals.append(proposal)
             self.trained += proposal.repeats is None
+            self._sampled += proposal.origin == SAMPLER
         else:
             self._proposals[trial.number] = proposal
         if proposal.origin not in self.outside:
             (self.sampling.add if is_new else self.sampling.end)(trial)
-            if values.keys() == self.ranges.keys():
+            if self.space.is_complete(values):
                 self._numbers.setdefault(self._key(values), trial.number)
         if proposal.repeats is not None and not proposal.state.is_finished() and is_new:
             self._repeats.setdefault(proposal.repeats, []).append(trial.number)
@@ -135,11 +138,12 @@ class Study:
 
     def add(self, values: Mapping[str, Any], origin: str) -> Proposal:
         """Add a trial as running, in one line of the journal, so that after a kill it is there completely or not at all."""
+        having = {path: self.space.at(path, values) for path in values}
         return self._add(
             optuna.trial.create_trial(
                 state=TrialState.RUNNING,
-                params={path: to_optuna(self.ranges[path], value) for path, value in values.items()},
-                distributions={path: distribution(self.ranges[path]) for path in values},
+                params={having[path].name: to_optuna(having[path].range, value) for path, value in values.items()},
+                distributions={one.name: distribution(one.range) for one in having.values()},
                 user_attrs={ORIGIN: origin},
             )
         )
@@ -158,11 +162,7 @@ class Study:
         while True:
             known = len(self._proposals)
             in_a_row = next((place for place, one in enumerate(reversed(self._proposals)) if one.repeats is None), known)
-            if in_a_row < MOST_REPEATS:
-                asked = self.sampling.ask(known)
-                values = {path: from_optuna(range_, asked[path]) for path, range_ in self.ranges.items()}
-            else:
-                values = self._drawn()
+            values = self.sampling.ask(known, self._sampled) if in_a_row < MOST_REPEATS else self._drawn()
             number = self._numbers.get(self._key(values))
             if number is None:
                 return self.add(values, SAMPLER)
@@ -173,13 +173,14 @@ class Study:
         """Untried values, drawn uniformly at random."""
         draw = random.Random(derived_seed(self.seed, "untried", len(self._proposals)))
         while True:
-            values = {path: drawn_from(range_, draw) for path, range_ in self.ranges.items()}
+            values = self.space.choose(lambda parameter: at_quantile(parameter.range, draw.random()))
             if self._key(values) not in self._numbers:
                 return values
 
     def _key(self, values: Mapping[str, Any]) -> str:
-        """A text that identifies the values."""
-        return json.dumps([to_optuna(range_, values[path]) for path, range_ in self.ranges.items()])
+        """A text that identifies the values: null for what the trial doesn't have."""
+        space = self.space
+        return json.dumps([to_optuna(one.range, values[one.path]) if space.has(one, values) else None for one in space.parameters])
 
     def _add_repeat(self, number: int) -> None:
         """Add a trial with the values and, where known, the result of another one, in one line of the journal."""

@@ -26,9 +26,9 @@ from fewshot_ray.search.running import Outcome, Running, ended
 from fewshot_ray.search.stopping import Stop, Stopping
 from fewshot_ray.search.study import PLAIN_ORIGIN, SAMPLER, Proposal, Study
 from fewshot_ray.search.sweep_folder import EvaluationRow, State, SweepFolder, trial_id
-from fewshot_ray.spec.document import Document, ranges, to_yaml
+from fewshot_ray.spec.document import Document, to_yaml
 from fewshot_ray.spec.sections import FileSpec
-from fewshot_ray.trial.compose import PLAIN, search_trials
+from fewshot_ray.trial.compose import has_plain, search_trials
 from fewshot_ray.trial.ranking import Ranking
 
 STATES: Mapping[Outcome, State] = {Outcome.COMPLETE: "COMPLETE", Outcome.PRUNED: "PRUNED", Outcome.FAIL: "FAIL"}
@@ -88,9 +88,9 @@ class Sweep:
             journal.path,
             file.name,
             file.search,
-            ranges(document.tree),
+            document.tree,
             seed=file.seed,
-            outside=() if PLAIN in file.method else (PLAIN_ORIGIN,),
+            outside=() if has_plain(document) else (PLAIN_ORIGIN,),
         )
         self.trials = search_trials(document, file)
         """Number of the search's trials."""

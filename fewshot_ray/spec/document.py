@@ -11,8 +11,9 @@ from typing import Any
 from fewshot_ray.errors import UserError
 from fewshot_ray.spec.places import Place, expanded, resolve
 from fewshot_ray.spec.problems import Problem, raise_any, user_error
-from fewshot_ray.spec.ranges import Choice, FloatRange, IntRange, Range
-from fewshot_ray.spec.wording import join, show
+from fewshot_ray.spec.ranges import Choice, FloatRange, IntRange
+from fewshot_ray.spec.tree import ranges, substitute, value_at
+from fewshot_ray.spec.wording import show
 from fewshot_ray.spec.yaml_text import from_yaml, to_yaml
 
 __all__ = ["Document", "parse_document", "ranges", "read_document", "substitute", "to_yaml", "value_at"]
@@ -24,7 +25,7 @@ _MAX_BYTES = 256 * 1024
 class Document:
     """The contents of a run's file.
 
-    `tree`: dicts, lists and plain values, with a Range object where the file has a range.
+    `tree`: dicts, lists and plain values, with a Range where the file has a range, and a By where a value depends on another.
     `lines`: line (from 1) of each dotted path; the items of a list count from 0 (`train.betas.1`).
     """
 
@@ -114,51 +115,3 @@ def parse_with_problems(text: str, name: str) -> tuple[Document, list[Problem]]:
         given = tree.describe() if isinstance(tree, (FloatRange, IntRange, Choice)) else show(tree)
         raise UserError(f"{name}, line {lines['']}: {given} is not a mapping; a mapping with name, source, target and method is right")
     return Document(tree, name, lines), problems
-
-
-def ranges(tree: Any, path: str = "") -> dict[str, Range]:
-    """Every range in `tree` by its dotted path, in the file's order; `path` is put before each."""
-    if isinstance(tree, (FloatRange, IntRange, Choice)):
-        return {path: tree}
-    found: dict[str, Range] = {}
-    for key, value in _children(tree):
-        found |= ranges(value, join(path, key))
-    return found
-
-
-def substitute(tree: Any, values: Mapping[str, Any]) -> Any:
-    """A deep copy of `tree` with `values[path]` in place of the range at each `path`.
-
-    Raises KeyError when a range is left without a value, or a value names no range.
-    """
-    known = ranges(tree)
-    missing, unknown = sorted(known.keys() - values.keys()), sorted(values.keys() - known.keys())
-    if missing or unknown:
-        raise KeyError(f"ranges without a value: {missing}; values without a range: {unknown}")
-    return _replace(tree, values, "")
-
-
-def value_at(tree: Any, path: str) -> Any:
-    """The value at the dotted `path` in `tree`. Raises KeyError where there is none."""
-    for part in path.split(".") if path else ():
-        children = {str(key): value for key, value in _children(tree)}
-        if part not in children:
-            raise KeyError(path)
-        tree = children[part]
-    return tree
-
-
-def _replace(tree: Any, values: Mapping[str, Any], path: str) -> Any:
-    if isinstance(tree, (FloatRange, IntRange, Choice)):
-        return _replace(values[path], {}, path)  # a choice may be a mapping: it is copied too
-    if isinstance(tree, dict):
-        return {key: _replace(value, values, join(path, key)) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_replace(value, values, join(path, index)) for index, value in enumerate(tree)]
-    return tree
-
-
-def _children(tree: Any) -> list[tuple[str | int, Any]]:
-    if isinstance(tree, dict):
-        return list(tree.items())
-    return list(enumerate(tree)) if isinstance(tree, list) else []

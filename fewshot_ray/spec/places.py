@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fewshot_ray.spec.alternatives import Alternatives
+
 IMAGES = {"source": ("images",), "target": ("images", "holdout", "test")}
 FILES = {"evaluate": ("extractor_weights", "lpips_weights")}
 
@@ -84,9 +86,11 @@ def places(tree: dict[str, Any]) -> Iterator[Place]:
         gan = source.get("gan")
         for name, settings in gan.items() if isinstance(gan, dict) else ():
             yield from _in(settings, f"source.gan.{name}", ("weights",), False, hub=True)
-    for name, settings in methods.items() if isinstance(methods, dict) else ():
-        keys = tuple(key for key in settings if str(key).endswith("_weights")) if isinstance(settings, dict) else ()
-        yield from _in(settings, f"method.{name}", keys, False, hub=True)
+    chosen = {f"method.choice.{index}": one for index, one in enumerate(methods.trees)} if isinstance(methods, Alternatives) else {}
+    for path, combination in (chosen or {"method": methods}).items():
+        for name, settings in combination.items() if isinstance(combination, dict) else ():
+            keys = tuple(key for key in settings if str(key).endswith("_weights")) if isinstance(settings, dict) else ()
+            yield from _in(settings, f"{path}.{name}", keys, False, hub=True)
 
 
 def _in(node: Any, path: str, keys: tuple[str, ...], images: bool, *, hub: bool = False) -> Iterator[Place]:

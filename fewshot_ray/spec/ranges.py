@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,7 +118,7 @@ class Choice:
         if not self.values:
             raise ValueError("a choice needs at least one value; {choice: [a, b]} is right")
         for index, value in enumerate(self.values):
-            if any(_same(value, earlier) for earlier in self.values[:index]):
+            if any(same(value, earlier) for earlier in self.values[:index]):
                 raise ValueError(f"{show(value)} is given twice in the choice; once is right")
 
     @property
@@ -136,7 +136,7 @@ class Choice:
 
     def index(self, value: object) -> int | None:
         """The value's index among the choices; None where it isn't one of them."""
-        return next((index for index, choice in enumerate(self.values) if _same(value, choice)), None)
+        return next((index for index, choice in enumerate(self.values) if same(value, choice)), None)
 
     def to_yaml(self) -> dict[str, list[Any]]:
         """The mapping that a file has for the choice."""
@@ -179,5 +179,12 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _same(a: object, b: object) -> bool:
-    return type(a) is type(b) and a == b
+def same(a: Any, b: Any) -> bool:
+    """Whether two trees are the same in a file, where 1, 1.0 and true are three values, also within lists and mappings."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return same(a.to_yaml(), b.to_yaml()) if hasattr(a, "to_yaml") else bool(a == b)

@@ -326,8 +326,8 @@ class SearchSpec(Section):
     constraints: dict[str, Annotated[str, AfterValidator(_constraint)]] = {}
     """Bounds on metrics that a winner must keep, e.g. {memorisation: '<= 0.2'}."""
 
-    sampler: Literal["tpe", "random", "gp"] = "tpe"
-    """Optuna's sampler."""
+    sampler: Literal["tpe", "gp", "nsga2", "qmc", "random"] = "tpe"
+    """How values are proposed: TPE, a Gaussian process, NSGA-II, quasi-random (scrambled Sobol) or random."""
 
     scheduler: SchedulerSpec | None = None
     """Stops trials that won't become the best; none when not given."""

@@ -137,6 +137,8 @@ def unknown_key(section: str, key: str, value: Any, known: Iterable[str], elsewh
         return f"the key is not known; `{right}` is right{f' ({meant.note})' if meant.note else ''}", meant.path
     if near is not None:
         return f"the key is not known; did you mean `{near}: {_shown(value)}`?", _join(section, near)
+    if not known:
+        return "the key is not known, and there are no settings here; leave it out", None
     return f"the key is not known; known here: {', '.join(known)}", None
 
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from fewshot_ray.spec.alternatives import is_searched
+from fewshot_ray.spec.cases import over_cases, space_problems
 from fewshot_ray.spec.cross_checks import cross_checks
-from fewshot_ray.spec.document import Document, ranges, substitute, value_at
+from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.expected import Expected, describe, expected_at, known_keys, paths_of_key, takes_whole_numbers, whole_numbers
 from fewshot_ray.spec.foreign_ranges import IsWhole, foreign_ranges, spelled_list
 from fewshot_ray.spec.problems import Problem, apart_from, raise_any, user_error
-from fewshot_ray.spec.ranges import Choice, FloatRange, IntRange
 from fewshot_ray.spec.sections import FileSpec
+from fewshot_ray.spec.space import flat_trees
+from fewshot_ray.spec.tree import ranges, substitute, value_at
 from fewshot_ray.spec.unknown_keys import unknown_key
 from fewshot_ray.spec.wording import join, nearest, show
 
@@ -54,8 +57,14 @@ def problems_of(model: type[BaseModel], tree: Any, *, document: Document, path: 
 def endpoint_trees(tree: Any) -> Iterator[Any]:
     """Copies of `tree` with ranges replaced by ends: all first, all last, and each range at each end with the others at first or last.
 
-    So every pair of ends of two numeric ranges occurs, as a check between two fields needs.
+    So every pair of ends of two numeric ranges occurs, as a check between two fields needs. With alternatives that is so for each
+    combination of them.
     """
+    for flat in flat_trees(tree):
+        yield from _at_ends(flat)
+
+
+def _at_ends(tree: Any) -> Iterator[Any]:
     found = ranges(tree)
     lows = {path: range_.endpoints()[0] for path, range_ in found.items()}
     yield substitute(tree, lows)
@@ -76,8 +85,13 @@ def file_spec(document: Document) -> FileSpec:
     """
     raise_any(document, section_problems(document))
     specs = [FileSpec.model_validate(tree) for tree in endpoint_trees(document.tree)]
-    raise_any(document, (Problem(*problem) for spec in specs for problem in cross_checks(spec)))
+    raise_any(document, over_cases(document, _problems_between))
     return specs[0]
+
+
+def _problems_between(case: Document) -> Iterator[Problem]:
+    for tree in endpoint_trees(case.tree):
+        yield from (Problem(*problem) for problem in cross_checks(FileSpec.model_validate(tree)))
 
 
 def section_problems(document: Document, is_whole: IsWhole | None = None) -> list[Problem]:
@@ -85,12 +99,21 @@ def section_problems(document: Document, is_whole: IsWhole | None = None) -> lis
 
     `is_whole` answers for fields below `method`, which FileSpec doesn't describe.
     """
+    return checked_in_cases(document, lambda case: case_problems(case, is_whole))
+
+
+def checked_in_cases(document: Document, find: Callable[[Document], Iterable[Problem]]) -> list[Problem]:
+    """What is wrong with the search's space, and what `find` finds in each of its cases."""
+    wrong = space_problems(document)
+    if any(problem.path.startswith(("method", "train")) for problem in wrong):
+        return wrong
+    return [*wrong, *apart_from({problem.path for problem in wrong}, over_cases(document, find))]
+
+
+def case_problems(document: Document, is_whole: IsWhole | None = None) -> list[Problem]:
+    """Errors of single fields of a document in which every trial has every range."""
     asked = is_whole or (lambda path: takes_whole_numbers(FileSpec, path.split(".")))
     found = [problem for section in ("method", "train") for problem in foreign_ranges(document.tree.get(section), section, asked)]
-    for path, range_ in ranges(document.tree).items():
-        if not path.startswith(("method.", "train.")):
-            reason = f"trials that differ in {path.partition('.')[0]} would not be comparable"
-            found.append(Problem(path, f"{range_.describe()} is a range, and {reason}; ranges below method and train are right"))
     said = {problem.path for problem in found}
     for tree in endpoint_trees(document.tree):
         found += apart_from(said, problems_of(FileSpec, tree, document=document))
@@ -197,4 +220,4 @@ def _from_range(document: Document, path: str) -> str:
         value = value_at(document.tree, path)
     except KeyError:
         return ""
-    return f" (of {value.describe()})" if isinstance(value, (FloatRange, IntRange, Choice)) else ""
+    return f" (of {value.describe()})" if is_searched(value) else ""

@@ -19,8 +19,10 @@ from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.representer import SafeRepresenter
 
 from fewshot_ray.errors import UserError
+from fewshot_ray.spec.alternatives import BY, By, alternatives, choice_of_methods, holds_range, is_searched
 from fewshot_ray.spec.problems import Problem
-from fewshot_ray.spec.ranges import RANGE_KINDS, Choice, FloatRange, IntRange, Range, range_of
+from fewshot_ray.spec.ranges import RANGE_KINDS, Range, range_of
+from fewshot_ray.spec.space import METHOD
 from fewshot_ray.spec.wording import join, show
 
 # A run's file has some hundred values; the bounds keep a file of aliases to aliases from filling the memory.
@@ -39,14 +41,18 @@ _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 PRESET = "preset"
 """Optional second key of a numeric range."""
 
+SEARCHED = ("method.", "train.")
+"""Beginnings of the paths below which values may depend on others."""
+
 _TAG = "tag:yaml.org,2002:"
 
 
 def from_yaml(text: str, name: str) -> tuple[Any, dict[str, int], list[Problem]]:
     """The tree in `text`, the line (from 1) of every dotted path in it, and what is wrong; `name` is the file's name in messages.
 
-    Mappings become dicts, lists lists, and `{float|log|int|choice: [...]}` (with a `preset:`) a Range. The tree has WRONG in place of
-    an invalid range, and of a number that is not finite or doesn't fit into 64 bits; of a key that is given twice the first counts.
+    Mappings become dicts, lists lists, `{float|log|int|choice: [...]}` (with a `preset:`) a Range, and `{by: PATH, ...}` a By. The tree
+    has WRONG in place of an invalid range, and of a number that is not finite or doesn't fit into 64 bits; of a key that is given twice
+    the first counts.
     Raises UserError for text that isn't valid YAML.
     """
     builder = _Builder(name)
@@ -82,7 +88,7 @@ _Representer.add_representer(str, _Representer.represent_text)
 
 def _plain(tree: Any) -> Any:
     """A copy of `tree` of fresh dicts and lists only (an object used twice would be dumped as an alias)."""
-    if isinstance(tree, (FloatRange, IntRange, Choice)):
+    if is_searched(tree):
         return _plain(tree.to_yaml())
     if isinstance(tree, dict):
         return {key: _plain(value) for key, value in tree.items()}
@@ -171,7 +177,7 @@ class _Builder:
             return _TAG + "str" if node.style else str(self.yaml.resolver.resolve(ScalarNode, node.value, (True, False)))
         return _TAG + ("seq" if isinstance(node, SequenceNode) else "map")
 
-    def _mapping(self, node: MappingNode, path: str, line: int, depth: int) -> dict[str, Any] | Range | WrongValue:
+    def _mapping(self, node: MappingNode, path: str, line: int, depth: int) -> dict[str, Any] | Range | By | WrongValue:
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = self._key(key_node, path)
@@ -186,15 +192,20 @@ class _Builder:
         kinds = [key for key in mapping if key != PRESET]
         if len(kinds) == 1 and kinds[0] in RANGE_KINDS and isinstance(mapping[kinds[0]], list):
             return self._range(kinds[0], mapping[kinds[0]], mapping.get(PRESET), path, line)
+        if isinstance(mapping.get(BY), str) and len(mapping) > 1 and path.startswith(SEARCHED):
+            return By(mapping.pop(BY), mapping)
         return mapping
 
     def _range(self, kind: str, values: list[Any], preset: Any, path: str, line: int) -> Range | WrongValue:
-        if WRONG in values or preset is WRONG:
+        if _holds_wrong(values) or preset is WRONG:
             return WRONG
-        for value in values:
-            if _holds_range(value):
-                return self.wrong(line, path, f"a range is inside {kind}; plain values are right there")
         try:
+            if kind == "choice" and preset is None and path == METHOD:
+                return choice_of_methods(range_of(kind, values).endpoints())
+            if kind == "choice" and preset is None and (holds_range(values) or any(map(_is_searched_by_name, values))):
+                return alternatives(values)
+            if holds_range(values):
+                return self.wrong(line, path, f"a range is inside {kind}; plain values are right there")
             return range_of(kind, values, preset)
         except ValueError as error:
             return self.wrong(line, path, str(error))
@@ -237,9 +248,12 @@ class _Builder:
         return float(text) if _FLOAT.fullmatch(text) else text
 
 
-def _holds_range(value: Any) -> bool:
+def _holds_wrong(value: Any) -> bool:
     if isinstance(value, dict):
-        return any(_holds_range(item) for item in value.values())
-    if isinstance(value, list):
-        return any(_holds_range(item) for item in value)
-    return isinstance(value, (FloatRange, IntRange, Choice))
+        return any(_holds_wrong(item) for item in value.values())
+    return any(map(_holds_wrong, value)) if isinstance(value, list) else value is WRONG
+
+
+def _is_searched_by_name(value: Any) -> bool:
+    """Whether it is like `{lora: search}`, which stands for the declared ranges."""
+    return isinstance(value, dict) and "search" in [item for item in value.values() if isinstance(item, str)]

@@ -18,19 +18,20 @@ from fewshot_ray.metrics.suite import METRICS, needed
 from fewshot_ray.models.adm import AdmConfig
 from fewshot_ray.models.gan_source import GanConfig
 from fewshot_ray.models.parameters import PARAMS, ParamsConfig
+from fewshot_ray.spec.alternatives import mapped
+from fewshot_ray.spec.cases import over_cases
 from fewshot_ray.spec.cross_checks import cross_checks
-from fewshot_ray.spec.document import Document, ranges, substitute
+from fewshot_ray.spec.document import Document, substitute
 from fewshot_ray.spec.places import places
 from fewshot_ray.spec.problems import Problem, raise_any
 from fewshot_ray.spec.ranges import Choice, Range
 from fewshot_ray.spec.sections import FileSpec, TrainSpec
+from fewshot_ray.spec.space import METHOD, Space, flat_trees
+from fewshot_ray.spec.space import PLAIN as PLAIN
 from fewshot_ray.spec.validate import endpoint_trees, load
 from fewshot_ray.spec.wording import nearest
 from fewshot_ray.trial.fields import field_problems
 from fewshot_ray.trial.gan_settings import RECIPES, architecture_of, family_problems, gan_configs, gan_misplaced, with_gan_defaults
-
-PLAIN = "finetune"
-
 
 Value = TypeVar("Value")
 
@@ -78,23 +79,26 @@ def expand(document: Document) -> Document:
     For a GAN, values that the file doesn't give are its recipe's, since the fields' defaults are for diffusion models. Raises UserError.
     """
     tree = with_gan_defaults(document.tree)
-    methods = tree.get("method")
-    if isinstance(methods, dict):
-        tree["method"] = {name: _searched(name, settings) for name, settings in methods.items()}
+    if "method" in tree:
+        configs = {name: method.config for name, method in METHODS.items()}
+        tree["method"] = mapped(tree["method"], lambda methods: _searched(_given(methods), configs))
     train = tree.get("train")
-    if isinstance(train, dict) and isinstance(train.get("params"), dict):
-        searched = {
-            name: declared_ranges(PARAMS[name][0]) if settings == "search" and name in PARAMS else settings
-            for name, settings in train["params"].items()
-        }
-        tree["train"] = {**train, "params": searched}
+    if isinstance(train, dict) and "params" in train:
+        ways = {name: way for name, (way, _) in PARAMS.items()}
+        tree["train"] = {**train, "params": mapped(train["params"], lambda params: _searched(params, ways))}
     return replace(document, tree=tree)
 
 
-def _searched(name: str, settings: Any) -> Any:
-    if settings == "search" and name in METHODS:
-        return dict(declared_ranges(METHODS[name].config))
-    return {} if settings is None else settings
+def _searched(settings: Any, configs: Mapping[str, type[BaseModel]]) -> Any:
+    """Settings by name, with the declared ranges in place of `search`; anything but a mapping is unchanged."""
+    if not isinstance(settings, dict):
+        return settings
+    return {name: dict(declared_ranges(configs[name])) if one == "search" and name in configs else one for name, one in settings.items()}
+
+
+def _given(methods: Any) -> Any:
+    """Methods' settings by name, with none in place of nothing."""
+    return {name: {} if one is None else one for name, one in methods.items()} if isinstance(methods, dict) else methods
 
 
 def compose(document: Document, *, seed: int | None = None, refit_steps: int | None = None) -> TrialSpec:
@@ -124,10 +128,22 @@ def check_document(document: Document) -> tuple[Document, FileSpec]:
     """The expanded document and its sections, valid at both ends of every range. Raises UserError with a line per error."""
     expanded = expand(document)
     raise_any(expanded, field_problems(expanded))
-    specs = [_typed(replace(expanded, tree=tree)) for tree in endpoint_trees(expanded.tree)]
-    pointless = (problem for name in specs[0].methods for problem in _pointless(name, expanded.tree["method"][name] or {}))
-    raise_any(expanded, [*pointless, *(problem for spec in specs for problem in _problems_between(spec))])
-    return expanded, specs[0].file
+    raise_any(expanded, over_cases(expanded, _case_problems))
+    files = [_typed(replace(expanded, tree=next(endpoint_trees(tree)))).file for tree in flat_trees(expanded.tree)]
+    return expanded, next((file for file in files if PLAIN not in file.method), files[0])
+
+
+def _case_problems(case: Document) -> list[Problem]:
+    """What is wrong between the fields of a document in which every trial has every range."""
+    specs = [_typed(replace(case, tree=tree)) for tree in endpoint_trees(case.tree)]
+    pointless = [problem for name in specs[0].methods for problem in _pointless(name, case.tree["method"][name] or {})]
+    return [*pointless, *(problem for spec in specs for problem in _problems_between(spec))]
+
+
+def preset_specs(document: Document) -> list[TrialSpec]:
+    """The trials at the presets of each combination of alternatives: one where there are none. The document's `search` is expanded."""
+    flat = [replace(document, tree=tree) for tree in flat_trees(document.tree)]
+    return [_typed(with_values(one, preset_values(one))) for one in flat]
 
 
 def _pointless(name: str, settings: Mapping[str, Any]) -> Iterator[Problem]:
@@ -201,8 +217,14 @@ def search_trials(document: Document, file: FileSpec) -> int:
 
     Plain fine-tuning beside methods is a configuration in addition to those of the ranges.
     """
-    beside = file.search.include_plain and PLAIN not in file.method
-    return int(min(file.search.trials, math.prod(range_.count for range_ in ranges(document.tree).values()) + beside))
+    beside = file.search.include_plain and not has_plain(document)
+    return int(min(file.search.trials, Space(document.tree).count + beside))
+
+
+def has_plain(document: Document) -> bool:
+    """Whether plain fine-tuning is what the document trains, or one of its alternatives."""
+    methods = document.tree["method"]
+    return PLAIN in (methods.values if isinstance(methods, Choice) else methods)
 
 
 def preset_values(document: Document) -> dict[str, Any]:
@@ -210,10 +232,17 @@ def preset_values(document: Document) -> dict[str, Any]:
 
     For a field of a method whose default is outside, the nearer end; for a choice, its first value.
     """
-    return {path: _preset(path, range_, document) for path, range_ in ranges(document.tree).items()}
+    return Space(document.tree).choose(lambda parameter: _preset(parameter.path, parameter.range))
 
 
-def _preset(path: str, range_: Range, document: Document) -> Any:
+def plain_preset(document: Document) -> dict[str, Any]:
+    """The values of plain fine-tuning's trial by path: the presets of what it has, and `method` where that is searched and has it."""
+    if not has_plain(document):
+        return preset_values(plain(document))
+    return Space(document.tree).choose(lambda one: PLAIN if one.path == METHOD else _preset(one.path, one.range))
+
+
+def _preset(path: str, range_: Range) -> Any:
     if not isinstance(range_, Choice) and range_.preset is not None:
         return range_.preset
     default = _default_of(path)
@@ -238,6 +267,8 @@ def middle(range_: Range) -> Any:
 
 def _default_of(path: str) -> Any:
     section, *keys = path.split(".")
+    if path == METHOD:
+        return None
     if path.startswith("train.gan."):
         return next((d for r in RECIPES.values() if (d := _field_default(r, keys[1:])) is not None), None)
     if section == "method":
@@ -281,5 +312,5 @@ def plain(document: Document) -> Document:
 
 
 def plain_values(values: Mapping[str, Value]) -> dict[str, Value]:
-    """Those of some values by dotted path that plain fine-tuning has too: all but the methods' own."""
-    return {path: value for path, value in values.items() if not path.startswith("method.")}
+    """Those of some values by dotted path that plain fine-tuning has too: all but the methods, and what is theirs."""
+    return {path: value for path, value in values.items() if path != METHOD and not path.startswith(f"{METHOD}.")}

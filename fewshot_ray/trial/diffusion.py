@@ -37,7 +37,7 @@ from fewshot_ray.training.batches import Batches
 from fewshot_ray.training.checkpoint import Checkpoint, trained_weights
 from fewshot_ray.training.group import Group
 from fewshot_ray.training.loop import Training
-from fewshot_ray.trial.compose import compose
+from fewshot_ray.trial.compose import compose, preset_specs
 from fewshot_ray.trial.denoising import DiffusionCandidate, HoldoutLoss
 from fewshot_ray.trial.evaluation import Instruments
 from fewshot_ray.trial.materials import Materials, load_parameters
@@ -237,10 +237,10 @@ class DiffusionMaterials(Materials):
 
     def check(self, document: Document) -> None:
         """Check forward pass, source images, guidance, sampler steps, `train.params`, labels and the methods' own demands."""
-        spec, config = self.spec, self.spec.file.evaluate
+        config = self.spec.file.evaluate
         backbone = self.source_backbone
         _check_forward(backbone)
-        _check_source_images(self)
+        _check_source_images(document, self)
         if config.guidance_scale != 1 and not backbone.class_names:
             raise UserError(
                 f"evaluate.guidance_scale: {config.guidance_scale:g} given, but source.model has no classes to guide to; leave it out"
@@ -254,8 +254,9 @@ class DiffusionMaterials(Materials):
         _check_params(document, self)
         for fold in self.folds:
             self.labels(fold.holdout)
-        for method in spec.methods.values():
-            method.check(backbone)
+        for one in preset_specs(document):
+            for method in one.methods.values():
+                method.check(backbone)
 
     def trained_numbers(self) -> int:
         """Number of parameters that `train.params` selects."""
@@ -364,12 +365,12 @@ def _check_forward(backbone: Backbone) -> None:
         )
 
 
-def _check_source_images(materials: DiffusionMaterials) -> None:
+def _check_source_images(document: Document, materials: DiffusionMaterials) -> None:
     """Raise UserError where source images are needed and missing, or the first isn't readable; the others may be many, or unused."""
     source = materials.spec.file.source
     place = source.images
     if place is None or place == "generated":
-        needy = [name for name, config in materials.spec.methods.items() if config.prepares]
+        needy = [name for spec in preset_specs(document) for name, config in spec.methods.items() if config.prepares]
         if not source.pretrained and needy:
             raise UserError(
                 f"source.images: method.{needy[0]} needs them, and a model from scratch can't generate any; a place would be right"

@@ -17,7 +17,7 @@ from fewshot_ray.spec.expected import takes_whole_numbers
 from fewshot_ray.spec.problems import Problem, apart_from, raise_any
 from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.spec.unknown_keys import written
-from fewshot_ray.spec.validate import endpoint_trees, problems_of, section_problems
+from fewshot_ray.spec.validate import case_problems, checked_in_cases, endpoint_trees, problems_of
 from fewshot_ray.spec.wording import nearest, show
 
 Config = type[BaseModel] | None
@@ -83,8 +83,12 @@ def _budget_problems(document: Document) -> Iterator[Problem]:
 
 def field_problems(document: Document) -> list[Problem]:
     """Errors of single fields, in all sections and in the settings of methods, parameters, GANs and ADM."""
+    return checked_in_cases(document, _case_problems)
+
+
+def _case_problems(document: Document) -> list[Problem]:
     document = replace(document, tree=_without_search(document.tree))
-    found = section_problems(document, _is_whole)
+    found = case_problems(document, _is_whole)
     said = {problem.path for problem in found}
     for tree in endpoint_trees(document.tree):
         found += apart_from(said, _named_problems(tree, document))

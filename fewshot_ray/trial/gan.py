@@ -29,7 +29,7 @@ from fewshot_ray.training.batches import Batches
 from fewshot_ray.training.checkpoint import Checkpoint, saved_buffers, trained_weights
 from fewshot_ray.training.group import Group
 from fewshot_ray.training.loop import Training
-from fewshot_ray.trial.compose import PLAIN
+from fewshot_ray.trial.compose import PLAIN, preset_specs
 from fewshot_ray.trial.evaluation import Instruments
 from fewshot_ray.trial.gan_candidate import GanCandidate
 from fewshot_ray.trial.gan_settings import architecture_of
@@ -173,9 +173,9 @@ class GanMaterials(Materials):
     def check(self, document: Document) -> None:
         """Check that generated images are finite, MixDL's layers and latents, and that FastGAN's image distance can be loaded."""
         GanCandidate(self.source_gan).check_finite()
-        mixdl = self.spec.methods.get("mixdl")
-        if isinstance(mixdl, MixDlConfig):
-            self._check_mixdl(mixdl, document)
+        for spec in preset_specs(document):
+            if isinstance(mixdl := spec.methods.get("mixdl"), MixDlConfig):
+                self._check_mixdl(mixdl, document)
         if isinstance(self.spec.recipe, FastGanRecipe):
             self.image_distance(self.spec.recipe)
 

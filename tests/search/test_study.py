@@ -16,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from fewshot_ray.errors import UserError
-from fewshot_ray.search.distributions import distribution, drawn_from, from_optuna, to_optuna
+from fewshot_ray.search.distributions import at_quantile, distribution, from_optuna, to_optuna
 from fewshot_ray.search.read_journal import read_journal
 from fewshot_ray.search.study import Proposal, Result, Study
 from fewshot_ray.search.sweep_folder import EvaluationRow
@@ -190,7 +190,7 @@ def settle(s: Study, number: int) -> None:
 
 @pytest.mark.parametrize("constraints", [{}, {"memorisation": "<= 0.2"}], ids=["free", "bounded"])
 @pytest.mark.parametrize("objectives", [ONE, TWO], ids=["one", "two"])
-@pytest.mark.parametrize("sampler", ["tpe", "random", "gp"])
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "nsga2", "qmc"])
 def test_a_reopened_study_proposes_the_same(sampler: str, objectives: dict[str, Any], constraints: dict[str, str], tmp_path: Path) -> None:
     """Oracle: the study that was never closed, bit for bit; with pruned, failed and running trials, and plain ones without all values."""
     options = {"sampler": sampler, "trials": 10, **objectives, "constraints": constraints}
@@ -332,7 +332,7 @@ def loss_of(proposal: Proposal) -> float:
     return 10 * float(proposal.values["train.lr"]) + int(proposal.values["method.ant.noise_steps"])
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "qmc"])
 def test_no_configuration_is_proposed_twice(sampler: str, tmp_path: Path) -> None:
     """Oracle: six values in all, each once to train; Optuna is told the first one's result for each repeat."""
     s = study(tmp_path, sampler=sampler, trials=6, ranges=SMALL)
@@ -398,6 +398,7 @@ def test_chance_stays_in_the_range() -> None:
     """Oracle: the ranges' own ends, and in a log range as many below the geometric mean as above."""
     draw = random.Random(0)
     for range_ in (*RANGES.values(), FloatRange(-1.0, 2.0)):
-        assert all(range_.contains(drawn_from(range_, draw)) for _ in range(500))
-    below = sum(drawn_from(FloatRange(1e-5, 1e-1, log=True), draw) < 1e-3 for _ in range(1000))
+        assert all(range_.contains(at_quantile(range_, share)) for share in (0.0, 1 - 2**-53, *(draw.random() for _ in range(500))))
+    assert [at_quantile(IntRange(1, 4), share) for share in (0.0, 0.24, 0.25, 0.99)] == [1, 1, 2, 4]
+    below = sum(at_quantile(FloatRange(1e-5, 1e-1, log=True), draw.random()) < 1e-3 for _ in range(1000))
     assert 440 < below < 560

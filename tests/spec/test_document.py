@@ -113,7 +113,7 @@ def test_a_choice_may_hold_mappings() -> None:
     [
         ("a: 1\nlr: {log: [0, 1]}", "x.yaml, line 2: lr: low=0: a log range must begin above 0; {log: [1e-5, 3e-4]} is right"),
         ("a:\n  b: {int: [3, 1]}", "x.yaml, line 2: a.b: low=3, high=1: low must be below high; {int: [1, 20]} is right"),
-        ("a: {choice: [1, {b: {int: [1, 2]}}]}", "x.yaml, line 1: a: a range is inside choice; plain values are right there"),
+        ("a: {float: [1, {int: [1, 2]}]}", "x.yaml, line 1: a: a range is inside float; plain values are right there"),
         ("a: {float: [1, .inf]}", "x.yaml, line 1: a.float.1: .inf is not a finite number"),
         ("a: .nan", "x.yaml, line 1: a: .nan is not a finite number"),
         ("a: 1e999", "x.yaml, line 1: a: 1e999 is not a finite number"),

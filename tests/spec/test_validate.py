@@ -129,8 +129,6 @@ def test_fields_that_do_not_fit_each_other_are_named(sections: dict[str, str], m
          "ranges below method and train are right"),
         ({"evaluate": "{every: {int: [1, 3]}}"}, "5: evaluate.every: int 1 .. 3 is a range, and trials that differ in evaluate would not "
          "be comparable; ranges below method and train are right"),
-        ({"method": "{choice: [ant, sdft]}"}, "4: method: choice 'ant', 'sdft' is a range, and trials that differ in method would not "
-         "be comparable; ranges below method and train are right"),
     ],
 )  # fmt: skip
 def test_every_end_of_a_range_must_be_valid_and_the_range_stand_where_it_may(sections: dict[str, str], message: str) -> None:
