@@ -509,7 +509,7 @@ def test_what_is_shown_of_a_trial_is_in_its_own_spec(tmp_path: Path) -> None:
     assert {record.kind for record in records} == {"search", "confirm", "control", "refit"}
     for record in records:
         tree = read_spec(sweep.folder.trial(record.id)).tree
-        searched = {path for path in sweep.study.ranges if path.startswith("train.") or "ant" in tree["method"]}
+        searched = {path for path in sweep.study.space.by_name if path.startswith("train.") or "ant" in tree["method"]}
         assert dict(record.params) == {path: value_at(tree, path) for path in searched}, record.id
 
 
