@@ -277,6 +277,6 @@ def test_a_sweep_of_alternatives_resumes(tmp_path: Path, monkeypatch: pytest.Mon
         if record.kind == "control":
             assert not any(path.startswith("method") for path in record.params)
     assert [record.origin for record in whole.folder.trials() if record.kind == "search"][:2] == ["preset", "plain"]
-    text = to_csv(leaderboard(whole.folder, LOSS["objectives"]), LOSS["objectives"])
+    text = to_csv(leaderboard(whole.folder, whole.file.search), LOSS["objectives"])
     shown = {row["id"]: row["train.params.lora.rank"] for row in csv.DictReader(io.StringIO(text))}
     assert shown == {record.id: str(record.params.get("train.params.lora.rank", "")) for record in whole.folder.trials()}
