@@ -1,4 +1,7 @@
-"""The study's journal: a local file while the driver runs; where the sweep's folder is remote, what is new is uploaded in parts."""
+"""The study's journal: a local file while the driver runs; where the sweep's folder is remote, what is new is uploaded in parts.
+
+A folder on disk that was copied from a store while a driver ran there has parts too: they are joined when a driver opens it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ PARTS = "study.journal.parts"
 def recorded(folder: Folder) -> tuple[bytes, list[int]]:
     """The whole journal of a sweep's folder, and where its parts begin (0 for the file itself). Raises FileNotFoundError without one."""
     whole, starts = folder.read_bytes(JOURNAL), [0]
-    if folder.local is not None or PARTS not in folder.names():
+    if PARTS not in folder.names():
         return whole, starts
     names = set((folder / PARTS).names())
     while (name := _name(len(whole))) in names:
@@ -38,6 +41,9 @@ class Journal:
         """Whether there may be parts, also ones that a later one covers."""
         if folder.local is not None:
             self.path = folder.local / JOURNAL
+            if PARTS in folder.names() and folder.exists(JOURNAL):
+                folder.write_bytes(JOURNAL, recorded(folder)[0])
+                (folder / PARTS).remove()
             return
         earlier, self._starts = recorded(folder) if folder.exists(JOURNAL) else (None, [])
         scratch = tempfile.mkdtemp(prefix="fewshot-ray-journal-")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from fewshot_ray.search.sweep_folder import ROWS, EvaluationRow, SweepFolder, TrialRecord, by_number, row_line
+from fewshot_ray.search.sweep_folder import EvaluationRow, SweepFolder, TrialRecord, by_number, row_line
 from fewshot_ray.storage import Folder
 
 AT_ONCE = 16
@@ -17,7 +17,8 @@ class OwnFolder(SweepFolder):
     def __init__(self, folder: Folder) -> None:
         super().__init__(folder)
         self._records: dict[str, TrialRecord | None] = {}
-        self._rows: dict[str, list[EvaluationRow]] = {}
+        self._kept: dict[str, list[bytes]] = {}
+        """The lines of `metrics.jsonl` of trials that haven't ended."""
         self._is_listed = False
         self._found: set[str] = set()
         """The trials that were there when they were listed, or were evaluated since; there is nothing to be read of others."""
@@ -42,27 +43,23 @@ class OwnFolder(SweepFolder):
         super().write_trial(record)
         self._records[record.id] = record
         if record.state != "RUNNING":
-            self._rows.pop(record.id, None)
+            self._kept.pop(record.id, None)
 
-    def rows(self, trial_id: str) -> list[EvaluationRow]:
-        """As in `SweepFolder`."""
-        if trial_id in self._rows:
-            return list(self._rows[trial_id])
-        rows = [] if self._is_new(trial_id) else super().rows(trial_id)
+    def _lines(self, trial_id: str) -> list[bytes]:
+        if trial_id in self._kept:
+            return list(self._kept[trial_id])
+        lines = [] if self._is_new(trial_id) else super()._lines(trial_id)
         record = self.record(trial_id)
         if record is None or record.state == "RUNNING":
-            self._rows[trial_id] = list(rows)
-        return rows
+            self._kept[trial_id] = list(lines)
+        return lines
 
     def _is_new(self, trial_id: str) -> bool:
         return self._is_listed and trial_id not in self._found
 
     def append_row(self, trial_id: str, row: EvaluationRow) -> None:
-        """As in `SweepFolder`; in a remote folder the file is written whole, without being read."""
-        rows = [*self.rows(trial_id), row]
-        if self.folder.local is not None:
-            super().append_row(trial_id, row)
-        else:
-            self.trial(trial_id).write_bytes(ROWS, b"".join(map(row_line, rows)))
-        self._rows[trial_id] = rows
+        """As in `SweepFolder`; the file isn't read for it."""
+        lines = self._lines(trial_id)
+        super().append_row(trial_id, row)
+        self._kept[trial_id] = [*lines, row_line(row)]
         self._found.add(trial_id)

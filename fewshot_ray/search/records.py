@@ -28,7 +28,7 @@ class Records:
         self.kept = kept
         self.ranking = Ranking.of(file.search)
 
-    def begin(self, job: Job) -> TrialRecord:
+    def begin(self, job: Job) -> None:
         """Record a trial as running; one that was begun before keeps the time."""
         before = self.folder.record(job.id)
         record = TrialRecord(
@@ -43,7 +43,6 @@ class Records:
             started=before.started if before else _now(),
         )
         self.folder.write_trial(record)
-        return record
 
     def leave_open(self, trial_id: str, reason: str) -> None:
         """Record why a trial that counts as running can't go on for now."""

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from fewshot_ray.methods.randomness import derived_seed
 from fewshot_ray.search.distributions import at_quantile, directions, distribution, to_optuna, values_of
 from fewshot_ray.search.sampling import BEST, FAILED_BY, Sampling
-from fewshot_ray.search.sweep_folder import EvaluationRow
+from fewshot_ray.search.sweep_folder import EvaluationRow, FailedBy
 from fewshot_ray.spec.sections import SearchSpec
 from fewshot_ray.spec.space import Space
 from fewshot_ray.storage import writing
@@ -63,7 +63,7 @@ class Result:
     excess: Mapping[str, float] | None = None
     """The violation of each constraint by its best evaluation."""
     error: str | None = None
-    failed_by: Literal["values", "worker"] | None = None
+    failed_by: FailedBy | None = None
     """Whether a failed one did by its values or by its worker."""
     stopped: str | None = None
     """Why it ended before its last step."""

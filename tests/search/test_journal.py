@@ -15,7 +15,7 @@ from rich.console import Console
 from fewshot_ray.cluster.driver import _run_trials
 from fewshot_ray.cluster.tune import Watch
 from fewshot_ray.errors import UserError
-from fewshot_ray.search.journal import JOURNAL, Journal, recorded
+from fewshot_ray.search.journal import JOURNAL, PARTS, Journal, recorded
 from fewshot_ray.search.lease import Lease
 from fewshot_ray.search.opened import planned_sweep, put_on_record
 from fewshot_ray.storage import Folder
@@ -73,6 +73,19 @@ def test_what_is_new_is_uploaded_in_parts(entries: int, temporary: Path, monkeyp
     assert folder.read_bytes(JOURNAL) == b"".join(b"%05d\n" % number for number in range(entries))
     assert recorded(folder)[1] == [0]
     assert folder.names() == [JOURNAL]
+
+
+def test_parts_that_were_copied_to_disk_are_joined(tmp_path: Path) -> None:
+    """Oracle: the whole journal for who reads it, and one file once a driver has opened it; it is then appended to as it stands."""
+    place = tmp_path / "copied"
+    (place / PARTS).mkdir(parents=True)
+    (place / JOURNAL).write_bytes(b"one\n")
+    for start, line in ((4, b"two\n"), (8, b"three\n"), (2, b"covered by a later one\n")):
+        (place / PARTS / f"{start:015d}").write_bytes(line)
+    assert recorded(Folder(place)) == (b"one\ntwo\nthree\n", [0, 4, 8])
+    journal = Journal(Folder(place))
+    assert journal.path.read_bytes() == b"one\ntwo\nthree\n"
+    assert [path.name for path in place.iterdir()] == [JOURNAL]
 
 
 def test_a_journal_that_can_not_be_read_leaves_nothing(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
