@@ -6,10 +6,12 @@ from rich.console import Console
 
 from fewshot_ray.cli.cost import Work, here_lines, plan_lines, work
 from fewshot_ray.cluster.needs import JOIN_SEC, check_needs
+from fewshot_ray.search.budget import used_before
 from fewshot_ray.search.opened import Opened, planned_sweep
 from fewshot_ray.search.packing import auto_lines
 from fewshot_ray.spec.document import Document
 from fewshot_ray.trial.materials import Materials
+from fewshot_ray.trial.ranking import Ranking
 
 
 class Say:
@@ -34,7 +36,8 @@ def check_file(document: Document, address: str | None, console: Console) -> Non
         say("packing", line)
     if fits is None:
         fits = _fits_there(opened, address)
-    for topic, text in here_lines(check_plan(opened.document, materials, say), fits):
+    used = used_before(opened.folder, Ranking.of(opened.file.search))
+    for topic, text in here_lines(check_plan(opened.document, materials, say), fits, used):
         say(topic, text)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fewshot_ray.cli.check import Say, check_plan
-from fewshot_ray.cli.cost import duration
+from fewshot_ray.cli.cost import budget_lines, duration
 from fewshot_ray.cli.remote import check_there
 from fewshot_ray.cluster.needs import check_sources
 from fewshot_ray.errors import UserError
@@ -46,6 +46,8 @@ def check_on_cluster(document: Document, cluster: ClusterFile, prices: Iterable[
         materials = check_sources(document, file, say)
         measured = check_plan(document, materials, say)
         for topic, text in cluster_lines(file, cluster, price, work_sec=measured.worker_sec, step=measured.speed):
+            say(topic, text)
+        for topic, text in budget_lines(measured, 1):
             say(topic, text)
     except UserError as error:
         problem = error

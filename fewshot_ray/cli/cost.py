@@ -13,6 +13,7 @@ import torch
 from fewshot_ray.cluster.needs import CHECKPOINT_COPIES, checkpoints, reruns
 from fewshot_ray.errors import UserError
 from fewshot_ray.metrics.suite import needed
+from fewshot_ray.search.budget import Used, in_words, limits
 from fewshot_ray.search.plain_search import plain_trials
 from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.sections import CrossFit, FileSpec
@@ -48,13 +49,23 @@ class Work:
     file: FileSpec
     cost: Cost
     evaluation_sec: float
-    worker_sec: float
-    """Total time with one worker at a time."""
+    trial_sec: float
+    """Time of a trial with one worker."""
     folds: int
     reruns: int
     refit: bool
     plain_trials: int = 0
     """Trials of plain fine-tuning's own search."""
+
+    @property
+    def worker_sec(self) -> float:
+        """Total time with one worker at a time."""
+        return self.file.search.trials * self.trial_sec + self.after_sec
+
+    @property
+    def after_sec(self) -> float:
+        """The part of it after the search: plain fine-tuning's own search, reruns and refit."""
+        return (self.reruns + self.plain_trials) * self.trial_sec + (self.file.train.steps * self.cost.step_sec if self.refit else 0)
 
     @property
     def speed(self) -> str:
@@ -70,8 +81,7 @@ def work(document: Document, materials: Materials) -> Work:
     cost, steps = measure(spec), file.train.steps
     evaluation_sec = _forward_images(spec, materials) * cost.forward_sec
     trial_sec = folds * (steps * cost.step_sec + _evaluations(file) * evaluation_sec)
-    worker_sec = (file.search.trials + confirming + tuning) * trial_sec + (steps * cost.step_sec if refit else 0)
-    return Work(file, cost, evaluation_sec, worker_sec, folds, confirming, refit, tuning)
+    return Work(file, cost, evaluation_sec, trial_sec, folds, confirming, refit, tuning)
 
 
 def plan_lines(document: Document, materials: Materials, work: Work) -> Iterator[tuple[str, str]]:
@@ -91,8 +101,21 @@ def plan_lines(document: Document, materials: Materials, work: Work) -> Iterator
     yield "trained", f"{spec.params}: {100 * work.cost.trained_share:.3g} % of the network's parameters, at the preset"
 
 
-def here_lines(work: Work, fits: int) -> Iterator[tuple[str, str]]:
-    """Lines (topic, text) on time and disk where `fits` trials fit at the same time."""
+def budget_lines(work: Work, trials_at_once: int, used: Used = Used()) -> Iterator[tuple[str, str]]:
+    """The line (topic, text) on what is left of the search's budget, where it has one, and on what comes after it."""
+    if not (found := limits(work.file.search.budget, used)):
+        return
+    text = f"{in_words(found)}; then no trial of the search begins, and those that run go on to their end"
+    if work.after_sec:
+        rest = [f"{work.plain_trials} trials of plain fine-tuning"] if work.plain_trials else []
+        rest += [*([f"{work.reruns} reruns"] if work.reruns else []), *(["a refit"] if work.refit else [])]
+        sec = work.after_sec / (trials_at_once * work.file.resources.workers)
+        text += f"; {', '.join(rest)} after it come in addition: at most about {duration(sec)} with workers like this machine's"
+    yield "budget", text
+
+
+def here_lines(work: Work, fits: int, used: Used = Used()) -> Iterator[tuple[str, str]]:
+    """Lines (topic, text) on time, budget and disk where `fits` trials fit at the same time."""
     search = work.file.search
     trials = min(fits, search.trials, search.concurrent or search.trials)
     at_once = trials * work.file.resources.workers
@@ -101,6 +124,7 @@ def here_lines(work: Work, fits: int) -> Iterator[tuple[str, str]]:
         f"at most about {duration(work.worker_sec / at_once)} with {_count(at_once, 'worker')} at a time like {work.speed}, at the preset; "
         "early stopping makes it less",
     )
+    yield from budget_lines(work, trials, used)
     yield "disk", disk_line(work, trials)
 
 

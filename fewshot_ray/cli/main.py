@@ -51,25 +51,28 @@ def run(file: FileArgument, address: AddressOption = None) -> None:
 def resume(
     sweep: SweepArgument,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster (RAY_ADDRESS), or a dashboard's http://... .")] = None,
-    extend: Annotated[str | None, typer.Option(metavar="trials=N", help="A larger number of trials than the sweep began with.")] = None,
+    extend: Annotated[
+        list[str] | None, typer.Option(metavar="LIMIT=N", help="A larger limit: of trials, hours, gpu_hours, cost or patience.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Workers a trial, from now on.")] = None,
     cluster: ClusterOption = None,
 ) -> None:
     """Resume an interrupted sweep by its folder; with --cluster on the cluster, as a job like `launch`'s."""
     from fewshot_ray.cli.show import read_sweep
     from fewshot_ray.report.terminal import plain_console
+    from fewshot_ray.spec.extension import larger_limits
     from fewshot_ray.storage import Folder
 
-    trials = _trials(extend)
+    limits = larger_limits(extend or ())
     if cluster is not None or is_server(address):
-        raise typer.Exit(resume_there(sweep, cluster, address, trials=trials, workers=workers))
+        raise typer.Exit(resume_there(sweep, cluster, address, limits=limits, workers=workers))
     address = _joined(address or os.environ.get("RAY_ADDRESS"))
     read_sweep(sweep)  # before the imports that take seconds
     with plain_console().status("loading"):  # PyTorch
         from fewshot_ray.cluster import light_imports  # noqa: F401 (first)
         from fewshot_ray.search.opened import changed, existing_sweep
 
-        opened = changed(existing_sweep(Folder(sweep)), trials=trials, workers=workers)
+        opened = changed(existing_sweep(Folder(sweep)), limits=limits, workers=workers)
     _run(opened, address)
 
 
@@ -90,7 +93,7 @@ def launched(request: Annotated[Path, typer.Argument()]) -> None:
         job.check_here(job.received(asked, request.parent, stays=True)[0], plain_console())
         return
     if asked["command"] == "resume":
-        opened = changed(existing_sweep(Folder(asked["sweep"])), trials=asked["trials"], workers=asked["workers"])
+        opened = changed(existing_sweep(Folder(asked["sweep"])), limits=asked["limits"], workers=asked["workers"])
     else:
         from fewshot_ray.launch.package import store
         from fewshot_ray.patience import LONG_PATIENCE_SEC, patience
@@ -110,16 +113,6 @@ def _joined(address: str | None) -> str | None:
             "auto, or HOST:6379, would be right"
         )
     return address
-
-
-def _trials(extend: str | None) -> int | None:
-    """The number in `trials=N`. Raises UserError."""
-    if extend is None:
-        return None
-    name, _, number = extend.partition("=")
-    if name != "trials" or not number.isdecimal():
-        raise UserError(f"--extend {extend}: trials=N would be right, N the number of trials in all")
-    return int(number)
 
 
 def _preflight(opened: object, address: str | None) -> None:

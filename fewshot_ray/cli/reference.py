@@ -134,6 +134,13 @@ All but `qmc` and `random` learn from stopped trials (by their best evaluation) 
 proposes what the uninterrupted one would. No configuration is trained twice: where a sampler proposes one again, it is entered with the
 first one's result; after ten in a row values are drawn at random.
 
+With a `budget`, `trials` is the largest number. Where a limit is reached no further trial of the search begins; those that run go on to
+their end (if one of them is an improvement, `patience` counts anew). Time is counted while trials of the search run, GPUs while they hold
+them (a trial counts from the moment it is handed out, but all together no more GPUs than there are), machines while any of them runs, all
+that belong to the Ray cluster. An improvement is a trial of full length that no earlier one is as good as; with several objectives one on
+a better front. The budget is the search's: reruns and the refit come after it and aren't counted; `check` says how long they take.
+A limit may be raised later (`fewshot-ray resume FOLDER --extend hours=5`), and the search goes on.
+
 `objectives` and `constraints` name metrics of `evaluate.metrics`; an objective's direction is the metric's own. `grace_steps` and
 `evaluate.every` are at most `train.steps`.""",
 }

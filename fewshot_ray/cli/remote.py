@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -74,10 +75,10 @@ def check_cluster(path: Path, file: FileSpec) -> ClusterFile:
     return cluster
 
 
-def resume_there(sweep: str, cluster: Path | None, address: str | None, *, trials: int | None, workers: int | None) -> int:
+def resume_there(sweep: str, cluster: Path | None, address: str | None, *, limits: Mapping[str, float], workers: int | None) -> int:
     """Run `resume` on a cluster; returns the exit code."""
     with tempfile.TemporaryDirectory(prefix="fewshot-ray-launch-") as scratch:
-        request = {"command": "resume", "trials": trials, "workers": workers}
+        request = {"command": "resume", "limits": dict(limits), "workers": workers}
         return _submit(request, sweep, cluster, address, detach=False, package=Path(scratch))
 
 

@@ -22,7 +22,7 @@ from fewshot_ray.cluster.ending import EVERYBODY, start_messenger
 from fewshot_ray.cluster.needs import JOIN_SEC
 from fewshot_ray.cluster.placement import Growth
 from fewshot_ray.cluster.ray_log import ray_log
-from fewshot_ray.cluster.session import check_resources, largest_memory, ray_session, trials_on_nodes
+from fewshot_ray.cluster.session import check_resources, largest_memory, machines, ray_session, trials_on_nodes
 from fewshot_ray.cluster.signals import Interrupted, signals_end
 from fewshot_ray.cluster.stages import prepare_stages
 from fewshot_ray.cluster.tune import RayLost, Silent, SweepScheduler, SweepSearcher, Watch
@@ -168,8 +168,12 @@ def _looks(sweep: Sweep, messenger: Any, activities: Activities, nodes: Growth |
             fits = packing.at_once(trials_on_nodes(file.resources, begun=True, most=nodes, part=packing.part()), whole)
             sweep.concurrent = min(fits, file.search.concurrent or fits)
 
+    def count_used() -> None:
+        sweep.budget.nodes, sweep.budget.gpus = machines()
+        sweep.budget.look(record=False)  # a driver that has lost its lease must not write
+
     count_nodes()
-    return [activities.look, end_hopeless, count_nodes]
+    return [activities.look, end_hopeless, count_used, count_nodes]
 
 
 def _tuner(sweep: Sweep, messenger: Any, watch: Watch, scratch: str) -> tune.Tuner:

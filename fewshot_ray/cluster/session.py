@@ -18,7 +18,7 @@ from fewshot_ray.errors import UserError
 from fewshot_ray.search.packing import Part
 from fewshot_ray.spec.sections import ResourcesSpec
 
-__all__ = ["check_resources", "largest_memory", "ray_session", "trials_on_nodes"]
+__all__ = ["check_resources", "largest_memory", "machines", "ray_session", "trials_on_nodes"]
 
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.05",
@@ -126,3 +126,9 @@ def largest_memory() -> int | None:
 def _alive() -> list[Mapping[str, float]]:
     """The resources of the nodes that are up."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def machines() -> tuple[int, float]:
+    """Number of nodes that are up, and of their GPUs."""
+    alive = _alive()
+    return len(alive), sum(resources.get("GPU", 0.0) for resources in alive)

@@ -80,6 +80,7 @@ class Progress:
         self._steps_skipped = 0.0  # steps before a resume don't count for this run's pace
         self._began = self._said_sec = time.monotonic()
         self._best: Best[str] | None = None
+        self._budget = ""
         columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), TextColumn("{task.fields[note]}", markup=False))
         self._live = LiveDisplay(*columns, console=self._console, refresh_per_second=4) if self._console.is_terminal else None
         self._bar = None if self._live is None else self._live.add_task("sweep", total=1, note="")
@@ -172,6 +173,11 @@ class Progress:
         """Print a line about the sweep."""
         self._say(text)
 
+    def budget(self, left: str) -> None:
+        """What is left of the search's budget; where there is one, the time left isn't estimated from the number of trials."""
+        self._budget = left
+        self._refresh()
+
     def finished(self, id: str, state: str, values: Mapping[str, float] | None = None, reason: str | None = None) -> None:
         """A trial ended as COMPLETE, PRUNED or FAIL; `values` are its best evaluation's, `reason` why it ended early."""
         trial = self._running.pop(id, None)
@@ -207,7 +213,7 @@ class Progress:
         if self._live is not None:
             self._console.print(Text(text, style=style))
             return
-        count = f"  [{self._done_trials}/{self._total_trials} trials{self._eta()}]" if ended else ""
+        count = f"  [{self._done_trials}/{self._total_trials} trials{self._left()}]" if ended else ""
         self._console.print(Text(f"{time.strftime('%H:%M:%S')} {text}{count}"), soft_wrap=True)
 
     def _refresh(self) -> None:
@@ -215,11 +221,13 @@ class Progress:
             return
         under_way = sum(trial.share for trial in self._running.values())
         best = "" if self._best is None else f", best {self._shown(self._best[0])} by {self._best[1]}"
-        note = f"{self._done_trials}/{self._total_trials} trials{self._eta()}{best}"
+        note = f"{self._done_trials}/{self._total_trials} trials{self._left()}{best}"
         self._live.update(self._bar, total=max(self._total_trials, 1), completed=self._done_trials + under_way, note=note)
 
-    def _eta(self) -> str:
-        """The time left as `, 12:30 left`, from this run's own pace; empty until that is known."""
+    def _left(self) -> str:
+        """The budget left, or else the time left as `, about 12:30 left` from this run's own pace; empty until that is known."""
+        if self._budget:
+            return f", {self._budget}"
         under_way = sum(trial.share for trial in self._running.values())
         skipped = (self._steps_skipped + sum(trial.first_step for trial in self._running.values())) / self._steps
         made = self._trials_ended_here + under_way - skipped

@@ -39,6 +39,10 @@ class Progress(Protocol):
         """A line about the sweep."""
         ...
 
+    def budget(self, left: str) -> None:
+        """What is left of the search's budget; empty where there is none."""
+        ...
+
 
 class Boards(Protocol):
     """Writes the curves of the running trials."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from fewshot_ray.search.lease import LEASE
 from fewshot_ray.search.read_journal import read_journal
 from fewshot_ray.search.sweep_folder import INPUTS, RAY_LOG, SPEC, SweepFolder, check_trainable, read_spec, sweep_text, trial_id
 from fewshot_ray.spec.document import Document
+from fewshot_ray.spec.extension import extended
 from fewshot_ray.spec.ranges import same
 from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.storage import Folder
@@ -65,16 +67,12 @@ def planned_sweep(document: Document) -> Opened:
 
 def _may_change(path: str) -> bool:
     """Whether a field may change in a sweep: no trial's result depends on it."""
-    return path in MAY_CHANGE or path.startswith("resources.") or path == "resources"
+    return path in MAY_CHANGE or re.match(r"(resources|search\.budget)(\.|$)", path) is not None
 
 
-def changed(opened: Opened, *, trials: int | None = None, workers: int | None = None) -> Opened:
-    """The sweep with more trials, or with another number of workers per trial. Raises UserError."""
-    tree = dict(opened.document.tree)
-    if trials is not None:
-        if trials < opened.file.search.trials:
-            raise UserError(f"--extend trials={trials}: the sweep has {opened.file.search.trials} already; more would be right")
-        tree["search"] = {**(tree.get("search") or {}), "trials": trials}
+def changed(opened: Opened, *, limits: Mapping[str, float] | None = None, workers: int | None = None) -> Opened:
+    """The sweep with larger limits of its search (`extension`), or with another number of workers per trial. Raises UserError."""
+    tree = extended(opened.document.tree, limits or {})
     if workers is not None:
         least = min(opened.file.resources.min_workers, workers)
         tree["resources"] = {**(tree.get("resources") or {}), "workers": workers, "min_workers": least}

@@ -11,6 +11,7 @@ from dataclasses import replace
 from enum import Enum
 
 from fewshot_ray.errors import UserError
+from fewshot_ray.search.budget import Budget
 from fewshot_ray.search.faults import Fault
 from fewshot_ray.search.hyperparameters import Hyperparameters
 from fewshot_ray.search.job import Job
@@ -124,6 +125,7 @@ class Sweep:
         """Remaining jobs after the search; None where they must be read from the folder."""
         self._reconcile()
         learn_from(self.folder, self.packing)
+        self.budget = Budget(file, self.folder, self.running, progress)
         self.progress.add_trials(
             self.trials, done=sum(trial.kind == "search" and trial.state != "RUNNING" for trial in self.folder.trials())
         )
@@ -176,6 +178,7 @@ class Sweep:
     def next_job(self) -> Job | Next:
         """The next job for a worker, which counts as running from now on."""
         self.may_write()
+        self.budget.look()
         if self.closing:
             return Next.WAIT if self.running else Next.DONE
         if len(self.running) >= self.concurrent:
@@ -188,6 +191,7 @@ class Sweep:
 
     def _new_job(self) -> Job | Next:
         stage = self._stage()
+        self.budget.cut(0 if stage is _Stage.SEARCH else self.trials - self.study.trained)
         if stage is _Stage.SEARCH:
             return search_job(self.document, self.file, self._propose())
         if stage is _Stage.AFTER:
@@ -203,7 +207,7 @@ class Sweep:
 
     def _stage(self) -> _Stage:
         """What the next job is of. Has no effect."""
-        if self.study.trained < self.trials:
+        if self.study.trained < self.trials and not self.budget.is_spent:
             return _Stage.SEARCH
         open_ids = {running.job.id for running in self.running.values() if running.job.kind == "search"} | self.left.keys()
         return _Stage.WAIT if any(trial_id(proposal.number) in open_ids for proposal in self.study.proposals()) else _Stage.AFTER
@@ -267,6 +271,7 @@ class Sweep:
         One that is recorded already (of a resumed trial) is ignored, as are those of a trial that hasn't yet heard that it should stop.
         """
         self.may_write()
+        self.budget.look()
         running = self.running[trial_id]
         if running.stopped or row.step in running.steps:
             return running.stopped
@@ -332,6 +337,7 @@ class Sweep:
     def ended(self, trial_id: str) -> None:
         """A running trial has ended, by itself or because it isn't restarted."""
         self.may_write()
+        self.budget.look()
         running, retries = self.running.pop(trial_id), self.file.search.retries
         at_last_step = self._at_last_step(running.job)
         # Tune drops a trial whose worker was lost before it started.
@@ -352,6 +358,7 @@ class Sweep:
         stopped = running.stop.reason if running.stop is not None and verdict.outcome is not Outcome.FAIL else None
         record = self.records.settle(running.job, STATES[verdict.outcome], verdict.reason, verdict.failed_by, stopped)
         self.stopping.ended(trial_id)
+        self.budget.ended(record)
         if record.state == "FAIL" and (reason := self._all_fail_alike()):
             self.hopeless, self.closing = reason, True
         self.boards.end(trial_id)
@@ -380,6 +387,7 @@ class Sweep:
         for job_id in self.running:
             with suppress(UserError):  # a full disk, say: why the driver stops is known already
                 self.boards.end(job_id, ended=False)
+        self.budget.close()
         self.running.clear()
         if self.closing and not self.halted:
             with suppress(UserError):

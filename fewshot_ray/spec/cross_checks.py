@@ -21,6 +21,7 @@ def cross_checks(spec: FileSpec) -> Iterator[tuple[str, str]]:
     yield from _confirm(spec)
     yield from _metrics(spec)
     yield from _workers(spec)
+    yield from _budget(spec)
 
 
 def _secrets(spec: FileSpec) -> Iterator[tuple[str, str]]:
@@ -90,6 +91,21 @@ def _confirm(spec: FileSpec) -> Iterator[tuple[str, str]]:
             "search.confirm.plain",
             "'tuned' searches plain fine-tuning, which is the method itself here; leaving it out is right",
         )
+
+
+def _budget(spec: FileSpec) -> Iterator[tuple[str, str]]:
+    budget, trials = spec.search.budget, spec.search.trials
+    if budget is None:
+        return
+    if trials == 1:
+        yield "search.trials", "one trial, which search.budget can't end earlier; the largest number of trials, say 1000, is right"
+    if budget.patience is not None and budget.patience >= trials > 1:
+        yield (
+            "search.budget.patience",
+            f"{budget.patience} is not below search.trials ({trials}); fewer are right",
+        )
+    if budget.gpu_hours is not None and spec.resources.gpus == 0:
+        yield "search.budget.gpu_hours", "trials have no GPU (resources.gpus_per_worker is 0), so none would be counted; hours is right"
 
 
 def _metrics(spec: FileSpec) -> Iterator[tuple[str, str]]:

@@ -314,11 +314,46 @@ class ConfirmSpec(Section):
         return self.seeds[len(self.choosing) :]
 
 
+class CostSpec(Section):
+    """A limit of money, in any currency."""
+
+    at_most: float = Field(gt=0)
+    """What the search may cost."""
+
+    per_node_hour: float = Field(gt=0)
+    """Price of an hour of one machine."""
+
+
+class BudgetSpec(Section):
+    """Limits of the search in addition to `trials`: where the first is reached, no further trial of the search begins."""
+
+    hours: Annotated[float, Field(gt=0)] | None = None
+    """Hours during which trials of the search run, over all resumes; pauses aren't counted."""
+
+    gpu_hours: Annotated[float, Field(gt=0)] | None = None
+    """Hours of GPUs held by trials of the search; with `gpus_per_worker: 0.5` half of a GPU is held."""
+
+    cost: CostSpec | None = None
+    """Money for the machines while trials of the search run."""
+
+    patience: PositiveInt | None = None
+    """Number of trials that end one after the other without a better one among them."""
+
+    @model_validator(mode="after")
+    def _any(self) -> BudgetSpec:
+        if all(limit is None for limit in (self.hours, self.gpu_hours, self.cost, self.patience)):
+            raise ValueError("no limit is given; one or several of hours, gpu_hours, cost and patience are right")
+        return self
+
+
 class SearchSpec(Section):
     """How the ranges are searched."""
 
     trials: PositiveInt = 1
     """Number of trials, including preset and plain fine-tuning; at most the number of configurations, since none is trained twice."""
+
+    budget: BudgetSpec | None = None
+    """Further limits, of time, money or patience; none when not given."""
 
     objectives: dict[str, Literal["min", "max"]] = Field(default={"holdout_loss": "min"}, min_length=1)
     """Metrics, of evaluate.metrics, to minimise or maximise."""
