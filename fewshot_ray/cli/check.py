@@ -9,6 +9,7 @@ from fewshot_ray.cluster.needs import JOIN_SEC, check_needs
 from fewshot_ray.search.budget import used_before
 from fewshot_ray.search.opened import Opened, planned_sweep
 from fewshot_ray.search.packing import auto_lines
+from fewshot_ray.search.warm_start import earlier_sweeps, warm_start
 from fewshot_ray.spec.document import Document
 from fewshot_ray.trial.materials import Materials
 from fewshot_ray.trial.ranking import Ranking
@@ -34,11 +35,20 @@ def check_file(document: Document, address: str | None, console: Console) -> Non
     materials, fits = check_needs(opened, say, own_ray=address is None)
     for line in auto_lines(opened.file.resources):
         say("packing", line)
+    say_warm_start(opened, say)
     if fits is None:
         fits = _fits_there(opened, address)
     used = used_before(opened.folder, Ranking.of(opened.file.search))
     for topic, text in here_lines(check_plan(opened.document, materials, say), fits, used):
         say(topic, text)
+
+
+def say_warm_start(opened: Opened, say: Say) -> None:
+    """Print what a search that hasn't begun takes over from earlier sweeps. Raises UserError."""
+    if not (opened.folder.folder / "trials").names():
+        sweeps = earlier_sweeps(opened.document, opened.file, opened.folder.folder)
+        for line in warm_start(opened.document, opened.file, sweeps).lines:
+            say("earlier", line)
 
 
 def _fits_there(opened: Opened, address: str | None) -> int:

@@ -39,13 +39,14 @@ def received(request: Mapping[str, Any], package: Path, *, stays: bool = False) 
 
 def check_here(document: Document, console: Console) -> None:
     """Check model, images and storage from a node. Raises UserError. The laptop makes the plan."""
-    from fewshot_ray.cli.check import Say
+    from fewshot_ray.cli.check import Say, say_warm_start
     from fewshot_ray.cluster.needs import check_sources
     from fewshot_ray.search.opened import planned_sweep
     from fewshot_ray.writable import check_writable
 
     opened = planned_sweep(document)
     check_sources(opened.document, opened.file, Say(console))
+    say_warm_start(opened, Say(console))
     check_writable(opened.folder.folder)
     Say(console)("storage", f"{opened.folder.folder.url} can be written")
 

@@ -14,7 +14,7 @@ from fewshot_ray.metrics.extractors import EXTRACTORS
 from fewshot_ray.metrics.suite import METRICS
 from fewshot_ray.models.gan_source import GANS
 from fewshot_ray.models.parameters import PARAMS
-from fewshot_ray.spec.expected import Expected, describe
+from fewshot_ray.spec.expected import Expected, describe, fields_of
 from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.trial.gan_settings import RECIPES, TRAIN
 
@@ -99,7 +99,8 @@ places is ever changed.
 
 Relative places of images, models and weights are relative to the file (a model's `owner/name` is a hub id where no such folder lies
 beside it). `storage` is a folder or an fsspec URL; where it is relative it is relative to the working directory, as places on the command
-line are. `~` and `$VAR` (`${VAR}`) stand for their values in all of them, on the machine where the command is given, also of `launch`."""
+line are. Earlier sweeps (`search.from`) are relative to the file too. `~` and `$VAR` (`${VAR}`) stand for their values in all of them, on
+the machine where the command is given, also of `launch`."""
 
 NOTES = {
     "target": """\
@@ -137,9 +138,16 @@ first one's result; after ten in a row values are drawn at random.
 With a `budget`, `trials` is the largest number. Where a limit is reached no further trial of the search begins; those that run go on to
 their end (if one of them is an improvement, `patience` counts anew). Time is counted while trials of the search run, GPUs while they hold
 them (a trial counts from the moment it is handed out, but all together no more GPUs than there are), machines while any of them runs, all
-that belong to the Ray cluster. An improvement is a trial of full length that no earlier one is as good as; with several objectives one on
+that belong to the Ray cluster. An improvement is a complete trial that no earlier one is as good as; with several objectives one on
 a better front. The budget is the search's: reruns and the refit come after it and aren't counted; `check` says how long they take.
 A limit may be raised later (`fewshot-ray resume FOLDER --extend hours=5`), and the search goes on.
+
+`from` names earlier sweeps, each for its own trials alone (not for what it took over itself). Where source model, images (by their
+content), seed, `evaluate` and all values that aren't searched here are the same, their trials enter with their results: the sampler knows
+them, as complete, stopped or failed, and they are not trained again, counted in `trials` or shown in the leaderboard, which lists what this
+sweep trained. Only the best of them is trained here once more, so that it can be confirmed and exported. Where something differs, the
+values of the best complete trials are tried first instead, as far as they lie in the ranges. Both together are at most a third of `trials`,
+after preset and plain fine-tuning. `check`, and `run` at its start, say how many of each sweep enter and why others don't.
 
 `objectives` and `constraints` name metrics of `evaluate.metrics`; an objective's direction is the metric's own. `grace_steps` and
 `evaluate.every` are at most `train.steps`.""",
@@ -215,7 +223,7 @@ def _table(model: type[BaseModel], *, declared: bool = False) -> str:
     own = declared_ranges(model)
     headings = ["field", "value", "default", "meaning", *(["`search`"] if declared and own else [])]
     rows = [headings, ["---"] * len(headings)]
-    for name, field in model.model_fields.items():
+    for name, field in fields_of(model).items():
         row = [f"`{name}`", describe([_expected(field)]), _default(field), " ".join((field.description or "").split())]
         if declared and own:
             row.append(own[name].describe() if name in own else "")

@@ -17,6 +17,7 @@ from fewshot_ray.search.inputs import check_inputs
 from fewshot_ray.search.lease import check_free
 from fewshot_ray.search.opened import Opened
 from fewshot_ray.search.stopping import Stopping
+from fewshot_ray.search.warm_start import earlier_sweeps
 from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.sections import CrossFit, FileSpec
 from fewshot_ray.trial.compose import PLAIN
@@ -64,6 +65,8 @@ def check_needs(opened: Opened, say: Say, *, own_ray: bool) -> Needs:
         say("warning", line)
     for line in Stopping.of(opened.document, opened.file).warnings():
         say("warning", line)
+    if not begun:
+        earlier_sweeps(opened.document, opened.file, folder)
     materials = check_sources(opened.document, opened.file, say)
     check_writable(folder)
     if not begun:

@@ -61,6 +61,19 @@ def check_inputs(folder: Folder, tree: dict[str, Any], reads: Callable[[Input], 
     return []
 
 
+def compared_with(earlier: Folder, tree: dict[str, Any]) -> tuple[set[str], list[str]]:
+    """The fields of a tree whose files are those that an earlier sweep recorded, and what of the others differs or couldn't be compared.
+
+    `target.test`, which no trial reads, isn't compared.
+    """
+    on_record = _read(earlier)
+    if on_record is None:
+        return set(), [f"images and models, perhaps (it has no {INPUTS_RECORD})"]
+    compared = _compare(on_record, tree, lambda one: one.field != "target.test")
+    differing = [*compared.differences, *(f"{text}, perhaps" for text in compared.unknown)]
+    return {path for path in compared.today if path in on_record and not any(text.startswith(f"{path} ") for text in differing)}, differing
+
+
 def changed_inputs(folder: Folder, tree: dict[str, Any], reads: Callable[[Input], bool]) -> list[str]:
     """As `check_inputs`, for inputs that aren't read: a difference is a warning, not an error."""
     try:

@@ -30,7 +30,7 @@ def search_job(document: Document, file: FileSpec, proposal: Proposal) -> Job:
         number=proposal.number,
         kind="search",
         origin=proposal.origin,
-        label=LABELS[proposal.origin],
+        label=f"as {proposal.taken_from}" if proposal.taken_from else LABELS[proposal.origin],
         tree=tree,
         seed=file.seed,
         last_step=_steps(tree, file),

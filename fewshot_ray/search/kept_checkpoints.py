@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fewshot_ray.search.study import SAMPLER
+from fewshot_ray.search.study import EARLIER, SAMPLER
 from fewshot_ray.search.sweep_folder import SweepFolder, TrialRecord
 from fewshot_ray.spec.sections import SearchSpec
 from fewshot_ray.training.checkpoint import checkpoint_name, saved_steps
@@ -35,7 +35,7 @@ class KeptCheckpoints:
         self._keep_best_step(record)
         if record.kind == "plain":
             self._keep_best_plain(record)
-        if record.kind != "search" or record.origin != SAMPLER:
+        if record.kind != "search" or record.origin not in (SAMPLER, EARLIER):
             return
         trials = sorted([*self.best, record], key=lambda trial: trial.number or 0)
         values = [trial.values or {} for trial in trials]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from fewshot_ray.errors import UserError
+from fewshot_ray.search.differences import differing_paths
 from fewshot_ray.search.inputs import INPUTS_RECORD, put_inputs_on_record
 from fewshot_ray.search.journal import JOURNAL, recorded
 from fewshot_ray.search.lease import LEASE
@@ -15,7 +15,6 @@ from fewshot_ray.search.read_journal import read_journal
 from fewshot_ray.search.sweep_folder import INPUTS, RAY_LOG, SPEC, SweepFolder, check_trainable, read_spec, sweep_text, trial_id
 from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.extension import extended
-from fewshot_ray.spec.ranges import same
 from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.storage import Folder
 from fewshot_ray.trial.compose import absolute_places, check_document
@@ -115,21 +114,10 @@ def _check_trials(opened: Opened) -> None:
     except FileNotFoundError:
         content = b""
     proposals = read_journal(content, where, opened.file.name, opened.file.search, opened.document.tree)
-    known = {trial_id(proposal.number) for proposal in proposals if proposal.repeats is None}
+    known = {trial_id(proposal.number) for proposal in proposals if proposal.is_trained}
     for name in (folder / "trials").names():  # only unknown ones are read: a thousand records in a bucket would take a minute
         if name not in known and (record := opened.folder.record(name)) is not None and record.kind == "search":
             raise UserError(
                 f"{where}: has {len(proposals)} trials, and {name} on record is not among them; "
                 "the file as the sweep left it (a backup's, say) is right"
             )
-
-
-def differing_paths(a: Any, b: Any, path: str = "") -> list[str]:
-    """Dotted paths at which two trees differ."""
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return [
-            difference
-            for key in [*a, *(key for key in b if key not in a)]
-            for difference in differing_paths(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
-        ]
-    return [] if same(a, b) else [path]

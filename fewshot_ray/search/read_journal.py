@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.search.distributions import directions, distribution, values_of
-from fewshot_ray.search.study import ORIGIN, ORIGINS, PLAIN_ORIGIN, REPEATS, Proposal
+from fewshot_ray.search.study import ENTERED, ORIGIN, ORIGINS, PLAIN_ORIGIN, REPEATS, Proposal
 from fewshot_ray.spec.sections import SearchSpec
 from fewshot_ray.spec.space import Space
 from fewshot_ray.spec.wording import show
@@ -68,7 +68,7 @@ def _replayed(lines: Sequence[bytes], name: str, search: SearchSpec, space: Spac
 def _proposal(trial: optuna.trial.FrozenTrial, space: Space) -> Proposal:
     """Raises one of REPLAY."""
     origin = trial.user_attrs[ORIGIN]
-    if origin not in ORIGINS or trial.state is TrialState.WAITING:
+    if origin not in ORIGINS or trial.state is TrialState.WAITING or (origin == ENTERED and trial.state is TrialState.RUNNING):
         raise ValueError(f"trial {trial.number} is {trial.state.name} and of {show(origin)}")
     values = values_of(trial, space)
     having = {one.path: one for one in space.having(values)}

@@ -36,7 +36,15 @@ MOST_REPEATS = 10
 """Number of consecutive repeated proposals after which values are drawn at random."""
 SAMPLER = "sampler"
 PLAIN_ORIGIN = "plain"
-ORIGINS = ("preset", PLAIN_ORIGIN, "file", SAMPLER)
+EARLIER = "earlier"
+"""Origin of a trial with the values of an earlier sweep's trial."""
+ENTERED = "entered"
+"""Origin of an earlier sweep's trial that entered the study with its result; it isn't trained and has no folder here."""
+ORIGINS = ("preset", PLAIN_ORIGIN, "file", SAMPLER, EARLIER, ENTERED)
+SWEEP, TRIAL = "sweep", "trial"
+"""User attributes of these two: the earlier sweep's place, and the trial's id there."""
+TO_TRY = "to_try"
+"""User attribute of the study: the earlier trials whose values are tried first; written when all others have entered."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,13 @@ class Proposal:
     state: TrialState
     repeats: int | None = None
     """The number of an earlier trial with the same values: this one gets its result and isn't trained."""
+    taken_from: str | None = None
+    """The earlier sweep's place and the trial's id there."""
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is trained in this sweep."""
+        return self.repeats is None and self.origin != ENTERED
 
 
 @dataclass(frozen=True)
@@ -67,6 +82,22 @@ class Result:
     """Whether a failed one did by its values or by its worker."""
     stopped: str | None = None
     """Why it ended before its last step."""
+
+
+@dataclass(frozen=True)
+class EarlierTrial:
+    """A trial of an earlier sweep."""
+
+    sweep: str
+    """The sweep's place."""
+    id: str
+    values: Mapping[str, Any]
+    """By dotted path."""
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """User attributes of its trial here."""
+        return {SWEEP: self.sweep, TRIAL: self.id}
 
 
 class Study:
@@ -102,7 +133,7 @@ class Study:
         self._sampled = 0
         """Number of trials that the sampler has proposed."""
         self.trained = 0
-        """Number of trials that are trained: all but the repeats."""
+        """Number of trials that are trained: all but the repeats and those of earlier sweeps."""
         self._numbers: dict[str, int] = {}
         """The number of the first trial of the searched space with these values."""
         self._repeats: dict[int, list[int]] = {}
@@ -120,11 +151,13 @@ class Study:
     def _note(self, trial: FrozenTrial) -> Proposal:
         """Keep a trial of the journal in memory, and show it to the sampler."""
         values = values_of(trial, self.space)
-        proposal = Proposal(trial.number, values, trial.user_attrs[ORIGIN], trial.state, trial.user_attrs.get(REPEATS))
+        attributes = trial.user_attrs
+        taken_from = f"{attributes[SWEEP]}/{attributes[TRIAL]}" if SWEEP in attributes else None
+        proposal = Proposal(trial.number, values, attributes[ORIGIN], trial.state, attributes.get(REPEATS), taken_from)
         is_new = trial.number == len(self._proposals)
         if is_new:
             self._proposals.append(proposal)
-            self.trained += proposal.repeats is None
+            self.trained += proposal.is_trained
             self._sampled += proposal.origin == SAMPLER
         else:
             self._proposals[trial.number] = proposal
@@ -136,17 +169,54 @@ class Study:
             self._repeats.setdefault(proposal.repeats, []).append(trial.number)
         return proposal
 
-    def add(self, values: Mapping[str, Any], origin: str) -> Proposal:
-        """Add a trial as running, in one line of the journal, so that after a kill it is there completely or not at all."""
+    def add(self, values: Mapping[str, Any], origin: str, earlier: EarlierTrial | None = None) -> Proposal:
+        """Add a trial as running, in one line of the journal, so that after a kill it is there completely or not at all.
+
+        `earlier`: the trial of an earlier sweep that has these values.
+        """
+        attributes = earlier.attributes if earlier is not None else {}
+        return self._add(optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={ORIGIN: origin, **attributes}, **self._at(values)))
+
+    def _at(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """A trial's parameters and their distributions, as Optuna has them."""
         having = {path: self.space.at(path, values) for path in values}
-        return self._add(
-            optuna.trial.create_trial(
-                state=TrialState.RUNNING,
-                params={having[path].name: to_optuna(having[path].range, value) for path, value in values.items()},
-                distributions={one.name: distribution(one.range) for one in having.values()},
-                user_attrs={ORIGIN: origin},
-            )
-        )
+        return {
+            "params": {having[path].name: to_optuna(having[path].range, value) for path, value in values.items()},
+            "distributions": {one.name: distribution(one.range) for one in having.values()},
+        }
+
+    @property
+    def to_try(self) -> list[EarlierTrial] | None:
+        """The trials of earlier sweeps whose values are tried first, in this order; None until `begin_with` has ended."""
+        told = self.study.user_attrs.get(TO_TRY)
+        return None if told is None else [EarlierTrial(one[SWEEP], one[TRIAL], one["values"]) for one in told]
+
+    def begin_with(self, known: Sequence[tuple[EarlierTrial, Result]], to_try: Sequence[EarlierTrial]) -> None:
+        """Enter the results of earlier sweeps, and note what to try first. A kill in between leaves what the next call adds to."""
+        entered = {proposal.taken_from for proposal in self._proposals}
+        for trial, result in known:
+            if f"{trial.sweep}/{trial.id}" not in entered:
+                told = self._told(result)
+                last = (
+                    [told.intermediate_values[told.last_step]] if told.last_step is not None else None
+                )  # what `tell` makes a stopped one's
+                self._add(
+                    optuna.trial.create_trial(
+                        state=told.state,
+                        values=last if told.state is TrialState.PRUNED else told.values,
+                        intermediate_values=told.intermediate_values,
+                        constraints=told.constraints,
+                        user_attrs={ORIGIN: ENTERED, **trial.attributes, **told.user_attrs},
+                        **self._at(trial.values),
+                    )
+                )
+        with writing(self.journal):
+            self.study.set_user_attr(TO_TRY, [{**trial.attributes, "values": dict(trial.values)} for trial in to_try])
+
+    def known_elsewhere(self, here: Sequence[Mapping[str, Any]]) -> int:
+        """Number of configurations of earlier sweeps' results, but for those among `here`."""
+        entered = {self._key(proposal.values) for proposal in self._proposals if proposal.origin == ENTERED}
+        return len(entered - {self._key(values) for values in here if self.space.is_complete(values)})
 
     def _add(self, trial: FrozenTrial) -> Proposal:
         with writing(self.journal):
@@ -203,6 +273,11 @@ class Study:
 
         A trial that has ended already is left as it is.
         """
+        self._tell(number, self._told(result))
+        self._settle_repeats(number)
+
+    def _told(self, result: Result) -> FrozenTrial:
+        """A result as Optuna stores it, without parameters."""
         objectives = list(self.search.objectives)
         best = [result.values[name] for name in objectives] if result.values is not None and result.state is not TrialState.FAIL else None
         course = {row.step: row.metrics.get(objectives[0], math.nan) for row in result.rows} if len(objectives) == 1 else {}
@@ -210,15 +285,13 @@ class Study:
             **{ERROR: result.error, FAILED_BY: result.failed_by, STOPPED: result.stopped},
             BEST: best if result.state is TrialState.PRUNED else None,
         }
-        told = optuna.trial.create_trial(
+        return optuna.trial.create_trial(
             state=result.state,
             values=best if result.state is TrialState.COMPLETE else None,
             intermediate_values={step: value for step, value in course.items() if math.isfinite(value)},
             constraints=dict(result.excess or {}),
             user_attrs={name: value for name, value in attributes.items() if value is not None},
         )
-        self._tell(number, told)
-        self._settle_repeats(number)
 
     def _settle_repeats(self, number: int) -> None:
         """Store the result of a trial also for its repeats that were added while it was running."""

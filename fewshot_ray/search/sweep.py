@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from enum import Enum
+from typing import Any
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.search.budget import Budget
@@ -25,8 +26,9 @@ from fewshot_ray.search.plain_search import PlainSearch
 from fewshot_ray.search.records import Records
 from fewshot_ray.search.running import Outcome, Running, ended
 from fewshot_ray.search.stopping import Stop, Stopping
-from fewshot_ray.search.study import PLAIN_ORIGIN, SAMPLER, Proposal, Study
+from fewshot_ray.search.study import EARLIER, PLAIN_ORIGIN, SAMPLER, EarlierTrial, Proposal, Study
 from fewshot_ray.search.sweep_folder import EvaluationRow, State, SweepFolder, trial_id
+from fewshot_ray.search.warm_start import begin_with_earlier
 from fewshot_ray.spec.document import Document, to_yaml
 from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.trial.compose import has_plain, search_trials
@@ -93,7 +95,12 @@ class Sweep:
             seed=file.seed,
             outside=() if has_plain(document) else (PLAIN_ORIGIN,),
         )
-        self.trials = search_trials(document, file)
+        begin_with_earlier(self.study, document, file, folder.folder, progress.say)
+        self.first: list[tuple[Mapping[str, Any], str, EarlierTrial | None]]
+        """Values and origins of the trials before the sampler's."""
+        self.first = [(values, origin, None) for values, origin in first_trials(document, file)]
+        self.first += [(trial.values, EARLIER, trial) for trial in self.study.to_try or ()]
+        self.trials = search_trials(document, file, known=self.study.known_elsewhere([values for values, *_ in self.first]))
         """Number of the search's trials."""
         self.ranking = Ranking.of(file.search)
         self.stopping = Stopping.of(document, file)
@@ -138,7 +145,7 @@ class Sweep:
         The record decides: one whose folder was removed to run it again has ended in the journal, but not on record.
         """
         self.folder.trials()  # reads all records side by side
-        trained = [proposal for proposal in self.study.proposals() if proposal.repeats is None]
+        trained = [proposal for proposal in self.study.proposals() if proposal.is_trained]
         jobs = [(proposal, search_job(self.document, self.file, proposal)) for proposal in trained]
         stops = self._replay([job for _, job in jobs])
         for proposal, job in jobs:
@@ -239,11 +246,10 @@ class Sweep:
     def _propose(self) -> Proposal:
         """The proposal for the next trained trial of the search."""
         known, number = len(self.study.proposals()), self.study.trained
-        first = first_trials(self.document, self.file)
-        proposal = self.study.add(*first[number]) if number < len(first) else self.study.propose()
+        proposal = self.study.add(*self.first[number]) if number < len(self.first) else self.study.propose()
         self.journal.sync()
         if repeats := [repeat.repeats for repeat in self.study.proposals()[known:-1] if repeat.repeats is not None]:
-            again = ", ".join(trial_id(number) for number in sorted(set(repeats)))
+            again = ", ".join(self.study.proposals()[number].taken_from or trial_id(number) for number in sorted(set(repeats)))
             self.progress.say(f"{trial_id(proposal.number)}: before it the sampler proposed {again} again, not trained anew")
         return proposal
 
@@ -301,7 +307,7 @@ class Sweep:
             last_step=job.last_step,
             searched=searched,
             # The search is compared with preset and plain fine-tuning.
-            may_lose=searched and job.origin == SAMPLER,
+            may_lose=searched and job.origin in (SAMPLER, EARLIER),
         )
 
     def failed(self, trial_id: str, problem: str, *, by_values: bool = False, gpu_memory: bool = False) -> None:

@@ -33,8 +33,8 @@ def _secrets(spec: FileSpec) -> Iterator[tuple[str, str]]:
 def _texts(tree: Any, path: str) -> Iterator[tuple[str, str]]:
     if isinstance(tree, str):
         yield path, tree
-    elif isinstance(tree, Mapping):
-        for key, value in tree.items():
+    elif isinstance(tree, (Mapping, list)):
+        for key, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
             yield from _texts(value, f"{path}.{key}" if path else str(key))
 
 

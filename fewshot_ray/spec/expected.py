@@ -38,11 +38,16 @@ class Expected(NamedTuple):
         for member in self.members():
             arguments = get_args(member.annotation)
             if model := _model(member.annotation):
-                if key in model.model_fields:
-                    found.append(_of_field(model.model_fields[str(key)]))
+                if key in (named := fields_of(model)):
+                    found.append(_of_field(named[str(key)]))
             elif get_origin(member.annotation) in (dict, list) and arguments:
                 found.append(Expected(arguments[-1]))
         return found
+
+
+def fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a model by the names that they have in a file."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def expected_at(model: type[BaseModel], keys: Sequence[str | int]) -> list[Expected]:
@@ -67,12 +72,12 @@ def takes_whole_numbers(model: type[BaseModel], keys: Sequence[str | int]) -> bo
 def known_keys(alternatives: Iterable[Expected]) -> list[str]:
     """The keys that models among the alternatives have."""
     members = [member for expected in alternatives for member in expected.members()]
-    return [name for member in members if (model := _model(member.annotation)) for name in model.model_fields]
+    return [name for member in members if (model := _model(member.annotation)) for name in fields_of(model)]
 
 
 def paths_of_key(model: type[BaseModel], key: str, path: tuple[str, ...] = ()) -> Iterator[str]:
     """Dotted paths at which `model` and the models in it have a field named `key`."""
-    for name, field in model.model_fields.items():
+    for name, field in fields_of(model).items():
         if name == key:
             yield ".".join((*path, name))
         for member in _of_field(field).members():
@@ -101,7 +106,8 @@ def _phrase(annotation: Any, metadata: tuple[Any, ...]) -> str:
         pattern = _first(metadata, "pattern")
         return f"text of the form {pattern}" if pattern else "text"
     if model := _model(annotation):
-        names = [name for name, field in model.model_fields.items() if field.is_required()] or list(model.model_fields)
+        named = fields_of(model)
+        names = [name for name, field in named.items() if field.is_required()] or list(named)
         return f"a mapping with {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
     origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
     if origin in (list, tuple):

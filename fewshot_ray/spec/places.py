@@ -15,7 +15,8 @@ from fewshot_ray.spec.alternatives import Alternatives
 
 IMAGES = {"source": ("images",), "target": ("images", "holdout", "test")}
 FILES = {"evaluate": ("extractor_weights", "lpips_weights")}
-
+EARLIER = "search.from"
+"""The field that names earlier sweeps."""
 
 COLUMN = "?column="
 """Separates a Parquet place from the name of its column."""
@@ -33,8 +34,9 @@ class Place:
 
     path: str
     """Dotted path of the field."""
-    node: dict[str, Any]
-    key: str
+    node: Any
+    """The mapping or list that it is in."""
+    key: str | int
     images: bool
     hub: bool = False
     """Whether it may also be a hub id (owner/name)."""
@@ -68,6 +70,11 @@ class Place:
         except (OSError, ValueError):  # too long, or not a valid path
             return None
 
+    @property
+    def is_sweep(self) -> bool:
+        """Whether it names an earlier sweep."""
+        return self.path.startswith(f"{EARLIER}.")
+
 
 def _on_disk(place: str) -> str:
     """`file:///a` as a path; anything else is unchanged."""
@@ -91,6 +98,11 @@ def places(tree: dict[str, Any]) -> Iterator[Place]:
         for name, settings in combination.items() if isinstance(combination, dict) else ():
             keys = tuple(key for key in settings if str(key).endswith("_weights")) if isinstance(settings, dict) else ()
             yield from _in(settings, f"{path}.{name}", keys, False, hub=True)
+    search = tree.get("search")
+    earlier = search.get("from") if isinstance(search, dict) else None
+    for index, sweep in enumerate(earlier if isinstance(earlier, list) else ()):
+        if isinstance(sweep, str):
+            yield Place(f"{EARLIER}.{index}", earlier, index, False)
 
 
 def _in(node: Any, path: str, keys: tuple[str, ...], images: bool, *, hub: bool = False) -> Iterator[Place]:

@@ -71,7 +71,9 @@ PositiveInt = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """Base of all sections: unknown keys are refused, values are never converted, infinities are refused, instances are immutable."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True, serialize_by_alias=True
+    )
 
 
 class SourceSpec(Section):
@@ -354,6 +356,9 @@ class SearchSpec(Section):
 
     budget: BudgetSpec | None = None
     """Further limits, of time, money or patience; none when not given."""
+
+    earlier: Annotated[list[Place], AfterValidator(_distinct)] = Field(default=[], alias="from")
+    """Folders or URLs of earlier sweeps whose trials this one begins with."""
 
     objectives: dict[str, Literal["min", "max"]] = Field(default={"holdout_loss": "min"}, min_length=1)
     """Metrics, of evaluate.metrics, to minimise or maximise."""

@@ -212,13 +212,14 @@ def _metric_problems(file: FileSpec) -> Iterator[Problem]:
             yield Problem(f"search.objectives.{name}", f"'{direction}' given; better is '{METRICS[name].direction}' for {name}")
 
 
-def search_trials(document: Document, file: FileSpec) -> int:
+def search_trials(document: Document, file: FileSpec, *, known: int = 0) -> int:
     """Trials of the search: `search.trials`, but at most the number of configurations, since none is trained twice.
 
+    `known`: number of configurations that earlier sweeps have trained and this one doesn't.
     Plain fine-tuning beside methods is a configuration in addition to those of the ranges.
     """
     beside = file.search.include_plain and not has_plain(document)
-    return int(min(file.search.trials, Space(document.tree).count + beside))
+    return int(min(file.search.trials, Space(document.tree).count + beside - known))
 
 
 def has_plain(document: Document) -> bool:
@@ -299,7 +300,7 @@ def absolute_places(document: Document, own: str) -> Document:
     for place in places(tree):
         if place.bare.startswith(f"{own}/"):
             continue
-        if place.is_missing:
+        if place.is_missing and not place.is_sweep:  # a sweep that has begun doesn't need the earlier ones
             raise document.missing(place)
         if (here := place.here) is not None:
             place.put(str(here))

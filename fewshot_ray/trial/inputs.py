@@ -40,11 +40,13 @@ class Input:
 
 
 def inputs_of(tree: dict[str, Any]) -> Iterator[Input]:
-    """The inputs in a file's tree; images that the source model generates aren't among them."""
+    """The inputs in a file's tree; images that the source model generates aren't among them, nor are earlier sweeps."""
     source = tree.get("source")
     revision = source.get("revision") if isinstance(source, dict) else None
     for place in places(tree):
         path = place.value
+        if place.is_sweep:
+            continue
         if place.images:
             yield Input(place.path, path, partial(picture_files, path))
         elif place.path == "source.model" or (place.path.startswith("source.gan.") and not is_checkpoint(path)):
