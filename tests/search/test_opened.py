@@ -70,12 +70,12 @@ def test_a_larger_budget_or_other_workers_at_a_resume(tmp_path: Path) -> None:
     """Oracle: by hand; fewer trials than there are are refused."""
     begun(tmp_path)
     opened: Opened = existing_sweep(Folder(tmp_path / "begun"))
-    more = changed(opened, trials=12, workers=3)
+    more = changed(opened, limits={"trials": 12}, workers=3)
     assert (more.file.search.trials, more.file.resources.workers) == (12, 3)
     assert more.document.tree["search"]["concurrent"] == 1
     assert changed(opened) == opened
     with pytest.raises(UserError, match="--extend trials=3: the sweep has 4 already"):
-        changed(opened, trials=3)
+        changed(opened, limits={"trials": 3})
 
 
 @pytest.mark.parametrize("damage", ["emptied", "removed", "cut", "another name"])
@@ -113,7 +113,7 @@ def test_a_refused_driver_changes_nothing(tmp_path: Path) -> None:
     document = begun(tmp_path)
     before = (tmp_path / "begun" / "spec.yaml").read_text()
     with Lease(Folder(tmp_path / "begun")), pytest.raises(UserError, match="runs this sweep"):
-        run_sweep(changed(planned_sweep(document), trials=12))
+        run_sweep(changed(planned_sweep(document), limits={"trials": 12}))
     assert (tmp_path / "begun" / "spec.yaml").read_text() == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / LEASE).write_text("{}")
