@@ -25,7 +25,7 @@ from fewshot_ray.search.inputs import compared_with
 from fewshot_ray.search.jobs import search_job
 from fewshot_ray.search.lease import is_driven
 from fewshot_ray.search.own_folder import AT_ONCE
-from fewshot_ray.search.study import EarlierTrial, Proposal, Result, Study
+from fewshot_ray.search.study import PLAIN_ORIGIN, SAMPLER, EarlierTrial, Proposal, Result, Study
 from fewshot_ray.search.sweep_folder import SPEC, EvaluationRow, SweepFolder, TrialRecord, check_trainable, read_spec
 from fewshot_ray.spec.document import Document, ranges, value_at
 from fewshot_ray.spec.places import EARLIER, places
@@ -171,8 +171,11 @@ class _Part:
         if record.state == "RUNNING":
             self.left_out["not ended"] += 1
             return None
-        proposal = Proposal(record.number or 0, dict(record.params), record.origin, TrialState[record.state])
-        raw = search_job(self.sweep.document, self.sweep.file, proposal).tree
+        try:
+            raw = _tree(self.sweep, record)
+        except KeyError:
+            self.left_out["with values that its sweep doesn't search"] += 1
+            return None
         effective = effective_tree(compose(Document(raw, self.sweep.place))) | {"seed": record.seed}
         values = _values_here(self._document, record.params, raw, effective)
         if isinstance(values, str):
@@ -205,6 +208,13 @@ class _Part:
             parts.append(f"{left_out.total()} give nothing ({', '.join(f'{count} {reason}' for reason, count in left_out.items())})")
         running = "; it is still running, and what it finds from now on isn't seen" if is_driven(self.sweep.folder.folder) else ""
         return f"from {self.sweep.place}: {'; '.join(parts)}{running}"
+
+
+def _tree(sweep: EarlierSweep, record: TrialRecord) -> dict[str, Any]:
+    """The tree that a trial was trained with. Raises KeyError where its values aren't those of the sweep's ranges."""
+    origin = PLAIN_ORIGIN if record.origin == PLAIN_ORIGIN else SAMPLER
+    proposal = Proposal(record.number or 0, dict(record.params), origin, TrialState[record.state])
+    return search_job(sweep.document, sweep.file, proposal).tree
 
 
 def _measured(file: FileSpec, earlier: FileSpec) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,23 @@ def test_where_all_configurations_are_known(tmp_path: Path) -> None:
     best = min((one for one in before.folder.trials() if one.origin != "plain"), key=lambda one: (one.values or {})["holdout_loss"])
     assert len(sweep.folder.trials()) == (2 if best.origin == "preset" else 3)
     assert sweep.done
+
+
+def test_a_sweep_gives_what_it_trained_itself(tmp_path: Path) -> None:
+    """Oracle: the second sweep's own trials, those at the first one's values among them; what it took over comes from there alone."""
+    earlier(tmp_path, search={"trials": 5})
+    second = earlier(tmp_path, "b", search={"trials": 6, "from": [str(tmp_path / "a")]})
+    known = start(planned(tmp_path, "c", search={"trials": 6, "from": [str(tmp_path / "b")]})).known
+    own = [record for record in second.folder.trials() if record.origin != "plain"]
+    assert EARLIER in {record.origin for record in own}
+    assert [trial.id for trial, _ in known] == [record.id for record in own]
+
+
+def test_a_record_with_others_values_gives_nothing(tmp_path: Path) -> None:
+    before = earlier(tmp_path, search={"trials": 3})
+    record = before.folder.trials()[2]
+    before.folder.write_trial(replace(record, params={**record.params, "train.speed": 3}))
+    assert "1 with values that its sweep doesn't search" in start(planned(tmp_path, "b", search={"from": [str(tmp_path / "a")]})).lines[0]
 
 
 @pytest.mark.parametrize(
