@@ -78,7 +78,7 @@ def limits(budget: BudgetSpec | None, used: Used) -> list[Limit]:
     if budget.gpu_hours is not None:
         found.append(Limit(used.gpu_hours, budget.gpu_hours, "GPU-hours"))
     if budget.cost is not None:
-        found.append(Limit(used.node_hours * budget.cost.per_node_hour, budget.cost.at_most, "of money"))
+        found.append(Limit(used.node_hours * budget.cost.per_node_hour, budget.cost.at_most, "(cost)"))
     if budget.patience is not None:
         found.append(Limit(used.unimproved, budget.patience, "trials without improvement"))
     return found

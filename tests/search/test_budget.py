@@ -50,7 +50,7 @@ def test_limits() -> None:
     """Oracle: by hand."""
     spec = BudgetSpec(hours=3, gpu_hours=20.0, cost={"at_most": 50, "per_node_hour": 2.5}, patience=10)  # type: ignore[arg-type]
     found = limits(spec, Used(hours=1.2, gpu_hours=20.0, node_hours=4.0, unimproved=3))
-    assert in_words(found) == ("1.8 of 3 h left, 0 of 20 GPU-hours left, 40 of 50 of money left, 7 of 10 trials without improvement left")
+    assert in_words(found) == ("1.8 of 3 h left, 0 of 20 GPU-hours left, 40 of 50 (cost) left, 7 of 10 trials without improvement left")
     assert [limit.is_reached for limit in found] == [False, True, False, False]
     assert limits(None, Used()) == []
 
