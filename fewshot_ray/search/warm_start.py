@@ -27,9 +27,11 @@ from fewshot_ray.search.lease import is_driven
 from fewshot_ray.search.own_folder import AT_ONCE
 from fewshot_ray.search.study import PLAIN_ORIGIN, SAMPLER, EarlierTrial, Proposal, Result, Study
 from fewshot_ray.search.sweep_folder import SPEC, EvaluationRow, SweepFolder, TrialRecord, check_trainable, read_spec
-from fewshot_ray.spec.document import Document, ranges, value_at
+from fewshot_ray.spec.alternatives import label_of
+from fewshot_ray.spec.document import Document, value_at
 from fewshot_ray.spec.places import EARLIER, places
 from fewshot_ray.spec.sections import FileSpec
+from fewshot_ray.spec.space import Parameter, Space
 from fewshot_ray.storage import Folder
 from fewshot_ray.trial.compose import check_document, compose, effective_tree, preset_values, with_values
 from fewshot_ray.trial.ranking import Ranking
@@ -242,24 +244,28 @@ def _evaluated(sweep: EarlierSweep) -> Iterator[tuple[TrialRecord, list[Evaluati
 def _values_here(
     document: Document, params: Mapping[str, Any], raw: Mapping[str, Any], effective: Mapping[str, Any]
 ) -> dict[str, Any] | str:
-    """An earlier trial's values in this sweep's ranges; the path of a range that has none of its values."""
-    values = {}
-    for path, range_ in ranges(document.tree).items():
-        said = [params[path]] if path in params else [*_at(raw, path), *_at(effective, path)]
-        value = next((one for one in said if range_.contains(one)), None)
-        if value is None and not (None in said and range_.contains(None)):
-            return path
-        values[path] = value
-    return values
+    """An earlier trial's values in this sweep's space; the path of a range that has none of its values."""
+
+    def value(parameter: Parameter) -> Any:
+        path = parameter.path
+        for said in [*([params[path]] if path in params else []), *_at(raw, path), *_at(effective, path)]:
+            if parameter.range.contains(said):
+                return said
+        raise KeyError(path)
+
+    try:
+        return Space(document.tree).choose(value)
+    except KeyError as outside:
+        return str(outside.args[0])
 
 
 def _at(tree: Mapping[str, Any], path: str) -> list[Any]:
-    """The value at a path, if there is one; of a mapping of one name without settings the name as well (`params: full`)."""
+    """The value at a path, if there is one; of a mapping the label as well that it would have as an alternative (`lora`, `ant+sdft`)."""
     try:
         value = value_at(tree, path)
     except KeyError:
         return []
-    return [value, next(iter(value))] if isinstance(value, dict) and len(value) == 1 else [value]
+    return [value, label_of(value)] if isinstance(value, dict) else [value]
 
 
 def _compared(effective: Mapping[str, Any], same: set[str]) -> dict[str, Any]:

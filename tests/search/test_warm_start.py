@@ -22,7 +22,8 @@ from fewshot_ray.search.study import EARLIER, ENTERED, SWEEP, TRIAL, Study
 from fewshot_ray.search.sweep import Sweep
 from fewshot_ray.search.warm_start import WarmStart, earlier_sweeps, warm_start
 from fewshot_ray.search.winner import exported_trial
-from fewshot_ray.spec.ranges import Choice
+from fewshot_ray.spec.alternatives import choice_of_methods
+from fewshot_ray.spec.ranges import Choice, FloatRange, IntRange
 from fewshot_ray.trial.ranking import Ranking
 from tests.cli.conftest import write_pictures
 from tests.search import synthetic
@@ -249,6 +250,25 @@ def test_a_sweep_gives_what_it_trained_itself(tmp_path: Path) -> None:
     own = [record for record in second.folder.trials() if record.origin != "plain"]
     assert EARLIER in {record.origin for record in own}
     assert [trial.id for trial, _ in known] == [record.id for record in own]
+
+
+def test_methods_that_are_searched(tmp_path: Path) -> None:
+    """Oracle: the trials that have what is searched: of an earlier sweep of alternatives all, of one of a single method its own, and where
+    that one method is all that is left of the alternatives, those that had chosen it."""
+    ant = {**synthetic.ANT, "noise_steps": IntRange(1, 9)}
+    methods = {"method": choice_of_methods(["sdft", {"ant": ant}, {"ant": ant, "sdft": {"lambda_aux": FloatRange(0.0, 1.0)}}])}
+    both = earlier(tmp_path, "both", search={"trials": 12}, **methods)
+    chose = [record for record in both.folder.trials() if record.origin != "plain"]
+    assert len({record.params["method"] for record in chose}) == 3
+    sweep = opened(planned(tmp_path, "again", search={"trials": 6, "from": [str(tmp_path / "both")]}, **methods))
+    assert [trial.user_attrs[TRIAL] for trial in entered(sweep)] == [record.id for record in chose]
+    finish(sweep)
+    one = earlier(tmp_path, "one", search={"trials": 5}, method={"ant": ant})
+    known = start(planned(tmp_path, "to", search={"trials": 6, "from": [str(tmp_path / "one")]}, **methods)).known
+    assert [trial.id for trial, _ in known] == [record.id for record in one.folder.trials() if record.origin != "plain"]
+    assert {trial.values["method"] for trial, _ in known} == {"ant"}
+    known = start(planned(tmp_path, "of", search={"trials": 6, "from": [str(tmp_path / "both")]}, method={"ant": ant})).known
+    assert [trial.id for trial, _ in known] == [record.id for record in chose if record.params["method"] == "ant"]
 
 
 def test_a_record_with_others_values_gives_nothing(tmp_path: Path) -> None:
