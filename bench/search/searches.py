@@ -1,0 +1,287 @@
+"""The searches that are compared: what they propose, and how they stop trials."""
+
+from __future__ import annotations
+
+import math
+import random
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import TrialState, create_trial
+
+from bench.search.replay import Search, Table, Trial
+from bench.search.spaces import Between
+from fewshot_ray.search.distributions import distribution
+from fewshot_ray.search.stopping import LEVEL, Stopping
+from fewshot_ray.search.study import Result, Study
+from fewshot_ray.search.sweep_folder import EvaluationRow
+from fewshot_ray.spec.ranges import Choice, FloatRange, IntRange, Range
+from fewshot_ray.spec.sections import SearchSpec
+from fewshot_ray.trial.ranking import Ranking
+
+
+class Proposer(Protocol):
+    """Chooses configurations."""
+
+    def propose(self, taken: set[int]) -> int:
+        """A configuration that isn't taken."""
+        ...
+
+    def tell(self, trial: Trial, values: list[float]) -> None:
+        """A trial ended, with the objective after each of its evaluations; NaN where it failed."""
+        ...
+
+
+class Stopper(Protocol):
+    """Stops trials."""
+
+    def stops(self, trial: Trial) -> bool:
+        """Whether the trial stops after its latest evaluation; `trial.stopped` is then why."""
+        ...
+
+
+class Never:
+    """Stops no trial."""
+
+    def stops(self, trial: Trial) -> bool:
+        """See `Stopper`."""
+        return False
+
+
+class AtRandom:
+    """Every configuration is as likely as any other."""
+
+    def __init__(self, table: Table, seed: int) -> None:
+        self.order = random.Random(seed).sample(range(len(table)), len(table))
+
+    def propose(self, taken: set[int]) -> int:
+        """The next of the shuffled ones."""
+        return next(number for number in self.order if number not in taken)
+
+    def tell(self, trial: Trial, values: list[float]) -> None:
+        """Learns nothing."""
+
+
+class RaysBridge:
+    """Optuna's TPE as `ray.tune.search.optuna.OptunaSearch` uses it: its defaults, each trial told complete with its last value."""
+
+    def __init__(self, table: Table, seed: int, sampler: optuna.samplers.BaseSampler | None = None) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.table = table
+        self.study = optuna.create_study(sampler=sampler or optuna.samplers.TPESampler(seed=seed))
+        self.space = optuna_space(table)
+
+    def propose(self, taken: set[int]) -> int:
+        """The untaken configuration nearest to what TPE proposes."""
+        asked = self.study.ask(self.space)
+        self.study.tell(asked, state=TrialState.FAIL)  # the trained one differs a little, and is told instead
+        return self.table.nearest(asked.params, taken)
+
+    def tell(self, trial: Trial, values: list[float]) -> None:
+        """The last value, whether it was stopped or not."""
+        params = self.table.space.configuration(trial.configuration)
+        if math.isfinite(values[-1]):
+            self.study.add_trial(create_trial(values=[values[-1]], params=params, distributions=self.space))
+
+
+class BestOfTrial(RaysBridge):
+    """Optuna's TPE, told the best value of each trial, as its documentation advises; multivariate."""
+
+    def __init__(self, table: Table, seed: int) -> None:
+        super().__init__(table, seed, optuna.samplers.TPESampler(seed=seed, multivariate=True))
+
+    def tell(self, trial: Trial, values: list[float]) -> None:
+        """The best value."""
+        super().tell(trial, [min(values)])
+
+
+class Ours:
+    """This project's study and sampler."""
+
+    def __init__(self, table: Table, seed: int, trials: int, sampler: str = "tpe") -> None:
+        self.table = table
+        search = SearchSpec.model_validate({"trials": trials, "objectives": {"loss": "min"}, "sampler": sampler})
+        self.scratch = tempfile.TemporaryDirectory()
+        self.study = Study(Path(self.scratch.name) / "journal", table.space.name, search, ranges(table), seed=seed)
+        self.numbers: dict[int, int] = {}
+        self.taken: set[int] = set()
+        ask = self.study.sampling.ask
+
+        def nearest(number: int, earlier: int) -> dict[str, Any]:
+            asked = ask(number, earlier)
+            self.study.sampling.discard()
+            return table.space.configuration(table.nearest(asked, self.taken))
+
+        self.study.sampling.ask = nearest  # type: ignore[method-assign]
+
+    def propose(self, taken: set[int]) -> int:
+        """The untaken configuration nearest to what the study's sampler proposes."""
+        self.taken = taken
+        proposal = self.study.propose()
+        configuration = self.table.nearest(proposal.values, taken)
+        self.numbers[configuration] = proposal.number
+        return configuration
+
+    def tell(self, trial: Trial, values: list[float]) -> None:
+        """Complete or stopped, with every evaluation."""
+        rows = [EvaluationRow(self.table.every * (at + 1), 0.0, {"loss": value}, 0.0, 0.0, 0.0, 1.0) for at, value in enumerate(values)]
+        finite = [row for row in rows if math.isfinite(row.metrics["loss"])]
+        best = min(finite, key=lambda row: row.metrics["loss"], default=None)
+        whole = trial.stopped is None or trial.extra.get("complete", False)
+        state = TrialState.FAIL if best is None else TrialState.COMPLETE if whole else TrialState.PRUNED
+        failed_by = "values" if best is None else None
+        result = Result(state, best and best.metrics, rows, {}, "not finite" if best is None else None, failed_by)
+        self.study.finish(self.numbers[trial.configuration], result)
+
+
+class RaysAsha:
+    """`ray.tune.schedulers.ASHAScheduler`, with its own reduction factor and a grace of one evaluation."""
+
+    def __init__(self, table: Table, objective: str, *, reduction_factor: float = 4) -> None:
+        from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+
+        self.values, self.every = table.metrics[objective], table.every
+        longest = self.values.shape[1] * table.every
+        self.scheduler = ASHAScheduler(
+            time_attr="step", metric="loss", mode="min", max_t=longest, grace_period=table.every, reduction_factor=reduction_factor
+        )
+        self.stop = TrialScheduler.STOP
+        self.known: dict[int, Any] = {}
+
+    def stops(self, trial: Trial) -> bool:
+        """See `Stopper`."""
+        if trial.number not in self.known:
+            self.known[trial.number] = SimpleNamespace(trial_id=str(trial.number))
+            self.scheduler.on_trial_add(None, self.known[trial.number])
+        value = self.values[trial.configuration, trial.done - 1]
+        result = {"step": trial.done * self.every, "loss": float(value) if math.isfinite(value) else math.inf}
+        if trial.done < trial.until and self.scheduler.on_trial_result(None, self.known[trial.number], result) == self.stop:
+            trial.stopped = "asha"
+        return trial.stopped is not None
+
+
+class OurStopping:
+    """This project's stopping; `early` and `race` are the levels of its tests, None without."""
+
+    def __init__(self, table: Table, objective: str, *, early: float | None = LEVEL, race: float | None = LEVEL) -> None:
+        self.table, self.objective = table, objective
+        self.stopping = Stopping(Ranking({objective: "min"}), early=early, race=race)
+
+    def stops(self, trial: Trial) -> bool:
+        """See `Stopper`."""
+        values, at = self.table.metrics[self.objective], trial.done - 1
+        metrics = {self.objective: float(values[trial.configuration, at])}
+        losses = [] if self.table.image_losses is None else self.table.image_losses[trial.configuration, at].tolist()
+        row = EvaluationRow(self.table.every * trial.done, 0.0, metrics, 0.0, 0.0, 0.0, 1.0, losses)
+        looks = values.shape[1]
+        stop = self.stopping.report(str(trial.number), row, looks=looks, last_step=looks * self.table.every, searched=True, may_lose=True)
+        if stop is not None:
+            trial.stopped, trial.extra["complete"] = stop.reason, stop.complete
+        if stop is not None or trial.done == looks:
+            self.stopping.ended(str(trial.number))
+        return stop is not None
+
+
+@dataclass
+class TrialByTrial(Search):
+    """Trials one after another, each to its end or until it is stopped."""
+
+    table: Table
+    objective: str
+    proposer: Proposer
+    stopper: Stopper
+    taken: set[int] = field(default_factory=set)
+
+    def next(self) -> Trial | None:
+        """See `Search`."""
+        if len(self.taken) == len(self.table):
+            return None
+        configuration = self.proposer.propose(self.taken)
+        self.taken.add(configuration)
+        return Trial(len(self.taken) - 1, configuration, self.table.metrics[self.objective].shape[1])
+
+    def evaluated(self, trial: Trial) -> bool:
+        """See `Search`. A trial ends where its values aren't finite."""
+        value = self.table.metrics[self.objective][trial.configuration, trial.done - 1]
+        if not math.isfinite(value):
+            trial.stopped = "not finite"
+            return True
+        return self.stopper.stops(trial)
+
+    def ended(self, trial: Trial) -> None:
+        """See `Search`."""
+        self.proposer.tell(trial, self.table.metrics[self.objective][trial.configuration, : trial.done].tolist())
+
+
+@dataclass
+class OneEvaluation(Search):
+    """Every configuration is trained to its first evaluation; the best `keep` of each `batch` of them go on to their ends.
+
+    Egele et al. 2023, "The unreasonable effectiveness of early discarding after one epoch".
+    """
+
+    table: Table
+    objective: str
+    proposer: Proposer
+    batch: int
+    keep: int
+    taken: set[int] = field(default_factory=set)
+    waiting: list[Trial] = field(default_factory=list)
+    first: list[Trial] = field(default_factory=list)
+    running: int = 0
+
+    def next(self) -> Trial | None:
+        """See `Search`."""
+        self.running += 1
+        if self.waiting:
+            trial = self.waiting.pop(0)
+            trial.until = self.table.metrics[self.objective].shape[1]
+            return trial
+        if len(self.taken) == len(self.table) or len(self.first) + self.running > self.batch:
+            self.running -= 1
+            return None
+        configuration = self.proposer.propose(self.taken)
+        self.taken.add(configuration)
+        return Trial(len(self.taken) - 1, configuration, 1)
+
+    def evaluated(self, trial: Trial) -> bool:
+        """See `Search`."""
+        return not math.isfinite(self.table.metrics[self.objective][trial.configuration, trial.done - 1])
+
+    def ended(self, trial: Trial) -> None:
+        """See `Search`."""
+        self.running -= 1
+        if trial.done > 1:
+            return
+        self.first.append(trial)
+        if len(self.first) == self.batch or (len(self.taken) == len(self.table) and not self.running):
+            values = self.table.metrics[self.objective][:, 0]
+            self.waiting = sorted(self.first, key=lambda one: values[one.configuration])[: self.keep]
+            self.first = []
+
+
+def ranges(table: Table) -> dict[str, Range]:
+    """The space as a run's file would have it."""
+    made: dict[str, Range] = {}
+    for name, dimension in table.space.dimensions.items():
+        if not isinstance(dimension, Between):
+            made[name] = Choice(tuple(dict.fromkeys(dimension.values)))
+        elif dimension.whole:
+            made[name] = IntRange(int(dimension.low), int(dimension.high))
+        else:
+            made[name] = FloatRange(dimension.low, dimension.high, log=dimension.log)
+    return made
+
+
+def optuna_space(table: Table) -> dict[str, BaseDistribution]:
+    """The space as Optuna has it."""
+    return {name: distribution(range_) for name, range_ in ranges(table).items()}
+
+
+Make = Callable[[Table, str, int], Search]
