@@ -172,7 +172,7 @@ class Sweep:
         stops: dict[str, Stop | None] = {}
         timed = [(row.time, job, row) for job in jobs for row in self.folder.rows(job.id)]
         for time_sec, job, row in sorted(timed, key=lambda item: item[0]):
-            self.last_time_sec = time_sec
+            self.last_time_sec = max(self.last_time_sec, time_sec)
             stops[job.id] = self._stop(job, row)
         return {trial_id: stop for trial_id, stop in stops.items() if stop is not None}
 
