@@ -107,6 +107,7 @@ def test_resuming_between_evaluations(method: str, tmp_path: Path, monkeypatch: 
     def dying() -> None:
         if last.step == 6:
             raise KeyboardInterrupt
+        killed.writer.wait()  # a step isn't saved while the one before is being written
         train_step()
 
     monkeypatch.setattr(last, "take_step", dying)

@@ -151,6 +151,10 @@ class Recorded(Group):
         """As if the others had the same."""
         return value
 
+    def any(self, own: bool) -> bool:
+        """As if the others had the same."""
+        return own
+
     def total(self, value: int, device: torch.device) -> int:
         """As if the others had the same."""
         self.sums[torch.tensor(value).element_size()] += 1
