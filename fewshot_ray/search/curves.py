@@ -37,8 +37,10 @@ class Point:
 def is_worse(one: Point, other: Point, level: float, noise: float | None, *, by: float = 0.0) -> bool:
     """Whether `one` is worse than `other` by more than `by`: by a one-sided test at `level` by image, or else by an evaluation's noise.
 
-    False where neither is known: fewer than FEWEST_IMAGES, and no `noise`.
+    What isn't finite is worse than what is. False where neither is known: fewer than FEWEST_IMAGES, and no `noise`.
     """
+    if not math.isfinite(one.value):
+        return math.isfinite(other.value)
     if not one.value - other.value > by:
         return False
     if len(one.images) == len(other.images) >= FEWEST_IMAGES:
@@ -95,7 +97,7 @@ def has_turned(curve: Sequence[Point], level: float, noise: float | None) -> boo
     """
     earlier = curve[:-2]
     best = best_of(earlier)
-    return best is not None and curve[-2].value > best.value and is_worse(curve[-1], best, level / len(earlier), noise)
+    return best is not None and not curve[-2].value <= best.value and is_worse(curve[-1], best, level / len(earlier), noise)
 
 
 def is_behind(curve: Sequence[Point], other: Sequence[Point], last_step: int, level: float, noise: float | None) -> bool:

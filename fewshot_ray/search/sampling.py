@@ -80,8 +80,8 @@ class Sampling:
 
     def add(self, trial: FrozenTrial) -> None:
         """A trial of the study that the sampler is to see, running or ended."""
-        self._trials[trial.number] = trial
         if self.search.sampler in NO_MIRROR:
+            self._trials[trial.number] = trial
             return
         if trial.state is TrialState.RUNNING and self._asked is not None:
             self._places[trial.number], self._asked = self._asked, None
@@ -91,8 +91,8 @@ class Sampling:
 
     def end(self, trial: FrozenTrial) -> None:
         """A running trial has ended."""
-        self._trials[trial.number] = trial
         if self.search.sampler in NO_MIRROR:
+            self._trials[trial.number] = trial
             return
         running = self._mirror.get_trials(deepcopy=False)[self._places[trial.number]]
         seen = _seen(trial, _constraints(trial), self._directions)

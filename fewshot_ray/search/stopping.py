@@ -36,8 +36,8 @@ class Stopping:
     Its answers depend on the evaluations in their order alone, so replaying the recorded ones brings it where it was.
 
     - A trial has turned, and is complete, where each objective is worse than at the best evaluation that keeps the constraints.
-    - A trial of the sampler is behind, and is pruned, where another one that keeps the constraints was better in each objective after as
-      few steps. Preset, plain fine-tuning and reruns are never pruned, since others are compared with them.
+    - A trial of the sampler is behind, and is pruned, where another one that keeps the constraints would be better in each objective at the
+      last step. Preset, plain fine-tuning and reruns are never pruned, since others are compared with them.
     - With `search.scheduler.asha`, successive halving prunes.
 
     The level of a test is shared among the evaluations of a whole trial (Bonferroni), as each of them is a look at the same curve.

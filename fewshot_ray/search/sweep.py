@@ -157,6 +157,7 @@ class Sweep:
                 if not proposal.state.is_finished():
                     self.records.tell(record)
                 self.kept.ended(record)
+                self.stopping.ended(job.id)
             elif stop := stops.get(job.id):
                 self.records.settle(job, "COMPLETE" if stop.complete else "PRUNED", stopped=stop.reason)
             elif self._at_last_step(job):

@@ -153,11 +153,14 @@ def test_several_objectives_are_compared_by_the_front() -> None:
     assert run(stopping, "between", [0.15, 0.16, 0.17, 0.18], modes=[5, 6, 7, 8]) == (4, None)
 
 
-def test_what_is_not_finite_is_worse_than_nothing_and_better_than_nothing() -> None:
+def test_what_is_not_finite_is_worse_than_what_is() -> None:
     """Oracle: by hand."""
     assert best_of([Point(1, math.nan), Point(2, math.inf)]) is None
     assert not is_behind([Point(1, math.nan), Point(2, math.nan)], [Point(1, 0.1), Point(2, 0.1)], 4, 0.05, 0.01)
-    assert not has_turned([Point(1, 0.1), Point(2, math.nan), Point(3, math.nan)], 0.05, 0.01)
+    for bad in (math.nan, math.inf):
+        images = [0.1] * 4 + [bad]
+        assert has_turned([Point(1, 0.1, [0.1] * 5), Point(2, bad, images), Point(3, bad, images)], 0.05, None)
+        assert not has_turned([Point(1, bad, images), Point(2, bad, images), Point(3, bad, images)], 0.05, None)
 
 
 def test_what_a_sweep_records_of_stopped_trials(tmp_path: Path) -> None:
