@@ -13,6 +13,7 @@ import argparse
 import sys
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import optuna
 
 from bench.machine import write_result
+from fewshot_ray.search.distributions import distribution
 from fewshot_ray.search.job import Job
 from fewshot_ray.search.sampling import Sampling
 from fewshot_ray.search.sweep import Sweep
@@ -55,13 +57,13 @@ class Counted:
 
         return counted
 
-    def timed_ask(self) -> Any:
+    def timed_ask(self) -> Callable[[Sampling, int, int], dict[str, Any]]:
         """`Sampling.ask`, timed."""
         original = Sampling.ask
 
-        def ask(sampling: Sampling, number: int) -> Any:
+        def ask(sampling: Sampling, number: int, earlier: int) -> dict[str, Any]:
             started = time.perf_counter()
-            values = original(sampling, number)
+            values = original(sampling, number, earlier)
             self.sampler_sec += time.perf_counter() - started
             return values
 
@@ -123,9 +125,9 @@ def run(sweep: Sweep) -> int:
 
 
 def asked(sampling: Sampling, number: int) -> float:
-    """Seconds of an `ask` that isn't used."""
+    """Seconds of an `ask` that isn't used, by a sampler that has proposed all `number` trials so far."""
     started = time.perf_counter()
-    sampling.ask(number)
+    sampling.ask(number, number)
     seconds = time.perf_counter() - started
     sampling.discard()
     return seconds
@@ -135,10 +137,11 @@ def bare(trials: list[optuna.trial.FrozenTrial], sampling: Sampling) -> list[flo
     """Seconds of Optuna's `ask` in memory, with the same trials and sampler."""
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, multivariate=True, constant_liar=True))
     study.add_trials(trials)
+    distributions = {name: distribution(parameter.range) for name, parameter in sampling.space.by_name.items()}
     times = []
     for _ in range(REPEATS):
         started = time.perf_counter()
-        study.ask(sampling.space)
+        study.ask(distributions)
         times.append(time.perf_counter() - started)
     return times
 
