@@ -62,7 +62,8 @@ class ToyDenoiser(nn.Module):
         """The noise in x_t, `[B, 2, 1, 1]`."""
         phase = t[:, None] * self.frequencies
         hidden = self.trunk(torch.cat([x_t.flatten(1), phase.sin(), phase.cos()], dim=1))
-        return self.last(hidden).view_as(x_t)
+        noise: Tensor = self.last(hidden)
+        return noise.view_as(x_t)
 
 
 class ExactClassifier(nn.Module):
@@ -112,7 +113,8 @@ def draw(seed: int, count: int, mu: float) -> Tensor:
 def residuals(network: nn.Module, schedule: NoiseSchedule, x_0: Tensor, t: Tensor, eps: Tensor, shift: Tensor | None = None) -> Tensor:
     """`||eps + shift - eps_theta(x_t, t)||^2` of each sample, `[B]`."""
     target = eps if shift is None else eps + shift
-    return (target - network(schedule.add_noise(x_0, eps, t), t)).square().sum(dim=(1, 2, 3))
+    predicted: Tensor = network(schedule.add_noise(x_0, eps, t), t)
+    return (target - predicted).square().sum(dim=(1, 2, 3))
 
 
 def pretrain(schedule: NoiseSchedule, steps: int, *, batch: int = 512, lr: float = 2e-3) -> ToyDenoiser:

@@ -124,7 +124,8 @@ def main() -> None:
     seeds = options.seeds or (LEAST_SEEDS if options.quick else 5)
     if seeds < LEAST_SEEDS:
         parser.error(f"--seeds {seeds}: an interval needs {LEAST_SEEDS} or more")
-    benchmark: Benchmark | GanBenchmark = {**BENCHMARKS, **GAN_BENCHMARKS}[options.benchmark]
+    benchmarks: dict[str, Benchmark | GanBenchmark] = {**BENCHMARKS, **GAN_BENCHMARKS}
+    benchmark = benchmarks[options.benchmark]
     if benchmark.device == "cuda" and not torch.cuda.is_available():
         parser.error(f"--benchmark {benchmark.name}: needs a GPU, and PyTorch sees none here")
     arms = [arm for arm in benchmark.arms if arm != PLAIN] if isinstance(benchmark, Benchmark) else []

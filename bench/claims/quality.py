@@ -13,9 +13,10 @@ import argparse
 import shutil
 import statistics
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -34,7 +35,7 @@ from fewshot_ray.trial.finished import TestSplit, load_finished
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
-REPORTED = {"holdout_loss": "min", "kid": "min", "intra_distance": "max", "memorisation": "min"}
+REPORTED: Mapping[str, Literal["min", "max"]] = {"holdout_loss": "min", "kid": "min", "intra_distance": "max", "memorisation": "min"}
 
 
 def sweep_document(seed: int, arm: str, storage: Path) -> Document:

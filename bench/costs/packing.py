@@ -74,7 +74,12 @@ def work(told: Told, ready: Barrier, answers: Queue[Found]) -> None:
     training.read_losses()
     measure_from_now(device)
     ready.wait()
-    sec, _ = timed(lambda: [training.take_step() for _ in range(told.steps)], device)
+
+    def steps() -> None:
+        for _ in range(told.steps):
+            training.take_step()
+
+    sec, _ = timed(steps, device)
     answers.put(Found(sec, dict(peak_memory(device, alone=told.gpus >= 1))))
 
 

@@ -90,7 +90,7 @@ def _share(dimension: Any, value: Any) -> float:
         return float(dimension.values.index(value))
     if dimension.log:
         return math.log(value / dimension.low) / math.log(dimension.high / dimension.low)
-    return (value - dimension.low) / (dimension.high - dimension.low)
+    return float((value - dimension.low) / (dimension.high - dimension.low))
 
 
 @dataclass

@@ -135,8 +135,7 @@ class Ours:
         best = min(finite, key=lambda row: row.metrics["loss"], default=None)
         whole = trial.stopped is None or trial.extra.get("complete", False)
         state = TrialState.FAIL if best is None else TrialState.COMPLETE if whole else TrialState.PRUNED
-        failed_by = "values" if best is None else None
-        result = Result(state, best and best.metrics, rows, {}, "not finite" if best is None else None, failed_by)
+        result = Result(state, None, rows, {}, "not finite", "values") if best is None else Result(state, best.metrics, rows, {})
         self.study.finish(self.numbers[trial.configuration], result)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
@@ -42,7 +42,7 @@ REMARKS = "remarks"
 """Lines for the user about what was done since the row before."""
 
 
-def trial_results(config: dict[str, Any], *, group: Group | None = None) -> Iterator[dict[str, Any]]:
+def trial_results(config: dict[str, Any], *, group: Group | None = None) -> Generator[dict[str, Any], None, None]:
     """Run a trial; yields a row per evaluation, the last with `done`, or the problem where no retry would help.
 
     Raises SavedAndEndedError where the sweep or the machine is to end, FullError and UnreachableError where a place is at fault.

@@ -47,7 +47,7 @@ class Case:
 
     def configs(self, size: Size, encoder_weights: str | None) -> dict[str, MethodConfig]:
         """Their typed settings."""
-        run = {"ant": {"noise_steps": size.noise_steps}, "sadm": {"encoder_weights": encoder_weights}}
+        run: dict[str, dict[str, Any]] = {"ant": {"noise_steps": size.noise_steps}, "sadm": {"encoder_weights": encoder_weights}}
         return {name: METHODS[name].config(**{**run.get(name, {}), **settings}) for name, settings in self.methods.items()}
 
 

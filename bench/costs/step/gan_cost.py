@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,7 +32,7 @@ from torch import Tensor
 
 from bench.costs.step.time_and_memory import added_bytes
 from bench.machine import write_result
-from fewshot_ray.methods.fastgan import FastGanRecipe
+from fewshot_ray.methods.fastgan import FastGanMethod
 from fewshot_ray.methods.gan import GanMethod
 from fewshot_ray.spec.document import Document
 from fewshot_ray.storage import Folder
@@ -150,7 +151,7 @@ class Passes:
         """Images, and back to the generator's weights from image and features alike."""
         made = self.gan.make(self.gan.codes(self.z), self.draw.noise("noise"))
         outputs = [made.image, *([made.small] if made.small is not None else [])]
-        torch.autograd.backward(sum(output.sum() for output in outputs), inputs=self.generator)
+        torch.autograd.backward([output.sum() for output in outputs], inputs=self.generator)
 
     def features_back(self) -> None:
         """The features of the layers that are compared, and back."""
@@ -167,14 +168,14 @@ class Passes:
 
     def reals_back(self) -> None:
         """A look at reals as a plain step's: FastGAN's redraws them."""
-        view = self.gan.view(self.made.image)
-        outputs: list[Tensor] = [view.logits.sum()]
-        recipe = getattr(self.method, "recipe", None)
-        if isinstance(recipe, FastGanRecipe):
-            network, judgement = self.gan.discriminator, view.judgement
-            outputs += [network.decode_last(judgement.last).sum(), network.decode_small(judgement.small).sum()]
-            outputs += [network.decode_part(judgement.part[:, :, :8, :8]).sum()]
-        torch.autograd.backward(sum(outputs), inputs=self.discriminator)
+        outputs: list[Tensor]
+        if isinstance(self.method, FastGanMethod):
+            network, judgement = self.method.gan.discriminator, self.method.gan.view(self.made.image).judgement
+            outputs = [judgement.logits, network.decode_last(judgement.last), network.decode_small(judgement.small)]
+            outputs.append(network.decode_part(judgement.part[:, :, :8, :8]))
+        else:
+            outputs = [self.gan.view(self.made.image).logits]
+        torch.autograd.backward([output.sum() for output in outputs], inputs=self.discriminator)
 
     def through_back(self) -> None:
         """A look as a plain step's generator gets it: back to the images."""
@@ -209,19 +210,19 @@ def measure(case: Case, device: torch.device, repetitions: int) -> dict[str, Any
             at_step(training, step)()
     passes = Passes(mixed)
     counts = MIXED if passes.gan.patch_maps else MIXED_BY_ITSELF
-    own = {name: [] for name in ("plain", "mixed", "bound_plain", "bound_mixed")}  # type: dict[str, list[float]]
+    own: dict[str, list[float]] = {name: [] for name in ("plain", "mixed", "bound_plain", "bound_mixed")}
     for index in range(repetitions):
         own["plain"].append(seconds_after_its_like(at_step(plain, PLAIN_STEPS[index % 4]), device))
         own["mixed"].append(seconds_after_its_like(at_step(mixed, MIXED_STEPS[index % 4]), device))
         alone = {name: seconds_after_its_like(getattr(passes, name), device) for name in PASSES}
-        adam = sum(seconds_after_its_like(lambda player=player: passes.adam(player), device) for player in "DG")
+        adam = sum(seconds_after_its_like(partial(passes.adam, player), device) for player in "DG")
         own["bound_plain"].append(adam + sum(count * alone[name] for name, count in PLAIN.items()))
         own["bound_mixed"].append(adam + sum(count * alone[name] for name, count in counts.items()))
     figures = {name: median(values) for name, values in own.items()}
     rates, peaks = {}, {}
     for name, training in (("plain", plain), ("mixdl", mixed)):
         training.step = 0
-        seconds = seconds_of(lambda training=training: training.advance(ROUND), device)
+        seconds = seconds_of(partial(training.advance, ROUND), device)
         rates[name] = round(ROUND * case.batch / seconds, 2)
         # A step of the kind, and a step with every lazy phase.
         steps = (at_step(training, step) for step in (0, 1))

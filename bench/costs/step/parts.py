@@ -70,14 +70,25 @@ class Parts:
             prediction = self._timed("forward", lambda: self._predict(self.network, self.x))
             loss = mean_square(prediction).sum()
         self._timed("backward to weights", lambda: torch.autograd.backward(loss, inputs=self.trained))
-        self._timed("update", lambda: (clip(self.trained, config.gradient_clip), optimizer.step(), self.training.ema.update()))
+
+        def update() -> None:
+            clip(self.trained, config.gradient_clip)
+            optimizer.step()
+            self.training.ema.update()
+
+        self._timed("update", update)
         optimizer.zero_grad(set_to_none=True)
 
     def _time_psi_update(self) -> None:
         with self._autocast():
             loss = self.psi(self.images).square().mean()
         self._timed("psi backward to weights", lambda: torch.autograd.backward(loss, inputs=self.psi_parameters))
-        self._timed("psi update", lambda: (clip(self.psi_parameters, 1.0), self.psi_optimizer.step()))
+
+        def update() -> None:
+            clip(self.psi_parameters, 1.0)
+            self.psi_optimizer.step()
+
+        self._timed("psi update", update)
         self.psi_optimizer.zero_grad(set_to_none=True)
 
     def _time_inputs(self, name: str, suffix: str, network: Callable[[Tensor], Tensor], at: Tensor) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
+from fewshot_ray.methods.ant import AntConfig
+from fewshot_ray.methods.ddpm_pa import DdpmPaConfig
 from fewshot_ray.methods.registry import MethodConfig
+from fewshot_ray.methods.sadm import SadmConfig
+from fewshot_ray.methods.sdft import SdftConfig
 
 Passes = Counter[str]
 
@@ -14,20 +17,20 @@ Passes = Counter[str]
 def passes(configs: Mapping[str, MethodConfig], *, latent: bool) -> Passes:
     """How often a step runs each part, counted by hand."""
     count = Passes({"forward": 1, "backward to weights": 1, "update": 1})
-    for name, config in configs.items():
-        if name == "ant":
+    for config in configs.values():
+        if isinstance(config, AntConfig):
             count += ant_passes(config)
-        elif name == "sdft":
+        elif isinstance(config, SdftConfig):
             aux = int(config.lambda_aux > 0)
             count += {"teacher forward": int(config.lambda_distill > 0) + aux, "forward": aux, "backward to weights": aux}
-        elif name == "ddpm_pa":
+        elif isinstance(config, DdpmPaConfig):
             count += {"teacher forward": 1}
-        elif name == "sadm":
+        elif isinstance(config, SadmConfig):
             count += sadm_passes(config, latent=latent)
     return count
 
 
-def ant_passes(config: Any) -> Passes:
+def ant_passes(config: AntConfig) -> Passes:
     """J ascent steps on the noise, through a graph that gives no weight a gradient; one guidance step through the classifier."""
     teacher = "teacher " if config.inner_network == "source" else ""
     ascent = {f"{teacher}forward{' with graph' if teacher else ''}": config.noise_steps, f"{teacher}backward to input": config.noise_steps}
@@ -35,7 +38,7 @@ def ant_passes(config: Any) -> Passes:
     return Passes({**ascent, "classifier forward": guided, "classifier backward to input": guided})
 
 
-def sadm_passes(config: Any, *, latent: bool) -> Passes:
+def sadm_passes(config: SadmConfig, *, latent: bool) -> Passes:
     """Psi of the real images needs no graph; an adversarial step runs both sides once more, for Psi's weights.
 
     Of latents the real images are decoded once. The generated ones are decoded again for the denoiser: kept from Psi's phase, the

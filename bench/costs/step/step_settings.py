@@ -47,7 +47,7 @@ def tf32(training: Training) -> None:
 
 def channels_last(training: Training) -> None:
     """Of the trained network."""
-    training.method.modules()["network"].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    training.method.modules()["network"].to(memory_format=torch.channels_last)
 
 
 def unfused(training: Training) -> None:
@@ -78,7 +78,8 @@ def waits(training: Training, device: torch.device) -> int | None:
 
 def measure(space: Space, case: Case, repetitions: int) -> dict[str, dict[str, Any]]:
     """By setting: milliseconds of a step, how far its losses part from the plain ones, and its waits."""
-    found, losses = {}, {}
+    found: dict[str, dict[str, Any]] = {}
+    losses: dict[str, list[float]] = {}
     for name, change in SETTINGS.items():
         if name == "tf32" and space.device.type != "cuda":
             continue
@@ -105,7 +106,7 @@ def main() -> int:
     device, size = torch.device(given.device), QUICK if given.quick else SIZES[given.device]
     gc.freeze()
     train = TrainSpec(batch_size=size.batch, micro_batch=size.batch, lr=1e-5)
-    found = {}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
     for name in ("pixel", "dit"):
         space = make_space(name, size, device, train)
         found |= {f"{name} {case.name}": measure(space, case, 1 if given.quick else given.repetitions) for case in CASES}

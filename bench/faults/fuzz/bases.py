@@ -45,10 +45,10 @@ from fewshot_ray.spec.sections import FileSpec
 
 BLOCKS = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
 UNET = {**BLOCKS, "block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 4}
-CODER = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+CODER: dict[str, Any] = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
 CODER |= {"block_out_channels": (8, 8), "norm_num_groups": 4, "sample_size": 16}
 DIT = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 4, "in_channels": 4, "out_channels": 8, "sample_size": 8}
-ADM = {
+ADM: dict[str, Any] = {
     "image_size": 16,
     "num_channels": 32,
     "num_res_blocks": 1,

@@ -48,7 +48,8 @@ def _checked(rng: random.Random, bases: Bases, folder: Path, name: str) -> Case:
     place = name.replace("$", "S")  # a variable's mark stands for itself nowhere
     way = rng.choice(("images", "file name", "model", "storage", "caption"))
     where = {"images": (bases.folder / "photos", "images"), "model": (bases.folder / "pixel", "model")}
-    tree, shown = changed(bases, "short"), ()
+    tree = changed(bases, "short")
+    shown: tuple[str, ...] = ()
     if way in where:
         shutil.copytree(where[way][0], folder / place)
         tree = changed(bases, "short", **{"target" if way == "images" else "source": {where[way][1]: f"./{place}"}})

@@ -8,6 +8,7 @@ import shutil
 import struct
 import zlib
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image, ImageCms
 
@@ -26,6 +27,7 @@ FILES = (
     *(("RGB", "PNG"), ("L", "PNG"), ("RGBA", "PNG"), ("P", "PNG"), ("LA", "PNG"), ("1", "PNG"), ("I;16", "PNG")),
     *(("RGB", "WEBP"), ("RGBA", "WEBP"), ("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("YCbCr", "JPEG")),
 )
+PROFILES: tuple[Literal["sRGB", "LAB", "XYZ"], ...] = ("sRGB", "LAB", "XYZ")
 SPACES = (b"RGB ", b"GRAY", b"CMYK", b"Lab ", b"XYZ ", b"YCbr", b"HSV ", b"2CLR", b"nmcl", b"\0\0\0\0")
 
 
@@ -42,8 +44,9 @@ def colour(rng: random.Random, bases: Bases, folder: Path) -> Case:
 
 def _profile(rng: random.Random) -> tuple[bytes, str]:
     """Whole, damaged, of another space than the picture's, of no colours, or in pieces."""
-    space = rng.choice(("sRGB", "LAB", "XYZ"))
-    profile, said = ImageCms.ImageCmsProfile(ImageCms.createProfile(space)).tobytes(), space
+    space = rng.choice(PROFILES)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile(space)).tobytes()
+    said: str = space
     way = rng.choice(("whole", "bytes", "bytes", "space", "space", "tags", "random", "cut", "empty", "long"))
     if way == "bytes":
         profile, said = spoil_bytes(rng, profile)

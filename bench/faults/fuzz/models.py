@@ -8,6 +8,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save as save_safetensors
@@ -22,6 +23,13 @@ SAMPLE = ("-n", "1", "--steps", "2")
 SCHEDULERS = (
     *("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "HeunDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"),
     *("FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "KarrasVeScheduler", "LCMScheduler", "ScoreSdeVeScheduler", "TCDScheduler"),
+)
+SCHEDULER_SETTINGS: tuple[dict[str, Any], ...] = (
+    {},
+    {},
+    {"use_flow_sigmas": True},
+    {"timestep_type": "continuous"},
+    {"predict_epsilon": False},
 )
 YAML_TEXTS = (
     *(b"", b"\n", b"---\n", b"null", b"[]", b"- a\n- b\n", b"a: b: c", b"{", b"a: &a [*a]", b"&a {a: *a}", b"%YAML 1.1\n---\na: 1\n"),
@@ -126,10 +134,10 @@ def _spoil_folder(rng: random.Random, original: Path, model: Path) -> tuple[Path
 
 def _other_scheduler(rng: random.Random, path: Path) -> str:
     """Another class of scheduler, of the same theory or not, with all its settings left out or some of another theory's put in."""
-    config = {"_class_name": rng.choice(SCHEDULERS)}
+    config: dict[str, Any] = {"_class_name": rng.choice(SCHEDULERS)}
     if rng.random() < 0.5:
         config = json.loads(path.read_text()) | config
-    config |= rng.choice(({}, {}, {"use_flow_sigmas": True}, {"timestep_type": "continuous"}, {"predict_epsilon": False}))
+    config |= rng.choice(SCHEDULER_SETTINGS)
     path.write_text(json.dumps(config))
     return f"{config}"
 

@@ -201,7 +201,8 @@ def malicious(rng: random.Random, marker: Path, tensors: dict[str, Tensor]) -> t
             archive.writestr("archive/data.pkl", pickle.dumps(Touch(marker), protocol=2))
             archive.writestr("archive/version", "3\n")
     elif way == "key":
-        torch.save({**tensors, ("a", "b"): Touch(marker)}, buffer)
+        entries: list[tuple[object, object]] = [*tensors.items(), (("a", "b"), Touch(marker))]
+        torch.save(dict(entries), buffer)
     else:
         torch.save({**tensors, "extra": Touch(marker)}, buffer, _use_new_zipfile_serialization=way == "beside")
     return buffer.getvalue(), f"malicious ({way})"

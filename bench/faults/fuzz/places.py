@@ -97,14 +97,14 @@ class _Answering(BaseHTTPRequestHandler):
             self._answer(remote.status, remote.body)
         elif fault in ("redirect", "loop"):
             where = self.path if fault == "loop" else ("//other.invalid/x", "ftp://x/y", "http://[", "")[remote.asked % 4]
-            self._answer(302, b"", Location=where)
+            self._answer(302, b"", ("Location", where))
         elif fault == "body" or not of_ours:
-            self._answer(200 if of_ours else remote.status, remote.body, **{"Content-Type": "application/json"})
+            self._answer(200 if of_ours else remote.status, remote.body, ("Content-Type", "application/json"))
         elif path.is_dir():
             names = [f"{child.name}/" if child.is_dir() else child.name for child in sorted(path.iterdir())]
             names += LINKS if fault == "links" else ()
             page = "".join(f'<a href="{name}">{name}</a>' for name in names)
-            self._answer(200, page.encode("utf-8", "replace"), **{"Content-Type": "image/png" if fault == "type" else "text/html"})
+            self._answer(200, page.encode("utf-8", "replace"), ("Content-Type", "image/png" if fault == "type" else "text/html"))
         elif path.is_file():
             self._file(path.read_bytes(), fault)
         else:
@@ -119,14 +119,14 @@ class _Answering(BaseHTTPRequestHandler):
             start = int(first) if first else max(0, len(content) - int(last))
             end = min(len(content), int(last) + 1) if first and last else len(content)
             said = f"bytes {start}-{end - 1}/{len(content)}" if fault != "odd range" else "bytes 5-3/x"
-            self._answer(206, content[start:end], cut=fault == "cut", **{"Content-Range": said})
+            self._answer(206, content[start:end], ("Content-Range", said), cut=fault == "cut")
             return
-        extra = {"Content-Encoding": "gzip"} if fault == "gzip" else {}
-        self._answer(200, content, cut=fault == "cut", length=fault != "no length", **extra)
+        extra = [("Content-Encoding", "gzip")] if fault == "gzip" else []
+        self._answer(200, content, *extra, cut=fault == "cut", length=fault != "no length")
 
-    def _answer(self, status: int, body: bytes, *, cut: bool = False, length: bool = True, **headers: str) -> None:
+    def _answer(self, status: int, body: bytes, *headers: tuple[str, str], cut: bool = False, length: bool = True) -> None:
         self.send_response(status)
-        for name, value in headers.items():
+        for name, value in headers:
             self.send_header(name, value)
         if length:
             self.send_header("Content-Length", str(len(body) + 100 * cut))
@@ -157,7 +157,7 @@ def places_of_our_own(folder: Path) -> Iterator[None]:
 
     # Once a day the hub's client asks it for this list, and keeps what it says.
     (folder / "agents.json").write_text('{"harnesses": {}}')
-    hub = {"ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": False}
+    hub: dict[str, Any] = {"ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": False}
     hub |= {"AGENT_HARNESSES_PATH": str(folder / "agents.json"), "HF_HUB_CACHE": str(folder / "hub")}
     _server.append(server)
     fsspec.get_filesystem_class("hf").clear_instance_cache()

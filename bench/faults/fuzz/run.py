@@ -81,7 +81,8 @@ def first_jobs(opened: Opened, **_options: object) -> None:
 @contextmanager
 def captured() -> Iterator[tuple[Any, Any]]:
     """Standard output and error as the process has them: libraries that hold the old streams write there too."""
-    sys.stdout.flush(), sys.stderr.flush()
+    sys.stdout.flush()
+    sys.stderr.flush()
     before, streams = (os.dup(1), os.dup(2)), (sys.stdout, sys.stderr)
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
@@ -90,7 +91,8 @@ def captured() -> Iterator[tuple[Any, Any]]:
         try:
             yield out, err
         finally:
-            sys.stdout.flush(), sys.stderr.flush()
+            sys.stdout.flush()
+            sys.stderr.flush()
             sys.stdout, sys.stderr = streams
             for number, old in enumerate(before, start=1):
                 os.dup2(old, number)
@@ -138,7 +140,8 @@ def run(case: Case) -> Answer:
         finally:
             os.chdir(before)
             sys.argv = arguments
-        sys.stdout.flush(), sys.stderr.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
         out.seek(0), err.seek(0)
         return Answer(code, out.read().decode(), err.read().decode(), exception, time.process_time() - computed)
 

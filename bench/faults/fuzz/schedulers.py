@@ -7,7 +7,7 @@ import json
 import random
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 
@@ -56,7 +56,8 @@ def scheduler(rng: random.Random, bases: Bases, folder: Path) -> Case:
     model = folder / "model"
     shutil.copytree(bases.folder / name, model)
     path = next(model.rglob("scheduler_config.json"))
-    kind, must = rng.choice(_kinds()), None
+    kind = rng.choice(_kinds())
+    must: Literal["refuse"] | None = None
     own = json.loads(path.read_text())
     way = rng.choice(("other theory", "other", "other", "settings", "settings", "settings", "index", "tree", "own defaults"))
     said = f"{name}: {way}"
@@ -98,9 +99,10 @@ def _kinds() -> list[str]:
 def _defaults(kind: str) -> dict[str, Any]:
     """What the class writes of itself; the name alone where a program is missing that it needs."""
     try:
-        return json.loads(getattr(diffusers, kind)().to_json_string())
+        written: dict[str, Any] = json.loads(getattr(diffusers, kind)().to_json_string())
     except (ImportError, TypeError, ValueError, AttributeError):
         return {"_class_name": kind}
+    return written
 
 
 def _built(rng: random.Random, bases: Bases, folder: Path) -> Case:

@@ -55,7 +55,8 @@ def checkpoint(rng: random.Random, bases: Bases, folder: Path) -> Case:
     if way < 0.08:
         other = target / rng.choice(("manifest.json", "state.json", "state.safetensors"))
         here, there = path.read_bytes(), other.read_bytes()
-        _rewrite(path, there), _rewrite(other, here)
+        _rewrite(path, there)
+        _rewrite(other, here)
         said = f"swapped with {other.name}"
     elif way < 0.14:
         path.unlink()
