@@ -15,6 +15,7 @@ from fewshot_ray.search.job import Job
 from fewshot_ray.search.jobs import first_trials, search_job
 from fewshot_ray.search.journal import Journal
 from fewshot_ray.search.kept_checkpoints import KeptCheckpoints
+from fewshot_ray.search.order import Order
 from fewshot_ray.search.records import Records
 from fewshot_ray.search.study import Proposal, Study
 from fewshot_ray.search.sweep_folder import SweepFolder, plain_trial_id
@@ -65,9 +66,10 @@ class PlainSearch:
         self.document = plain_document(document)
         self.file = _alone(file)
         self.trials = plain_trials(document, file)
-        self.journal = journal
         self.folder = folder
         self.study = Study(journal.path, plain_study_name(file), file.search, self.document.tree, seed=file.seed)
+        first = [(values, origin, None) for values, origin in first_trials(self.document, self.file)]
+        self.order = Order(self.study, journal, first, self.trials)
         self.wanted = False
         """Whether there is a winner to compare with it."""
         self.pending = [self._job(one) for one in self.study.proposals() if one.repeats is None and not self._has_ended(one)]
@@ -97,17 +99,12 @@ class PlainSearch:
         """The next trial; None where none is left to start."""
         if self.pending:
             return self.pending.pop(0)
-        if not self.wanted or self.study.trained >= self.trials:
-            return None
-        first, number = first_trials(self.document, self.file), self.study.trained
-        proposal = self.study.add(*first[number]) if number < len(first) else self.study.propose()
-        self.journal.sync()
-        return self._job(proposal)
+        return self._job(self.order.next()) if self.wanted and self.order.left else None
 
     @property
     def is_over(self) -> bool:
         """Whether all of its trials have ended."""
-        return self.study.trained >= self.trials and self.ended == self.study.trained
+        return not self.order.left and self.ended == self.study.trained
 
     @property
     def ended(self) -> int:

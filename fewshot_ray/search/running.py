@@ -57,6 +57,22 @@ class Running:
         """What is kept when the job starts again: the counts, and whether it is to have a whole GPU."""
         return {"failures": self.failures, "machines_lost": self.machines_lost, "alone": self.alone}
 
+    def lose(self, reason: str, fault: Fault) -> None:
+        """Its worker was lost. The loss of a machine is no failure of its own, and a full disk ends the sweep in any case."""
+        self.just_lost, self.fault = True, fault
+        if fault is Fault.MACHINE_GONE:
+            self.machines_lost += 1
+        elif fault is not Fault.FULL:
+            self.failures.append(reason)
+
+    def may_go_on(self, retries: int) -> bool:
+        """Whether it is restarted after its worker was lost."""
+        return not (self.stopped or self.problem or self.again or self.is_given_up(retries))
+
+    def is_dropped(self, retries: int, *, at_last_step: bool) -> bool:
+        """Whether it ended for no reason that is known: Tune drops a trial whose worker was lost before it started."""
+        return not (at_last_step or self.stopped or self.again or self.just_lost or self.is_given_up(retries))
+
     def is_given_up(self, retries: int) -> bool:
         """Whether it was lost too often to be restarted."""
         return len(self.failures) > retries or self.machines_lost > MOST_MACHINES_LOST

@@ -18,7 +18,6 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from fewshot_ray.search import sweep as sweep_module
 from fewshot_ray.search.faults import Fault
 from fewshot_ray.search.job import Job
 from fewshot_ray.search.sweep import Next, Sweep
@@ -712,7 +711,7 @@ def test_several_at_a_time_resume_with_their_rungs(tmp_path: Path) -> None:
     sweep = open_sweep(Folder(tmp_path), document, concurrent=3)
     clock = itertools.count(1000, -1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep_module.time, "time", lambda: float(next(clock)))
+        patch.setattr("time.time", lambda: float(next(clock)))
         jobs = [sweep.next_job() for _ in range(3)]
         rows = {job.id: evaluations(job) for job in jobs if isinstance(job, Job)}
         stopped = [id for step in range(2) for id in reversed(list(rows)) if id in rows and sweep.evaluated(id, next(rows[id]))]
