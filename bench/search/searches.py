@@ -18,8 +18,9 @@ from optuna.trial import TrialState, create_trial
 from bench.search.replay import Search, Table, Trial
 from bench.search.spaces import Between
 from fewshot_ray.search.distributions import distribution
+from fewshot_ray.search.frozen_trials import Result
 from fewshot_ray.search.stopping import LEVEL, Stopping
-from fewshot_ray.search.study import Result, Study
+from fewshot_ray.search.study import Study
 from fewshot_ray.search.sweep_folder import EvaluationRow
 from fewshot_ray.spec.ranges import Choice, FloatRange, IntRange, Range
 from fewshot_ray.spec.sections import SearchSpec

@@ -19,10 +19,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
 
 from fewshot_ray.errors import UserError
+from fewshot_ray.search.frozen_trials import REPEATS
 from fewshot_ray.search.journal import JOURNAL, recorded
 from fewshot_ray.search.leaderboard import leaderboard
 from fewshot_ray.search.plain_search import plain_study_name
-from fewshot_ray.search.study import REPEATS
 from fewshot_ray.search.sweep_folder import SweepFolder, plain_trial_id, trial_id
 from fewshot_ray.spec.sections import FileSpec
 

@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 
+from fewshot_ray.search.frozen_trials import EARLIER, SAMPLER
 from fewshot_ray.search.job import Job
 from fewshot_ray.search.stopping import Stop, Stopping
-from fewshot_ray.search.study import EARLIER, SAMPLER
 from fewshot_ray.search.sweep_folder import EvaluationRow, SweepFolder
 
 

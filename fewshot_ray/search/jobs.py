@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fewshot_ray.search.frozen_trials import PLAIN_ORIGIN, Proposal
 from fewshot_ray.search.job import Job
 from fewshot_ray.search.leaderboard import contenders, control_id, leaderboard, tuned_plain, winner
-from fewshot_ray.search.study import PLAIN_ORIGIN, Proposal
 from fewshot_ray.search.sweep_folder import Kind, SweepFolder, TrialRecord, trial_id
 from fewshot_ray.search.winner import trial_tree
 from fewshot_ray.spec.document import Document

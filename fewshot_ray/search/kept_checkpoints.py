@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fewshot_ray.search.study import EARLIER, SAMPLER
+from fewshot_ray.search.frozen_trials import EARLIER, SAMPLER
 from fewshot_ray.search.sweep_folder import SweepFolder, TrialRecord
 from fewshot_ray.spec.sections import SearchSpec
 from fewshot_ray.training.checkpoint import checkpoint_name, saved_steps

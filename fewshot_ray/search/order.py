@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from fewshot_ray.search.frozen_trials import EARLIER, PLAIN_ORIGIN, EarlierTrial, Proposal
 from fewshot_ray.search.jobs import first_trials
 from fewshot_ray.search.journal import Journal
-from fewshot_ray.search.study import EARLIER, PLAIN_ORIGIN, EarlierTrial, Proposal, Study
+from fewshot_ray.search.study import Study
 from fewshot_ray.search.sweep_folder import trial_id
 from fewshot_ray.search.warm_start import begin_with_earlier
 from fewshot_ray.spec.document import Document

@@ -11,13 +11,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from fewshot_ray.search.frozen_trials import Proposal
 from fewshot_ray.search.job import Job
 from fewshot_ray.search.jobs import first_trials, search_job
 from fewshot_ray.search.journal import Journal
 from fewshot_ray.search.kept_checkpoints import KeptCheckpoints
 from fewshot_ray.search.order import Order
 from fewshot_ray.search.records import Records
-from fewshot_ray.search.study import Proposal, Study
+from fewshot_ray.search.study import Study
 from fewshot_ray.search.sweep_folder import SweepFolder, plain_trial_id
 from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.ranges import FloatRange

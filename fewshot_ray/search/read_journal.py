@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.search.distributions import directions, distribution, values_of
-from fewshot_ray.search.study import ENTERED, ORIGIN, ORIGINS, PLAIN_ORIGIN, REPEATS, Proposal
+from fewshot_ray.search.frozen_trials import ENTERED, ORIGIN, ORIGINS, PLAIN_ORIGIN, REPEATS, Proposal, proposal_of
 from fewshot_ray.spec.sections import SearchSpec
 from fewshot_ray.spec.space import Space
 from fewshot_ray.spec.wording import show
@@ -87,4 +87,4 @@ def _proposal(trial: optuna.trial.FrozenTrial, space: Space) -> Proposal:
     repeats = trial.user_attrs.get(REPEATS)
     if repeats is not None and (type(repeats) is not int or not 0 <= repeats < trial.number):
         raise ValueError(f"trial {trial.number} repeats {show(repeats)}")
-    return Proposal(trial.number, values, origin, trial.state, repeats)
+    return proposal_of(trial, space)

@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 
 from optuna.trial import TrialState
 
+from fewshot_ray.search.frozen_trials import Result
 from fewshot_ray.search.job import Job
 from fewshot_ray.search.kept_checkpoints import KeptCheckpoints
-from fewshot_ray.search.study import Result, Study
+from fewshot_ray.search.study import Study
 from fewshot_ray.search.sweep_folder import EvaluationRow, FailedBy, State, SweepFolder, TrialRecord
 from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.trial.ranking import Ranking

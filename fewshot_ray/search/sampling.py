@@ -35,13 +35,10 @@ from scipy.stats import qmc
 
 from fewshot_ray.methods.randomness import derived_seed
 from fewshot_ray.search.distributions import at_quantile, directions, distribution, from_optuna
+from fewshot_ray.search.frozen_trials import BEST, FAILED_BY
 from fewshot_ray.spec.sections import SearchSpec
 from fewshot_ray.spec.space import Parameter, Space
 
-BEST = "best"
-"""User attribute of a stopped trial: its best evaluation's objectives, in their order."""
-FAILED_BY = "failed_by"
-"""User attribute of a failed trial: as in its record (`TrialRecord.failed_by`)."""
 BY_VALUES = "values"
 FAILED = "failed"
 """Name of the constraint that a trial violates which failed by its values."""

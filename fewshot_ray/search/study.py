@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import random
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,86 +16,31 @@ from optuna.storages.journal._file import LOCK_FILE_SUFFIX
 from optuna.trial import FrozenTrial, TrialState
 
 from fewshot_ray.methods.randomness import derived_seed
-from fewshot_ray.search.distributions import at_quantile, directions, distribution, to_optuna, values_of
-from fewshot_ray.search.sampling import BEST, FAILED_BY, Sampling
-from fewshot_ray.search.sweep_folder import EvaluationRow, FailedBy
+from fewshot_ray.search.distributions import at_quantile, directions, to_optuna
+from fewshot_ray.search.frozen_trials import (
+    ENTERED,
+    SAMPLER,
+    SWEEP,
+    TOLD,
+    TRIAL,
+    EarlierTrial,
+    Proposal,
+    Result,
+    ended_trial,
+    entered_trial,
+    proposal_of,
+    repeat_of,
+    running_trial,
+)
+from fewshot_ray.search.sampling import Sampling
 from fewshot_ray.spec.sections import SearchSpec
 from fewshot_ray.spec.space import Space
 from fewshot_ray.storage import writing
 
-ORIGIN = "origin"
-REPEATS = "repeats"
-ERROR = "error"
-"""User attribute of a failed trial: why."""
-STOPPED = "stopped"
-"""User attribute of a trial that ended before its last step: why."""
-TOLD = (BEST, FAILED_BY, ERROR, STOPPED)
 MOST_REPEATS = 10
 """Number of consecutive repeated proposals after which values are drawn at random."""
-SAMPLER = "sampler"
-PLAIN_ORIGIN = "plain"
-EARLIER = "earlier"
-"""Origin of a trial with the values of an earlier sweep's trial."""
-ENTERED = "entered"
-"""Origin of an earlier sweep's trial that entered the study with its result; it isn't trained and has no folder here."""
-ORIGINS = ("preset", PLAIN_ORIGIN, "file", SAMPLER, EARLIER, ENTERED)
-SWEEP, TRIAL = "sweep", "trial"
-"""User attributes of these two: the earlier sweep's place, and the trial's id there."""
 TO_TRY = "to_try"
 """User attribute of the study: the earlier trials whose values are tried first; written when all others have entered."""
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A trial of the study, with its values by dotted path."""
-
-    number: int
-    values: dict[str, Any]
-    origin: str
-    state: TrialState
-    repeats: int | None = None
-    """The number of an earlier trial with the same values: this one gets its result and isn't trained."""
-    taken_from: str | None = None
-    """The earlier sweep's place and the trial's id there."""
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether it is trained in this sweep."""
-        return self.repeats is None and self.origin != ENTERED
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a trial of the search ended."""
-
-    state: TrialState
-    """COMPLETE, PRUNED or FAIL."""
-    values: Mapping[str, float] | None = None
-    """Every metric of its best evaluation; None without one."""
-    rows: Sequence[EvaluationRow] = ()
-    excess: Mapping[str, float] | None = None
-    """The violation of each constraint by its best evaluation."""
-    error: str | None = None
-    failed_by: FailedBy | None = None
-    """Whether a failed one did by its values or by its worker."""
-    stopped: str | None = None
-    """Why it ended before its last step."""
-
-
-@dataclass(frozen=True)
-class EarlierTrial:
-    """A trial of an earlier sweep."""
-
-    sweep: str
-    """The sweep's place."""
-    id: str
-    values: Mapping[str, Any]
-    """By dotted path."""
-
-    @property
-    def attributes(self) -> dict[str, str]:
-        """User attributes of its trial here."""
-        return {SWEEP: self.sweep, TRIAL: self.id}
 
 
 class Study:
@@ -150,10 +93,7 @@ class Study:
 
     def _note(self, trial: FrozenTrial) -> Proposal:
         """Keep a trial of the journal in memory, and show it to the sampler."""
-        values = values_of(trial, self.space)
-        attributes = trial.user_attrs
-        taken_from = f"{attributes[SWEEP]}/{attributes[TRIAL]}" if SWEEP in attributes else None
-        proposal = Proposal(trial.number, values, attributes[ORIGIN], trial.state, attributes.get(REPEATS), taken_from)
+        proposal = proposal_of(trial, self.space)
         is_new = trial.number == len(self._proposals)
         if is_new:
             self._proposals.append(proposal)
@@ -163,8 +103,8 @@ class Study:
             self._proposals[trial.number] = proposal
         if proposal.origin not in self.outside:
             (self.sampling.add if is_new else self.sampling.end)(trial)
-            if self.space.is_complete(values):
-                self._numbers.setdefault(self._key(values), trial.number)
+            if self.space.is_complete(proposal.values):
+                self._numbers.setdefault(self._key(proposal.values), trial.number)
         if proposal.repeats is not None and not proposal.state.is_finished() and is_new:
             self._repeats.setdefault(proposal.repeats, []).append(trial.number)
         return proposal
@@ -174,16 +114,7 @@ class Study:
 
         `earlier`: the trial of an earlier sweep that has these values.
         """
-        attributes = earlier.attributes if earlier is not None else {}
-        return self._add(optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={ORIGIN: origin, **attributes}, **self._at(values)))
-
-    def _at(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """A trial's parameters and their distributions, as Optuna has them."""
-        having = {path: self.space.at(path, values) for path in values}
-        return {
-            "params": {having[path].name: to_optuna(having[path].range, value) for path, value in values.items()},
-            "distributions": {one.name: distribution(one.range) for one in having.values()},
-        }
+        return self._add(running_trial(values, self.space, origin, earlier))
 
     @property
     def to_try(self) -> list[EarlierTrial] | None:
@@ -196,20 +127,7 @@ class Study:
         entered = {proposal.taken_from for proposal in self._proposals}
         for trial, result in known:
             if f"{trial.sweep}/{trial.id}" not in entered:
-                told = self._told(result)
-                last = (
-                    [told.intermediate_values[told.last_step]] if told.last_step is not None else None
-                )  # what `tell` makes a stopped one's
-                self._add(
-                    optuna.trial.create_trial(
-                        state=told.state,
-                        values=last if told.state is TrialState.PRUNED else told.values,
-                        intermediate_values=told.intermediate_values,
-                        constraints=told.constraints,
-                        user_attrs={ORIGIN: ENTERED, **trial.attributes, **told.user_attrs},
-                        **self._at(trial.values),
-                    )
-                )
+                self._add(entered_trial(trial, result, self.space, self.search.objectives))
         with writing(self.journal):
             self.study.set_user_attr(TO_TRY, [{**trial.attributes, "values": dict(trial.values)} for trial in to_try])
 
@@ -254,44 +172,15 @@ class Study:
 
     def _add_repeat(self, number: int) -> None:
         """Add a trial with the values and, where known, the result of another one, in one line of the journal."""
-        original = self.study.get_trials(deepcopy=False)[number]
-        own = {name: value for name, value in original.user_attrs.items() if name in TOLD}
-        self._add(
-            optuna.trial.create_trial(
-                state=original.state,
-                values=original.values,
-                params=original.params,
-                distributions=original.distributions,
-                user_attrs={**own, ORIGIN: SAMPLER, REPEATS: number},
-                intermediate_values=original.intermediate_values,
-                constraints=original.constraints,
-            )
-        )
+        self._add(repeat_of(self.study.get_trials(deepcopy=False)[number]))
 
     def finish(self, number: int, result: Result) -> None:
         """Store how a trial ended: COMPLETE with its objectives, PRUNED with its course and best evaluation, or FAIL with the reason.
 
         A trial that has ended already is left as it is.
         """
-        self._tell(number, self._told(result))
+        self._tell(number, ended_trial(result, self.search.objectives))
         self._settle_repeats(number)
-
-    def _told(self, result: Result) -> FrozenTrial:
-        """A result as Optuna stores it, without parameters."""
-        objectives = list(self.search.objectives)
-        best = [result.values[name] for name in objectives] if result.values is not None and result.state is not TrialState.FAIL else None
-        course = {row.step: row.metrics.get(objectives[0], math.nan) for row in result.rows} if len(objectives) == 1 else {}
-        attributes = {
-            **{ERROR: result.error, FAILED_BY: result.failed_by, STOPPED: result.stopped},
-            BEST: best if result.state is TrialState.PRUNED else None,
-        }
-        return optuna.trial.create_trial(
-            state=result.state,
-            values=best if result.state is TrialState.COMPLETE else None,
-            intermediate_values={step: value for step, value in course.items() if math.isfinite(value)},
-            constraints=dict(result.excess or {}),
-            user_attrs={name: value for name, value in attributes.items() if value is not None},
-        )
 
     def _settle_repeats(self, number: int) -> None:
         """Store the result of a trial also for its repeats that were added while it was running."""

@@ -21,11 +21,12 @@ from optuna.trial import TrialState
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.search.differences import differing_paths
+from fewshot_ray.search.frozen_trials import PLAIN_ORIGIN, SAMPLER, EarlierTrial, Proposal, Result
 from fewshot_ray.search.inputs import compared_with
 from fewshot_ray.search.jobs import search_job
 from fewshot_ray.search.lease import is_driven
 from fewshot_ray.search.own_folder import AT_ONCE
-from fewshot_ray.search.study import PLAIN_ORIGIN, SAMPLER, EarlierTrial, Proposal, Result, Study
+from fewshot_ray.search.study import Study
 from fewshot_ray.search.sweep_folder import SPEC, EvaluationRow, SweepFolder, TrialRecord, check_trainable, read_spec
 from fewshot_ray.spec.alternatives import label_of
 from fewshot_ray.spec.document import Document, value_at

@@ -13,12 +13,13 @@ from optuna.trial import TrialState
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.report.tables import to_csv
+from fewshot_ray.search.frozen_trials import Proposal, Result
 from fewshot_ray.search.hyperparameters import Hyperparameters
 from fewshot_ray.search.job import Job
 from fewshot_ray.search.jobs import first_trials, search_job
 from fewshot_ray.search.leaderboard import leaderboard
 from fewshot_ray.search.read_journal import read_journal
-from fewshot_ray.search.study import Proposal, Result, Study
+from fewshot_ray.search.study import Study
 from fewshot_ray.spec.alternatives import By, alternatives, choice_of_methods
 from fewshot_ray.spec.document import Document, parse_document
 from fewshot_ray.spec.ranges import Choice, FloatRange, IntRange

@@ -10,9 +10,9 @@ import pytest
 from optuna.trial import TrialState
 
 from fewshot_ray.errors import UserError
+from fewshot_ray.search.frozen_trials import Proposal
 from fewshot_ray.search.job import Job
 from fewshot_ray.search.jobs import after_search, rerun_steps, search_job
-from fewshot_ray.search.study import Proposal
 from fewshot_ray.search.sweep_folder import Kind, State, SweepFolder, TrialRecord
 from fewshot_ray.search.winner import exported_trial
 from fewshot_ray.spec.document import Document, parse_document, to_yaml

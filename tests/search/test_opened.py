@@ -10,9 +10,10 @@ import pytest
 
 from fewshot_ray.cli.show import read_sweep
 from fewshot_ray.errors import UserError
+from fewshot_ray.search.frozen_trials import SAMPLER
 from fewshot_ray.search.lease import LEASE, Lease
 from fewshot_ray.search.opened import Opened, changed, existing_sweep, planned_sweep, put_on_record
-from fewshot_ray.search.study import SAMPLER, Study
+from fewshot_ray.search.study import Study
 from fewshot_ray.search.sweep_folder import FORMAT, TrialRecord
 from fewshot_ray.spec.document import Document, ranges
 from fewshot_ray.storage import Folder

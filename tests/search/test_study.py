@@ -17,8 +17,9 @@ from optuna.trial import TrialState
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.search.distributions import at_quantile, distribution, from_optuna, to_optuna
+from fewshot_ray.search.frozen_trials import Proposal, Result
 from fewshot_ray.search.read_journal import read_journal
-from fewshot_ray.search.study import Proposal, Result, Study
+from fewshot_ray.search.study import Study
 from fewshot_ray.search.sweep_folder import EvaluationRow
 from fewshot_ray.spec.ranges import Choice, FloatRange, IntRange, Range
 from fewshot_ray.spec.sections import SearchSpec

@@ -15,10 +15,11 @@ from rich.console import Console
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.report.progress import Progress
+from fewshot_ray.search.frozen_trials import EARLIER, ENTERED, SWEEP, TRIAL
 from fewshot_ray.search.job import Job
 from fewshot_ray.search.journal import Journal
 from fewshot_ray.search.opened import Opened, existing_sweep, planned_sweep, put_on_record
-from fewshot_ray.search.study import EARLIER, ENTERED, SWEEP, TRIAL, Study
+from fewshot_ray.search.study import Study
 from fewshot_ray.search.sweep import Sweep
 from fewshot_ray.search.warm_start import WarmStart, earlier_sweeps, warm_start
 from fewshot_ray.search.winner import exported_trial
