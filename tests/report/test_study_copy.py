@@ -17,10 +17,11 @@ from fewshot_ray.report.study_copy import copy_study
 from fewshot_ray.search.sweep import Sweep
 from fewshot_ray.storage import Folder
 from tests.report.conftest import png
-from tests.search.synthetic import file, finish, open_sweep
-from tests.search.test_sweep import light, small
+from tests.search.conftest import light
+from tests.search.synthetic import file, finish, open_sweep, small
 
 __all__ = ["light"]
+pytestmark = pytest.mark.usefixtures("light")
 
 
 def written(folder: Path) -> dict[str, bytes]:

@@ -1,7 +1,20 @@
-"""The S3 server of the tests beside these, for those of a sweep's folder at a URL."""
+"""What several of these tests need: the S3 server of the tests beside these, and sweeps without what takes time and isn't asked for."""
 
 from __future__ import annotations
 
-from tests.cluster.conftest import s3, short_folder
+import os
 
-__all__ = ["s3", "short_folder"]
+import pytest
+
+from tests.cluster.conftest import s3, short_folder
+from tests.search import synthetic
+from tests.search.synthetic import NoBoards
+
+__all__ = ["light", "s3", "short_folder"]
+
+
+@pytest.fixture
+def light(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Synthetic sweeps without TensorBoard's events, whose files aren't synced."""
+    monkeypatch.setattr(synthetic, "Boards", NoBoards)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)

@@ -29,7 +29,22 @@ TRAIN = {"steps": STEPS, "lr": FloatRange(1e-4, 1e-2, log=True), "params": Choic
 EVALUATE = {"every": EVERY, "metrics": ["holdout_loss", "kid", "memorisation"]}
 ASHA = {"asha": {"metric": "holdout_loss", "grace_steps": 2, "reduction_factor": 2}}
 
+FULL = {"trials": 5, "scheduler": ASHA, "confirm": {"top": 2, "seeds": [7, 8]}}
+CROSSFIT = {"images": "embedded://digits/shots", "shots": 4, "holdout": {"crossfit": 2}}
+SMALL = {"ant": {"noise_steps": IntRange(1, 2), "noise_norm": Choice(("moments", "sample"))}}
+"""Four configurations, and plain fine-tuning."""
+
 Curve = Callable[[Job, int], dict[str, float]]
+
+
+class NoBoards:
+    """TensorBoard's events have tests of their own."""
+
+    def __init__(self, *args: object, **options: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **options: None
 
 
 def file(**sections: Any) -> Document:
@@ -39,6 +54,11 @@ def file(**sections: Any) -> Document:
         merge = name in ("train", "evaluate", "search")
         tree[name] = {**tree[name], **section} if merge else section
     return document(**tree)
+
+
+def small(trials: int, **search: Any) -> Document:
+    """A sweep over few configurations."""
+    return file(method=SMALL, train={"lr": 1e-3, "params": "full"}, search={"trials": trials, **search})
 
 
 def curve(job: Job, step: int) -> dict[str, float]:
@@ -76,6 +96,14 @@ def run_job(sweep: Sweep, job: Job, curve: Curve = curve) -> None:
         if sweep.evaluated(job.id, row):
             break
     sweep.ended(job.id)
+
+
+def finish_one(sweep: Sweep) -> str:
+    """Run the next job; its id."""
+    job = sweep.next_job()
+    assert isinstance(job, Job)
+    run_job(sweep, job)
+    return job.id
 
 
 def finish(sweep: Sweep, curve: Curve = curve) -> list[str]:

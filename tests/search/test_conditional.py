@@ -28,9 +28,8 @@ from fewshot_ray.spec.space import Space
 from fewshot_ray.storage import Folder
 from fewshot_ray.trial.compose import check_document, compose, search_trials
 from tests.search import synthetic
-from tests.search.synthetic import file, finish, open_sweep, outcome, run_job
+from tests.search.synthetic import NoBoards, file, finish, open_sweep, outcome, run_job
 from tests.search.test_study import RANGES, loaded, row, settle
-from tests.search.test_sweep import NoBoards
 
 STEPS = {"noise_steps": IntRange(1, 9)}
 METHODS = choice_of_methods(["sdft", {"ant": STEPS}, {"ant": STEPS, "sdft": {"lambda_aux": FloatRange(0.0, 1.0)}}, "finetune"])

@@ -24,10 +24,10 @@ from fewshot_ray.spec.ranges import FloatRange
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.checkpoint import checkpoint_name
 from fewshot_ray.trial.compose import check_document
+from tests.search.killing import Killer, killed
 from tests.search.synthetic import curve, evaluations, file, finish, open_sweep, outcome
-from tests.search.test_sweep import Killer, killed, light
 
-__all__ = ["light"]
+pytestmark = pytest.mark.usefixtures("light")
 CONFIRM = {"seeds": [7, 8, 9], "plain": "tuned"}
 PLAIN_IDS = [f"p000{number}" for number in range(4)]
 

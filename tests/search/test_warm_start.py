@@ -28,8 +28,7 @@ from fewshot_ray.spec.ranges import Choice, FloatRange, IntRange
 from fewshot_ray.trial.ranking import Ranking
 from tests.cli.conftest import write_pictures
 from tests.search import synthetic
-from tests.search.synthetic import ASHA, Curve, curve, evaluations, file, finish, outcome, run_job
-from tests.search.test_sweep import NoBoards
+from tests.search.synthetic import ASHA, Curve, NoBoards, curve, evaluations, file, finish, outcome, run_job
 
 
 @pytest.fixture(autouse=True)
