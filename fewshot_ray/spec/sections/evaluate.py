@@ -1,0 +1,58 @@
+"""`evaluate`: how trials are measured."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from fewshot_ray.spec.sections.section import Place, PositiveInt, Section, Text, distinct
+
+
+class EvaluateSpec(Section):
+    """How trials are evaluated, and how often."""
+
+    every: PositiveInt = 50
+    """Training steps between evaluations."""
+
+    samples: int = Field(default=256, ge=0)
+    """Images generated per evaluation."""
+
+    final_samples: int = Field(default=1000, ge=0)
+    """Images generated in the evaluation of the winners."""
+
+    metrics: Annotated[list[Text], AfterValidator(distinct)] = Field(default=["holdout_loss"], min_length=1)
+    """Metrics computed in every evaluation."""
+
+    extractor: Text = "auto"
+    """Network whose features the metrics use: auto, digits or inception."""
+
+    extractor_weights: Place | None = None
+    """Local file with the extractor's weights; fetched when not given."""
+
+    lpips_weights: Place | None = None
+    """Local file with the weights of LPIPS's VGG network; fetched when not given."""
+
+    sampler: Literal["ddim", "dpm++"] = "ddim"
+    """Sampler of the generated images."""
+
+    sampler_steps: PositiveInt = 50
+    """Network evaluations per generated image."""
+
+    guidance_scale: float = Field(default=1.0, ge=1)
+    """Scale of classifier-free guidance for generated images, 1 for none; class-conditional models only."""
+
+    paths: PositiveInt = 64
+    """Straight lines through a GAN's latent space per evaluation, for path_uniformity and ppl_uniformity."""
+
+    final_paths: PositiveInt = 1000
+    """Straight lines through the latent space in the evaluation of the winners."""
+
+    loss_draws: PositiveInt = 256
+    """Minimum number of fixed (t, eps) pairs that holdout_loss averages over; every held-out image has at least one."""
+
+    grid_images: int = Field(default=16, ge=0)
+    """Images in the sample grid of an evaluation."""
+
+    keep_samples: bool = False
+    """Keep all generated images of every evaluation, not only the grid."""
