@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from fewshot_ray.search.frozen_trials import PLAIN_ORIGIN, Proposal
@@ -61,9 +62,10 @@ def after_search(folder: SweepFolder, file: FileSpec, *, plain_is_over: bool = F
     """
     rows = leaderboard(folder, file.search)
     best, confirm = contenders(rows, file.search), file.search.confirm
+    tree_of = cache(lambda source_id: trial_tree(folder, source_id))  # for all jobs from a trial its spec is read once
     jobs: list[Job] = []
     if confirm is not None and len(best) > 1:
-        jobs = [_rerun(folder, file, row.trial, seed) for row in best for seed in confirm.choosing]
+        jobs = [_rerun(file, row.trial, tree_of(row.trial.id), seed) for row in best for seed in confirm.choosing]
         if any((done := folder.record(job.id)) is None or done.state == "RUNNING" for job in jobs):
             return jobs
     if (chosen := winner(rows)) is None:
@@ -72,15 +74,15 @@ def after_search(folder: SweepFolder, file: FileSpec, *, plain_is_over: bool = F
         tuned = confirm.plain == "tuned"
         best_plain = tuned_plain(rows, file.search) if tuned and plain_is_over else None
         for seed in confirm.reporting:
-            jobs.append(_rerun(folder, file, chosen.trial, seed))
+            jobs.append(_rerun(file, chosen.trial, tree_of(chosen.trial.id), seed))
             if PLAIN in jobs[-1].tree["method"]:
                 continue
             if best_plain is not None:
-                jobs.append(_tuned_control(folder, file, chosen.trial, best_plain.trial, seed))
+                jobs.append(_tuned_control(file, chosen.trial, best_plain.trial, tree_of(best_plain.trial.id), seed))
             elif not tuned:
-                jobs.append(_control(folder, file, chosen.trial, seed))
+                jobs.append(_control(file, chosen.trial, tree_of(chosen.trial.id), seed))
     if isinstance(file.target.holdout, CrossFit):
-        jobs.append(_refit(folder, file, chosen.trial))
+        jobs.append(_refit(file, chosen.trial, tree_of(chosen.trial.id)))
     return jobs
 
 
@@ -92,35 +94,26 @@ def rerun_steps(best_step: int, *, steps: int, every: int) -> int:
     return min(steps, -(-3 * best_step // (2 * every)) * every)
 
 
-def _rerun(folder: SweepFolder, file: FileSpec, source: TrialRecord, seed: int) -> Job:
-    """A trial of the search again with another seed."""
-    return _seeded(
-        file,
-        f"confirm-{source.id}-seed{seed}",
-        "confirm",
-        source.id,
-        f"{source.id} again, seed {seed}",
-        trial_tree(folder, source.id),
-        seed,
-        source.params,
-        source.best_step,
-    )
+def _rerun(file: FileSpec, source: TrialRecord, tree: dict[str, Any], seed: int) -> Job:
+    """A trial of the search, of that tree, again with another seed."""
+    name, label = f"confirm-{source.id}-seed{seed}", f"{source.id} again, seed {seed}"
+    return _seeded(file, name, "confirm", source.id, label, tree, seed, source.params, source.best_step)
 
 
-def _control(folder: SweepFolder, file: FileSpec, source: TrialRecord, seed: int) -> Job:
-    """Plain fine-tuning with a trial's `train` section.
+def _control(file: FileSpec, source: TrialRecord, tree: dict[str, Any], seed: int) -> Job:
+    """Plain fine-tuning with the `train` section of a trial of that tree.
 
     It goes to its end: when plain fine-tuning is at its best with these values, no trial of the search has told.
     """
-    tree = {**trial_tree(folder, source.id), "method": {PLAIN: {}}}
-    label = f"plain fine-tuning as {source.id}, seed {seed}"
-    return _seeded(file, control_id(source.id, seed), "control", source.id, label, tree, seed, plain_values(source.params), None)
+    name, label = control_id(source.id, seed), f"plain fine-tuning as {source.id}, seed {seed}"
+    plain_tree = {**tree, "method": {PLAIN: {}}}
+    return _seeded(file, name, "control", source.id, label, plain_tree, seed, plain_values(source.params), None)
 
 
-def _tuned_control(folder: SweepFolder, file: FileSpec, source: TrialRecord, tuned: TrialRecord, seed: int) -> Job:
-    """The best trial of plain fine-tuning's own search again with another seed."""
+def _tuned_control(file: FileSpec, source: TrialRecord, tuned: TrialRecord, tree: dict[str, Any], seed: int) -> Job:
+    """The best trial of plain fine-tuning's own search, of that tree, again with another seed."""
     name, label = control_id(source.id, seed, tuned.id), f"plain fine-tuning as {tuned.id}, seed {seed}"
-    return _seeded(file, name, "control", source.id, label, trial_tree(folder, tuned.id), seed, tuned.params, tuned.best_step)
+    return _seeded(file, name, "control", source.id, label, tree, seed, tuned.params, tuned.best_step)
 
 
 def _steps(tree: Mapping[str, Any], file: FileSpec) -> int:
@@ -145,8 +138,8 @@ def _seeded(
     return Job(name, None, kind, origin, label, tree, seed, last_step, _folds(file), params=params)
 
 
-def _refit(folder: SweepFolder, file: FileSpec, winner: TrialRecord) -> Job:
-    """The winner trained on all images for its best number of steps."""
+def _refit(file: FileSpec, winner: TrialRecord, tree: dict[str, Any]) -> Job:
+    """The winner, of that tree, trained on all images for its best number of steps."""
     assert winner.best_step is not None
     return Job(
         id=f"refit-{winner.id}",
@@ -154,7 +147,7 @@ def _refit(folder: SweepFolder, file: FileSpec, winner: TrialRecord) -> Job:
         kind="refit",
         origin=winner.id,
         label=f"{winner.id} on all images",
-        tree=trial_tree(folder, winner.id),
+        tree=tree,
         seed=winner.seed,
         last_step=winner.best_step,
         folds=1,

@@ -181,6 +181,23 @@ def test_every_seed_has_one_purpose(seeds: list[int], choosing: list[int], repor
     assert [(job.kind, job.seed) for job in single.jobs()] == [(kind, seed) for seed in reporting for kind in ("confirm", "control")]
 
 
+@pytest.mark.parametrize("top", [1, 2])
+def test_a_trials_spec_is_read_once_for_all_its_jobs(top: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: one reading for each trial that jobs come from, of however many seeds; parsing one takes longer than all else."""
+    ended = confirmed(tmp_path, [5, 6, 7, 8, 9], top=top, target=CROSSFIT)
+    ended.run({})
+    read, read_text = [], Folder.read_text
+
+    def counted(folder: Folder, name: str) -> str:
+        read.append(folder.url.rsplit("/", 1)[-1])
+        return read_text(folder, name)
+
+    monkeypatch.setattr(Folder, "read_text", counted)
+    jobs = ended.jobs()
+    assert len(jobs) == 11
+    assert sorted(read) == ["t0001", "t0002"][:top]
+
+
 def test_a_failed_refit_says_so(tmp_path: Path) -> None:
     """Oracle: resuming would not help."""
     ended = Ended(tmp_path, target=CROSSFIT)
