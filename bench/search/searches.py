@@ -184,7 +184,7 @@ class OurStopping:
         if stop is not None:
             trial.stopped, trial.extra["complete"] = stop.reason, stop.complete
         if stop is not None or trial.done == looks:
-            self.stopping.ended(str(trial.number))
+            self.stopping.ended(str(trial.number), "COMPLETE" if stop is None or stop.complete else "PRUNED")
         return stop is not None
 
 

@@ -32,8 +32,8 @@ class SuccessiveHalving:
     These are the latest that reached the rung and the best one before them, as a search proposes better ones over time.
 
     Trials are compared by their best evaluation so far, since that is what a trial is ranked by: one that overfits later may still win.
-    Those on a front before a trial's own count as better, so several objectives are compared together. Decisions depend only on the
-    results in their order, so replaying the recorded ones rebuilds the rungs.
+    Those on a front before a trial's own count as better, so several objectives are compared together. A trial that failed can't win, so it
+    leaves its rungs. Decisions depend only on the results and failures in their order, so replaying the recorded ones rebuilds the rungs.
     """
 
     def __init__(self, config: AshaSpec, ranking: Ranking, *, steps: int) -> None:
@@ -67,3 +67,10 @@ class SuccessiveHalving:
                 if len(reached) > MOST_RIVALS:
                     del reached[next(name for name, standing in zip(reached, standings, strict=True) if standing.place > 0)]
         return stop
+
+    def failed(self, trial_id: str) -> None:
+        """The trial has failed: others aren't compared with it any more."""
+        self.best.pop(trial_id, None)
+        self.passed.pop(trial_id, None)
+        for reached in self.rungs.values():
+            reached.pop(trial_id, None)

@@ -50,9 +50,19 @@ class Records:
         self.folder.write_trial(replace(self._record(trial_id), error=reason))
 
     def settle(
-        self, job: Job, state: State, problem: str | None = None, failed_by: FailedBy | None = None, stopped: str | None = None
+        self,
+        job: Job,
+        state: State,
+        problem: str | None = None,
+        failed_by: FailedBy | None = None,
+        stopped: str | None = None,
+        *,
+        at_sec: float,
     ) -> TrialRecord:
-        """Record how a trial ended, with its best evaluation; one without any finite objective has failed."""
+        """Record how a trial ended, with its best evaluation; one without any finite objective has failed.
+
+        `at_sec`: when it ended, in seconds since 1970, to the microsecond.
+        """
         rows = self.folder.rows(job.id)
         of_a_refit = len(rows) - 1 if rows else None
         best = self.ranking.best_index([row.metrics for row in rows]) if job.refit_steps is None else of_a_refit
@@ -67,7 +77,7 @@ class Records:
             failed_by=failed_by,
             stopped=stopped,
             train_sec=_train_sec(rows, job.tree.get("train", {}).get("batch_size", self.file.train.batch_size) * job.folds),
-            ended=_now(),
+            ended=datetime.fromtimestamp(at_sec, UTC).isoformat(timespec="microseconds"),
         )
         self.folder.write_trial(settled)
         self.tell(settled, rows)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from fewshot_ray.metrics.suite import METRICS
 from fewshot_ray.search.curves import Noise, Point, best_of, has_turned, is_behind
 from fewshot_ray.search.halving import SuccessiveHalving, early_grace
-from fewshot_ray.search.sweep_folder import EvaluationRow
+from fewshot_ray.search.sweep_folder import EvaluationRow, State
 from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.spec.validate import endpoint_trees
-from fewshot_ray.trial.ranking import Ranking
+from fewshot_ray.trial.ranking import Merit, Ranking
 
 LEVEL = 0.05
 """Share of the trials that have not turned, yet are found to have."""
@@ -33,12 +33,15 @@ class Stop:
 class Stopping:
     """Asked after each evaluation whether the trial ends.
 
-    Its answers depend on the evaluations in their order alone, so replaying the recorded ones brings it where it was.
+    Its answers depend on the evaluations and the ends of trials in their order alone, so replaying those on record brings it where it was.
 
     - A trial has turned, and is complete, where each objective is worse than at the best evaluation that keeps the constraints.
     - A trial of the sampler is behind, and is pruned, where another one that keeps the constraints would be better in each objective at the
       last step. Preset, plain fine-tuning and reruns are never pruned, since others are compared with them.
     - With `search.scheduler.asha`, successive halving prunes.
+
+    Only a trial that is running or complete may win, so others aren't compared with one that was pruned or has failed: once it has ended,
+    the front is as if it had never been there.
 
     The level of a test is shared among the evaluations of a whole trial (Bonferroni), as each of them is a look at the same curve.
     """
@@ -52,11 +55,13 @@ class Stopping:
         self.race = race
         self.halving = halving
         self.curves: dict[str, dict[str, list[Point]]] = {}
-        """Trial -> objective -> its curve, of the running trials and those of `front`."""
-        self.over: set[str] = set()
-        """The trials of `front` that have ended."""
+        """Trial -> objective -> its curve, of the running trials and those of `complete`."""
+        self.best: dict[str, Mapping[str, float]] = {}
+        """The running trials of the search, with their best evaluation that keeps the constraints."""
+        self.complete: dict[str, Mapping[str, float]] = {}
+        """The complete trials of the search that no other complete one dominates, with theirs."""
         self.front: dict[str, Mapping[str, float]] = {}
-        """The trials of the search that no other one dominates, with their best evaluation."""
+        """Those of both that no other one dominates."""
         self.noise = {name: Noise() for name in ranking.objectives}
 
     @classmethod
@@ -84,7 +89,9 @@ class Stopping:
         """
         self._add(trial_id, row, searched=searched)
         halved = self.halving.report(trial_id, row.step, row.metrics) if self.halving is not None and searched else False
-        if searched:
+        if searched and self.ranking.merit(row.metrics)[0] == 0:
+            if self.ranking.is_better(row.metrics, self.best.get(trial_id)):
+                self.best[trial_id] = row.metrics
             self._enter(trial_id, row.metrics)
         if row.step >= last_step:
             return None
@@ -99,18 +106,23 @@ class Stopping:
         return None
 
     def knows(self, trial_id: str) -> bool:
-        """Whether it has had an evaluation of a trial that is running, or on the front."""
+        """Whether it has had an evaluation of a trial that is running, or one of the best complete ones."""
         return trial_id in self.curves
 
-    def ended(self, trial_id: str) -> None:
-        """The trial has ended; its curve is forgotten unless others are compared with it."""
-        self.over.add(trial_id)
-        if trial_id not in self.front:
-            self._forget(trial_id)
+    def ended(self, trial_id: str, state: State) -> None:
+        """The trial has ended; its curve is forgotten unless it is complete and no other complete one dominates it.
 
-    def _forget(self, trial_id: str) -> None:
-        self.over.discard(trial_id)
-        self.curves.pop(trial_id, None)
+        Where it isn't complete, those that only it dominated are on the front again.
+        """
+        best = self.best.pop(trial_id, None)
+        outdone = [trial_id] if best is None or state != "COMPLETE" else self._join(self.complete, trial_id, best)
+        for name in outdone:
+            self.curves.pop(name, None)
+        if [name for name in outdone if self.front.pop(name, None) is not None]:
+            for name, metrics in {**self.complete, **self.best}.items():
+                self._enter(name, metrics)
+        if self.halving is not None and state == "FAIL":
+            self.halving.failed(trial_id)
 
     def _add(self, trial_id: str, row: EvaluationRow, *, searched: bool) -> None:
         curves = self.curves.setdefault(trial_id, {name: [] for name in self.ranking.objectives})
@@ -123,18 +135,24 @@ class Stopping:
                 self.noise[name].add(curves[name])
 
     def _enter(self, trial_id: str, metrics: Mapping[str, float]) -> None:
-        """Put the trial on the front with an evaluation, unless that is dominated; what it dominates is removed."""
+        """Put the trial on the front with an evaluation that keeps the constraints, unless that is dominated, or worse than one there."""
+        if self.ranking.is_better(metrics, self.front.get(trial_id)):
+            self._join(self.front, trial_id, metrics)
+
+    def _join(self, front: dict[str, Mapping[str, float]], trial_id: str, metrics: Mapping[str, float]) -> list[str]:
+        """Put a trial on a front, unless it is dominated; returns who isn't on it therefore: the trial, or those that it dominates.
+
+        Of equal ones the first stays.
+        """
         merit = self.ranking.merit(metrics)
-        if merit[0] > 0 or not self.ranking.is_better(metrics, self.front.get(trial_id)):
-            return
-        others = {name: self.ranking.merit(best) for name, best in self.front.items() if name != trial_id}
-        if any(all(a <= b for a, b in zip(other, merit, strict=True)) for other in others.values()):
-            return
-        self.front[trial_id] = metrics
-        for name in [name for name, other in others.items() if all(a <= b for a, b in zip(merit, other, strict=True))]:
-            del self.front[name]
-            if name in self.over:
-                self._forget(name)
+        others = {name: self.ranking.merit(best) for name, best in front.items() if name != trial_id}
+        if any(_as_good(other, merit) for other in others.values()):
+            return [trial_id]
+        front[trial_id] = metrics
+        dominated = [name for name, other in others.items() if _as_good(merit, other)]
+        for name in dominated:
+            del front[name]
+        return dominated
 
     def _turned(self, trial_id: str, level: float) -> int | None:
         """The step of the best evaluation of a trial that has turned in every objective."""
@@ -152,3 +170,8 @@ class Stopping:
             if other != trial_id and all(is_behind(own[name], theirs[name], last_step, level, noise[name]) for name in own):
                 return other
         return None
+
+
+def _as_good(one: Merit, other: Merit) -> bool:
+    """Whether one is nowhere worse than another."""
+    return all(a <= b for a, b in zip(one, other, strict=True))

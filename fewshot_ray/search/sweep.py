@@ -135,7 +135,6 @@ class Sweep:
                 if not proposal.state.is_finished():
                     self.records.tell(record)
                 self.kept.ended(record)
-                self.stopping.ended(job.id)
         if self.plain is not None:
             self.plain.reconcile(self.records, self.kept)
         self.journal.sync()
@@ -293,8 +292,9 @@ class Sweep:
     def _settle(self, running: Running, verdict: Ended) -> TrialRecord:
         """Put its end on record."""
         stopped = running.stop.reason if running.stop is not None and verdict.outcome is not Outcome.FAIL else None
-        record = self.records.settle(running.job, STATES[verdict.outcome], verdict.reason, verdict.failed_by, stopped)
-        self.stopping.ended(record.id)
+        state, at_sec = STATES[verdict.outcome], self.evaluations.now_sec()
+        record = self.records.settle(running.job, state, verdict.reason, verdict.failed_by, stopped, at_sec=at_sec)
+        self.stopping.ended(record.id, record.state)
         return record
 
     def _leave_open(self, trial_id: str, reason: str) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -74,6 +75,11 @@ class TrialRecord:
     started: str = ""
     """ISO 8601 time."""
     ended: str | None = None
+
+    @property
+    def ended_sec(self) -> float | None:
+        """When it ended, in seconds since 1970; None while it runs. Raises ValueError or OverflowError where `ended` is no time."""
+        return None if self.ended is None else datetime.fromisoformat(self.ended).timestamp()
 
 
 @dataclass(frozen=True)
@@ -265,8 +271,8 @@ def _record_from(tree: Any, own_id: str) -> TrialRecord:
         raise ValueError(f"{record.state} with values {show(record.values)} of step {show(record.best_step)}")
     if record.best_step is not None:
         _step(record.best_step)
-    if not math.isfinite(record.train_sec):
-        raise ValueError(f"train_sec: {record.train_sec}")
+    if not (math.isfinite(record.train_sec) and math.isfinite(record.ended_sec or 0.0)):
+        raise ValueError(f"train_sec: {record.train_sec}, ended: {record.ended}")
     return record if record.values is None else replace(record, values=_from_json(record.values))
 
 

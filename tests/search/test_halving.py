@@ -47,6 +47,17 @@ def test_worked_by_hand() -> None:
     assert [report(asha, trial, step, value) for trial, step, value, _ in script] == [stop for *_, stop in script]
 
 
+def test_a_trial_that_failed_is_no_rival() -> None:
+    """Oracle: by hand. It led at both rungs; the next one is behind it while it runs, and goes on once it has failed."""
+    asha = halving()
+    assert not report(asha, "leads", 20, 1.0)
+    assert report(asha, "behind", 10, 2.0)
+    asha.failed("leads")
+    assert not report(asha, "best", 10, 1.5)
+    assert not report(asha, "best", 20, 1.5)
+    assert [list(reached) for reached in asha.rungs.values()] == [["behind", "best"], ["best"], []]
+
+
 def test_the_best_so_far_counts() -> None:
     """Oracle: a trial's value is its best evaluation, so one that was best at 10 and has overfitted at 20 still leads at that rung."""
     asha = halving()

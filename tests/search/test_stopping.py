@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def run(stopping: Stopping, trial_id: str, means: Sequence[float], **more: Seque
             trial_id, row(step, mean, **metrics), looks=LOOKS, last_step=20 * len(means), searched=True, may_lose=trial_id != "plain"
         )
         if stop is not None or last:
-            stopping.ended(trial_id)
+            stopping.ended(trial_id, "COMPLETE" if stop is None or stop.complete else "PRUNED")
             return at + 1, stop
     raise AssertionError
 
@@ -121,6 +122,39 @@ def test_a_trial_that_is_behind_is_pruned() -> None:
     assert run(stopping, "close", [0.1501, 0.12, 0.11, 0.1, 0.097])[1] is None
     assert list(stopping.front) == ["close"]
     assert stopping.curves.keys() == {"close"}
+
+
+def report(stopping: Stopping, trial_id: str, means: Sequence[float]) -> None:
+    """Evaluations of a trial that isn't stopped and runs on."""
+    for at, mean in enumerate(means):
+        step = 20 * (at + 1)
+        assert stopping.report(trial_id, row(step, mean), looks=LOOKS, last_step=200, searched=True, may_lose=False) is None
+
+
+@pytest.mark.parametrize("state", ["FAIL", "PRUNED"])
+def test_a_trial_that_cannot_win_stops_none(state: Literal["FAIL", "PRUNED"]) -> None:
+    """Oracle: by hand. While it runs it is ahead of all; once it has ended the front is what it would be without it."""
+    stopping = Stopping(HELD_OUT, race=0.05)
+    run(stopping, "complete", [0.2, 0.15, 0.13])
+    report(stopping, "ahead", [0.1, 0.08])
+    assert list(stopping.front) == ["ahead"]
+    assert run(stopping, "before", [0.15, 0.13, 0.12, 0.11, 0.105])[1] == Stop("race: behind ahead", complete=False)
+    report(stopping, "running", [0.18, 0.14])
+    stopping.ended("ahead", state)
+    assert list(stopping.front) == ["complete"]
+    assert run(stopping, "after", [0.15, 0.13, 0.12, 0.11, 0.105]) == (5, None)
+    assert run(stopping, "worse", [0.3, 0.29, 0.28]) == (2, Stop("race: behind after", complete=False))
+    stopping.ended("running", "FAIL")
+    assert stopping.curves.keys() == stopping.front.keys() == {"after"}
+
+
+def test_the_best_complete_trial_is_a_rival_again() -> None:
+    """Oracle: by hand. A trial that dominated it has failed, so what is behind it is behind the best."""
+    stopping = Stopping(HELD_OUT, race=0.05)
+    run(stopping, "complete", [0.15, 0.12, 0.11])
+    report(stopping, "ahead", [0.1])
+    stopping.ended("ahead", "FAIL")
+    assert run(stopping, "behind", [0.16, 0.13, 0.12]) == (2, Stop("race: behind complete", complete=False))
 
 
 def test_only_what_keeps_the_constraints_is_a_rival() -> None:

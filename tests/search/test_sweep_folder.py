@@ -141,6 +141,7 @@ def test_a_damaged_record_is_named_in_one_line(empty: SweepFolder, text: str) ->
         {"values": {"kid": 10**400}},
         {"train_sec": math.inf},
         {"train_sec": True},
+        {"ended": "yesterday"},
         {"label": None},
     ],
 )

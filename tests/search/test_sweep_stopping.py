@@ -91,3 +91,34 @@ def test_a_constraint_decides_who_is_stopped(tmp_path: Path) -> None:
         states[(record.number or 0) % 2].add(record.state)
     assert states == {0: {"COMPLETE"}, 1: {"PRUNED"}}
     assert exported_trial(sweep.folder, sweep.file).id == "t0000"
+
+
+def test_a_trial_that_failed_stops_none_resumed_or_not(tmp_path: Path) -> None:
+    """Oracle: by hand. t0001 is ahead and fails, so t0002 goes on; a sweep that is resumed then knows what the running one does."""
+    levels = {"t0000": 0.5, "t0001": 0.1, "t0002": 0.3, "t0003": 0.7}
+
+    def level(job: Job, step: int) -> dict[str, float]:
+        return {"holdout_loss": levels[job.id] - step / 1000, "kid": 1.0, "memorisation": 0.0}
+
+    document = file(train={"steps": 20}, search={"trials": 4, "scheduler": {"race": {}}, "include_plain": False})
+    sweep = open_sweep(Folder(tmp_path), document, concurrent=2)
+    run_job(sweep, sweep.next_job(), level)  # type: ignore[arg-type]
+    ahead, other = sweep.next_job(), sweep.next_job()
+    assert isinstance(ahead, Job)
+    assert isinstance(other, Job)
+    leads, follows = evaluations(ahead, level), evaluations(other, level)
+    assert not any(sweep.evaluated(ahead.id, next(leads)) for _ in range(2))
+    assert not sweep.evaluated(other.id, next(follows))
+    sweep.failed(ahead.id, "the denoiser loss is nan at step 5", by_values=True)
+    sweep.ended(ahead.id)
+    assert not sweep.evaluated(other.id, next(follows))
+    before, after = (row.time for row in sweep.folder.rows(other.id))
+    assert before < (sweep.folder.record(ahead.id).ended_sec or 0.0) < after  # type: ignore[union-attr]
+    resumed = open_sweep(Folder(tmp_path), document)
+    assert resumed.folder.record(other.id).state == "RUNNING"  # type: ignore[union-attr]
+    for name in ("curves", "best", "complete", "front"):
+        assert getattr(resumed.stopping, name) == getattr(sweep.stopping, name)
+    assert list(resumed.stopping.front) == [other.id]
+    finish(resumed, level)
+    ends = [(record.state, record.stopped) for record in resumed.folder.trials()]
+    assert ends == [("COMPLETE", None), ("FAIL", None), ("COMPLETE", None), ("PRUNED", f"race: behind {other.id}")]
