@@ -113,7 +113,7 @@ DIGITS = Space(
         "ema": OneOf((0.95, 0.98, 0.99)),
     },
     tree=_digits,
-    configurations=160,
+    configurations=150,
     splits=3,
 )
 
