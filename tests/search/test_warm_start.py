@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from optuna.trial import TrialState
@@ -36,7 +37,7 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "Boards", NoBoards)
 
 
-def planned(place: Path, name: str, **sections: Any) -> Opened:
+def planned(place: Path | str, name: str, **sections: Any) -> Opened:
     return put_on_record(planned_sweep(file(name=name, storage=str(place), **sections)))
 
 
@@ -45,7 +46,7 @@ def opened(found: Opened, out: io.StringIO | None = None) -> Sweep:
     return Sweep(found.document, found.file, found.folder, Journal(found.folder.folder), progress, NoBoards(), concurrent=1)  # type: ignore[arg-type]
 
 
-def earlier(place: Path, name: str = "a", how: Curve = curve, **sections: Any) -> Sweep:
+def earlier(place: Path | str, name: str = "a", how: Curve = curve, **sections: Any) -> Sweep:
     """A sweep that has ended."""
     sweep = opened(planned(place, name, **sections))
     finish(sweep, how)
@@ -89,6 +90,19 @@ def test_results_enter_and_are_not_trained_again(tmp_path: Path) -> None:
     assert exported_trial(sweep.folder, found.file).id in {record.id for record in records}
     assert existing_sweep(found.folder.folder).file == found.file
     assert put_on_record(planned_sweep(file(name="b", storage=str(tmp_path), search=found.document.tree["search"]))).file == found.file
+
+
+def test_an_earlier_sweep_in_an_object_store(tmp_path: Path) -> None:
+    """Oracle: the same sweep on a disk gives the same."""
+    taken = []
+    for place in (str(tmp_path), f"memory://{uuid4().hex}"):
+        earlier(place, search={"trials": 6})
+        sweep = opened(planned(place, "b", search={"trials": 4, "from": [f"{place}/a"]}))
+        finish(sweep)
+        assert {trial.user_attrs[SWEEP] for trial in entered(sweep)} == {f"{place}/a"}
+        taken.append([(trial.user_attrs.get(TRIAL), trial.params, trial.values) for trial in sweep.study.study.get_trials()])
+    assert taken[0] == taken[1]
+    assert any(trial_id is not None for trial_id, *_ in taken[0])
 
 
 def test_a_resumed_search_proposes_the_same(tmp_path: Path) -> None:
