@@ -19,6 +19,9 @@ NORMAL_MEDIAN = 0.6745
 """The median magnitude of a standard normal variable."""
 FEWEST_RESIDUALS = 8
 """Fewest evaluations with two neighbours that the noise of a metric is estimated from."""
+SLOWDOWN = 0.5
+"""How fast a curve is taken to go on falling, relative to its latest interval, in the logarithm of the steps; chosen by
+bench/search/efficiency.py on its first split."""
 
 
 @dataclass(frozen=True)
@@ -100,27 +103,25 @@ def has_turned(curve: Sequence[Point], level: float, noise: float | None) -> boo
     return best is not None and not curve[-2].value <= best.value and is_worse(curve[-1], best, level / len(earlier), noise)
 
 
-def is_behind(curve: Sequence[Point], other: Sequence[Point], last_step: int, level: float, noise: float | None) -> bool:
-    """Whether a trial would stay behind another one to its last step, by a test at `level`.
+def is_behind(curve: Sequence[Point], rival: Point, last_step: int, level: float, noise: float | None) -> bool:
+    """Whether a trial would still be worse at its last step than a rival's best evaluation, by a test at `level`.
 
-    The gap is that of their best evaluations after equally many steps; the other one's must keep the constraints. Early on large learning
-    rates are ahead and smaller ones catch up, so where the gap closes it is taken to go on closing at the rate of the later half of the
-    evaluations.
+    The forecast: its best evaluation goes on falling at SLOWDOWN times the rate of the latest interval in the logarithm of the steps. What
+    it has at equally many steps isn't compared: early on large learning rates are ahead, and smaller ones catch up.
     """
     if len(curve) < 2:
         return False
-    now, before = curve[-1].step, curve[(len(curve) - 2) // 2].step
-    pairs = [(_best_until(curve, step, whether_kept=False), _best_until(other, step)) for step in (before, now)]
-    (own_before, rival_before), (own, rival) = pairs
-    if own_before is None or rival_before is None or own is None or rival is None:
+    own_before, own = _best_value(curve[:-1]), _best_value(curve)
+    if own_before is None or own is None:
         return False
-    closed = (own_before.value - rival_before.value) - (own.value - rival.value)
-    ahead = (last_step - now) / (now - before)
-    if noise is not None and closed > 0:  # the noise of the gap, and of its closing
-        noise *= math.hypot(1 + ahead, ahead)
-    return is_worse(own, rival, level, noise, by=max(0.0, closed) * ahead)
+    before, now = curve[-2].step, curve[-1].step
+    ahead = SLOWDOWN * math.log(last_step / now) / math.log(now / before)
+    fallen = own_before.value - own.value
+    if noise is not None and fallen > 0:  # of the evaluation twice, of the one before, and of the rival's
+        noise *= math.sqrt(((1 + ahead) ** 2 + ahead**2 + 1) / 2)
+    return is_worse(own, rival, level, noise, by=fallen * ahead)
 
 
-def _best_until(curve: Sequence[Point], step: int, *, whether_kept: bool = True) -> Point | None:
-    """The best evaluation up to a step; of all of them, without `whether_kept`, whether they keep the constraints or not."""
-    return best_of(point if whether_kept else replace(point, kept=True) for point in curve if point.step <= step)
+def _best_value(points: Sequence[Point]) -> Point | None:
+    """The best evaluation, whether it keeps the constraints or not."""
+    return best_of(replace(point, kept=True) for point in points)

@@ -36,14 +36,15 @@ class Stopping:
     Its answers depend on the evaluations and the ends of trials in their order alone, so replaying those on record brings it where it was.
 
     - A trial has turned, and is complete, where each objective is worse than at the best evaluation that keeps the constraints.
-    - A trial of the sampler is behind, and is pruned, where another one that keeps the constraints would be better in each objective at the
-      last step. Preset, plain fine-tuning and reruns are never pruned, since others are compared with them.
+    - A trial of the sampler is behind, and is pruned, where by its forecast it will be worse at its last step in each objective than another
+      one that keeps the constraints has been. Preset, plain fine-tuning and reruns are never pruned, since others are compared with them.
     - With `search.scheduler.asha`, successive halving prunes.
 
     Only a trial that is running or complete may win, so others aren't compared with one that was pruned or has failed: once it has ended,
     the front is as if it had never been there.
 
-    The level of a test is shared among the evaluations of a whole trial (Bonferroni), as each of them is a look at the same curve.
+    Whether a trial has turned is a test whose level is shared among the evaluations of a whole trial (Bonferroni), as each of them is a
+    look at the same curve: no trial is to lose its best evaluation. The level of the race is that of each evaluation.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Stopping:
             return None
         if halved:
             return Stop(f"halving: not among the best of step {row.step}", complete=False)
-        if self.race is not None and (other := self._ahead(trial_id, last_step, self.race / looks)) is not None:
+        if self.race is not None and (other := self._ahead(trial_id, last_step, self.race)) is not None:
             return Stop(f"race: behind {other}", complete=False)
         return None
 
@@ -166,8 +167,10 @@ class Stopping:
         """A trial of the front that this one is behind of in every objective."""
         own, noise = self.curves[trial_id], {name: one.deviation() for name, one in self.noise.items()}
         for other in self.front:
-            theirs = self.curves[other]
-            if other != trial_id and all(is_behind(own[name], theirs[name], last_step, level, noise[name]) for name in own):
+            if other == trial_id:
+                continue
+            best = {name: best_of(curve) for name, curve in self.curves[other].items()}
+            if all(rival is not None and is_behind(own[name], rival, last_step, level, noise[name]) for name, rival in best.items()):
                 return other
         return None
 
