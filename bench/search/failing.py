@@ -35,7 +35,8 @@ from optuna.trial import TrialState
 from bench.machine import write_result
 from fewshot_ray.search import sampling
 from fewshot_ray.search.distributions import distribution
-from fewshot_ray.search.study import Result, Study
+from fewshot_ray.search.frozen_trials import Result
+from fewshot_ray.search.study import Study
 from fewshot_ray.spec.ranges import FloatRange, Range
 from fewshot_ray.spec.sections import SearchSpec
 

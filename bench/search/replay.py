@@ -6,7 +6,7 @@ import heapq
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bench.search.spaces import Between, Space
+from fewshot_ray.search.sweep_folder import EvaluationRow
 
 Array = NDArray[np.float64]
 
@@ -70,6 +71,12 @@ class Table:
 
     def __len__(self) -> int:
         return len(next(iter(self.metrics.values())))
+
+    def row(self, configuration: int, evaluation: int) -> EvaluationRow:
+        """An evaluation as a worker reports it."""
+        metrics = {name: float(values[configuration, evaluation]) for name, values in self.metrics.items() if not name.startswith("test_")}
+        images = [] if self.image_losses is None else self.image_losses[configuration, evaluation].tolist()
+        return EvaluationRow(self.every * (evaluation + 1), 0.0, metrics, 0.0, 0.0, 0.0, 1.0, images)
 
     def point(self, values: Mapping[str, Any]) -> Array:
         """Where values lie."""
@@ -140,14 +147,18 @@ class Replay:
         return np.fmin.accumulate(np.where(np.isnan(seen), np.inf, seen))
 
 
-def replay(search: Search, table: Table, *, workers: int, most_steps: int) -> Replay:
-    """Run a search on the table until it has trained so many steps, or nothing is left. Every step takes the same time."""
+Enough = Callable[[int, Trial, int], bool]
+"""Whether a replay ends after an evaluation, given the steps trained by then, its trial, and the number of trials that have begun."""
+
+
+def replay(search: Search, table: Table, *, workers: int, enough: Enough = lambda *_: False) -> Replay:
+    """Run a search on the table until it has done enough, or nothing is left. Every step takes the same time."""
     queue: list[tuple[int, int, Trial]] = []
     steps: list[int] = []
     found: list[tuple[int, int]] = []
     trials: dict[int, Trial] = {}
     now = order = trained = 0
-    while trained < most_steps:
+    while True:
         while len(queue) < workers and (trial := search.next()) is not None:
             trials[trial.number] = trial
             heapq.heappush(queue, (now + 1, order := order + 1, trial))
@@ -162,4 +173,6 @@ def replay(search: Search, table: Table, *, workers: int, most_steps: int) -> Re
             search.ended(trial)
         else:
             heapq.heappush(queue, (now + 1, order := order + 1, trial))
+        if enough(trained, trial, len(trials)):
+            break
     return Replay(np.array(steps), np.array(found), list(trials.values()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,9 +21,8 @@ from fewshot_ray.search.distributions import distribution
 from fewshot_ray.search.frozen_trials import Result
 from fewshot_ray.search.stopping import LEVEL, Stopping
 from fewshot_ray.search.study import Study
-from fewshot_ray.search.sweep_folder import EvaluationRow
 from fewshot_ray.spec.ranges import Choice, FloatRange, IntRange, Range
-from fewshot_ray.spec.sections import SearchSpec
+from fewshot_ray.spec.sections import RaceSpec, SearchSpec
 from fewshot_ray.trial.ranking import Ranking
 
 
@@ -105,9 +104,11 @@ class BestOfTrial(RaysBridge):
 class Ours:
     """This project's study and sampler."""
 
-    def __init__(self, table: Table, seed: int, trials: int, sampler: str = "tpe") -> None:
+    def __init__(self, table: Table, objective: str, seed: int, trials: int, constraints: Mapping[str, str] | None = None) -> None:
         self.table = table
-        search = SearchSpec.model_validate({"trials": trials, "objectives": {"loss": "min"}, "sampler": sampler})
+        settings = {"trials": trials, "objectives": {objective: "min"}, "constraints": constraints or {}}
+        search = SearchSpec.model_validate(settings)
+        self.ranking = Ranking.of(search)
         self.scratch = tempfile.TemporaryDirectory()
         self.study = Study(Path(self.scratch.name) / "journal", table.space.name, search, ranges(table), seed=seed)
         self.numbers: dict[int, int] = {}
@@ -131,12 +132,15 @@ class Ours:
 
     def tell(self, trial: Trial, values: list[float]) -> None:
         """Complete or stopped, with every evaluation."""
-        rows = [EvaluationRow(self.table.every * (at + 1), 0.0, {"loss": value}, 0.0, 0.0, 0.0, 1.0) for at, value in enumerate(values)]
-        finite = [row for row in rows if math.isfinite(row.metrics["loss"])]
-        best = min(finite, key=lambda row: row.metrics["loss"], default=None)
-        whole = trial.stopped is None or trial.extra.get("complete", False)
-        state = TrialState.FAIL if best is None else TrialState.COMPLETE if whole else TrialState.PRUNED
-        result = Result(state, None, rows, {}, "not finite", "values") if best is None else Result(state, best.metrics, rows, {})
+        rows = [self.table.row(trial.configuration, at) for at in range(trial.done)]
+        index = self.ranking.best_index([row.metrics for row in rows])
+        if index is None:
+            result = Result(TrialState.FAIL, None, rows, error="not finite", failed_by="values")
+        else:
+            best = rows[index].metrics
+            whole = trial.stopped is None or trial.extra.get("complete", False)
+            state = TrialState.COMPLETE if whole else TrialState.PRUNED
+            result = Result(state, best, rows, self.ranking.violations(best))
         self.study.finish(self.numbers[trial.configuration], result)
 
 
@@ -169,21 +173,18 @@ class RaysAsha:
 class OurStopping:
     """This project's stopping; `early` and `race` are the levels of its tests, None without."""
 
-    def __init__(self, table: Table, objective: str, *, early: float | None = LEVEL, race: float | None = LEVEL) -> None:
-        self.table, self.objective = table, objective
-        self.stopping = Stopping(Ranking({objective: "min"}), early=early, race=race)
+    def __init__(self, table: Table, ranking: Ranking, *, early: float | None = LEVEL, race: float | None = RaceSpec().level) -> None:
+        self.table = table
+        self.looks = next(iter(table.metrics.values())).shape[1]
+        self.stopping = Stopping(ranking, early=early, race=race)
 
     def stops(self, trial: Trial) -> bool:
         """See `Stopper`."""
-        values, at = self.table.metrics[self.objective], trial.done - 1
-        metrics = {self.objective: float(values[trial.configuration, at])}
-        losses = [] if self.table.image_losses is None else self.table.image_losses[trial.configuration, at].tolist()
-        row = EvaluationRow(self.table.every * trial.done, 0.0, metrics, 0.0, 0.0, 0.0, 1.0, losses)
-        looks = values.shape[1]
-        stop = self.stopping.report(str(trial.number), row, looks=looks, last_step=looks * self.table.every, searched=True, may_lose=True)
+        row, last_step = self.table.row(trial.configuration, trial.done - 1), self.looks * self.table.every
+        stop = self.stopping.report(str(trial.number), row, looks=self.looks, last_step=last_step, searched=True, may_lose=True)
         if stop is not None:
             trial.stopped, trial.extra["complete"] = stop.reason, stop.complete
-        if stop is not None or trial.done == looks:
+        if stop is not None or trial.done == self.looks:
             self.stopping.ended(str(trial.number), "COMPLETE" if stop is None or stop.complete else "PRUNED")
         return stop is not None
 
@@ -282,6 +283,3 @@ def ranges(table: Table) -> dict[str, Range]:
 def optuna_space(table: Table) -> dict[str, BaseDistribution]:
     """The space as Optuna has it."""
     return {name: distribution(range_) for name, range_ in ranges(table).items()}
-
-
-Make = Callable[[Table, str, int], Search]

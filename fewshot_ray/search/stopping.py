@@ -36,8 +36,8 @@ class Stopping:
     Its answers depend on the evaluations and the ends of trials in their order alone, so replaying those on record brings it where it was.
 
     - A trial has turned, and is complete, where each objective is worse than at the best evaluation that keeps the constraints.
-    - A trial of the sampler is behind, and is pruned, where by its forecast it will be worse at its last step in each objective than another
-      one that keeps the constraints has been. Preset, plain fine-tuning and reruns are never pruned, since others are compared with them.
+    - A trial of the sampler is behind, and is pruned, where by its forecast each objective will be worse at its last step than that of
+      another one, which keeps the constraints, has been. Preset, plain fine-tuning and reruns aren't pruned: others are compared with them.
     - With `search.scheduler.asha`, successive halving prunes.
 
     Only a trial that is running or complete may win, so others aren't compared with one that was pruned or has failed: once it has ended,

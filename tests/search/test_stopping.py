@@ -111,7 +111,7 @@ def test_a_metric_of_samples_turns_by_its_own_noise() -> None:
 
 
 def test_a_trial_that_is_behind_is_pruned() -> None:
-    """Oracle: by hand, with half of the latest fall a unit of log(steps). Plain fine-tuning goes on, as do those that are close or catch up."""
+    """Oracle: by hand, at half of the latest rate in log(steps). Plain fine-tuning goes on, as do those that are close or catch up."""
     best = [0.15, 0.12, 0.11, 0.1, 0.098]
     stopping = Stopping(HELD_OUT, race=0.05)
     assert run(stopping, "best", best) == (5, None)
