@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fewshot_ray.search.curves import Noise, Point, best_of, has_turned, is_behind, is_worse
+from fewshot_ray.search.curves import Falls, Noise, Point, best_of, has_turned, is_behind, is_worse
 from fewshot_ray.search.stopping import Stop, Stopping
 from fewshot_ray.search.sweep_folder import EvaluationRow
 from fewshot_ray.storage import Folder
@@ -143,7 +143,7 @@ def test_a_trial_that_cannot_win_stops_none(state: Literal["FAIL", "PRUNED"]) ->
     stopping.ended("ahead", state)
     assert list(stopping.front) == ["complete"]
     assert run(stopping, "after", [0.15, 0.13, 0.12, 0.11, 0.105]) == (5, None)
-    assert run(stopping, "worse", [0.3, 0.29, 0.28]) == (2, Stop("race: behind after", complete=False))
+    assert run(stopping, "worse", [0.3, 0.29, 0.28]) == (1, Stop("race: behind after", complete=False))
     stopping.ended("running", "FAIL")
     assert stopping.curves.keys() == stopping.front.keys() == {"after"}
 
@@ -161,8 +161,26 @@ def test_the_forecast_of_a_noisy_metric() -> None:
     """Oracle: by hand. From 5 to 3 in an octave the forecast is 2 an octave later; its error is sqrt(1.5^2 + .5^2 + 1) noises."""
     curve, error = [Point(1, 5.0), Point(2, 3.0)], 0.2 * math.sqrt(1.5**2 + 0.5**2 + 1)
     for rival, behind in ((2.0 - 1.7 * error, True), (2.0 - 1.6 * error, False), (2.5, False)):
-        assert is_behind(curve, Point(1, rival), 4, 0.05, 0.2) == behind
-    assert is_behind([Point(1, 3.0), Point(2, 5.0)], Point(1, 3.0 - 1.7 * 0.2 * math.sqrt(2)), 4, 0.05, 0.2)
+        assert is_behind(curve, Point(1, rival), 4, 0.05, 0.2, None) == behind
+    assert is_behind([Point(1, 3.0), Point(2, 5.0)], Point(1, 3.0 - 1.7 * 0.2 * math.sqrt(2)), 4, 0.05, 0.2, None)
+
+
+def test_after_one_evaluation_few_fall_farther_than_the_others_did() -> None:
+    """Oracle: by hand. Ten trials fall by .01 to .1, and one in ten by .1: a first evaluation .1 and more above the best is behind."""
+    falls = Falls()
+    for at in range(10):
+        assert falls.far() == (None if at < 4 else pytest.approx(0.01 * at))
+        falls.add(str(at), [Point(1, 0.5)])
+        falls.add(str(at), [Point(1, 0.5), Point(2, 0.45)])
+        falls.add(str(at), [Point(1, 0.5), Point(2, 0.6), Point(3, 0.5 - 0.01 * (at + 1))])
+    assert falls.far() == pytest.approx(0.1)
+    for far, behind in ((0.1, True), (None, False), (0.2, False)):
+        assert is_behind([Point(20, 0.35, [0.35] * 6)], Point(200, 0.2, [0.2] * 6), 200, 0.05, None, far) == behind
+    stopping = Stopping(HELD_OUT, race=0.05)
+    for at in range(10):
+        run(stopping, str(at), [0.2, 0.15, 0.12])
+    assert run(stopping, "high", [0.3, 0.15, 0.1])[0] == 1
+    assert run(stopping, "low", [0.19, 0.15, 0.1])[0] > 1
 
 
 def test_only_what_keeps_the_constraints_is_a_rival() -> None:
@@ -198,7 +216,7 @@ def test_several_objectives_are_compared_by_the_front() -> None:
 def test_what_is_not_finite_is_worse_than_what_is() -> None:
     """Oracle: by hand."""
     assert best_of([Point(1, math.nan), Point(2, math.inf)]) is None
-    assert not is_behind([Point(1, math.nan), Point(2, math.nan)], Point(2, 0.1), 4, 0.05, 0.01)
+    assert not is_behind([Point(1, math.nan), Point(2, math.nan)], Point(2, 0.1), 4, 0.05, 0.01, None)
     for bad in (math.nan, math.inf):
         images = [0.1] * 4 + [bad]
         assert has_turned([Point(1, 0.1, [0.1] * 5), Point(2, bad, images), Point(3, bad, images)], 0.05, None)
