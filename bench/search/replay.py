@@ -67,7 +67,17 @@ class Table:
     @cached_property
     def points(self) -> Array:
         """`[configuration, dimension]`: where each configuration lies, from 0 to 1 in each dimension; a choice has a whole number."""
-        return np.array([self.point(self.space.configuration(number)) for number in range(len(self))])
+        dimensions = self.space.dimensions.items()
+        return np.array([[_share(dimension, one[name]) for name, dimension in dimensions] for one in self.configurations])
+
+    @cached_property
+    def configurations(self) -> list[dict[str, Any]]:
+        """The values of each."""
+        return [self.space.configuration(number) for number in range(len(self))]
+
+    @cached_property
+    def _uses(self) -> NDArray[np.bool_]:
+        return np.array([[self.space.uses(name, one) for name in self.space.dimensions] for one in self.configurations])
 
     def __len__(self) -> int:
         return len(next(iter(self.metrics.values())))
@@ -78,16 +88,16 @@ class Table:
         images = [] if self.image_losses is None else self.image_losses[configuration, evaluation].tolist()
         return EvaluationRow(self.every * (evaluation + 1), 0.0, metrics, 0.0, 0.0, 0.0, 1.0, images)
 
-    def point(self, values: Mapping[str, Any]) -> Array:
-        """Where values lie."""
-        return np.array([_share(dimension, values[name]) for name, dimension in self.space.dimensions.items()])
-
     def nearest(self, values: Mapping[str, Any], taken: Iterable[int]) -> int:
-        """The configuration nearest to the values that isn't taken; a choice that differs is as far as the two ends of a range."""
-        of_choice = np.array([not isinstance(dimension, Between) for dimension in self.space.dimensions.values()])
-        apart = self.points - self.point(values)
-        apart[:, of_choice] = apart[:, of_choice] != 0
-        distance = (apart**2).sum(axis=1)
+        """The configuration nearest to the values that isn't taken, in the dimensions that both use.
+
+        A choice that differs is as far as the two ends of a range.
+        """
+        distance = np.zeros(len(self))
+        for at, (name, dimension) in enumerate(self.space.dimensions.items()):
+            if name in values and self.space.uses(name, values):
+                apart = self.points[:, at] - _share(dimension, values[name])
+                distance += np.where(self._uses[:, at], apart**2 if isinstance(dimension, Between) else apart != 0, 0.0)
         distance[list(taken)] = math.inf
         return int(distance.argmin())
 

@@ -21,6 +21,7 @@ from fewshot_ray.search.distributions import distribution
 from fewshot_ray.search.frozen_trials import Result
 from fewshot_ray.search.stopping import LEVEL, Stopping
 from fewshot_ray.search.study import Study
+from fewshot_ray.spec.alternatives import Alternatives
 from fewshot_ray.spec.ranges import Choice, FloatRange, IntRange, Range
 from fewshot_ray.spec.sections import RaceSpec, SearchSpec
 from fewshot_ray.trial.ranking import Ranking
@@ -85,7 +86,7 @@ class RaysBridge:
 
     def tell(self, trial: Trial, values: list[float]) -> None:
         """The last value, whether it was stopped or not."""
-        params = self.table.space.configuration(trial.configuration)
+        params = self.table.configurations[trial.configuration]
         if math.isfinite(values[-1]):
             self.study.add_trial(create_trial(values=[values[-1]], params=params, distributions=self.space))
 
@@ -102,7 +103,7 @@ class BestOfTrial(RaysBridge):
 
 
 class Ours:
-    """This project's study and sampler."""
+    """This project's study and sampler, in the space as a run's file would have it: what only some methods use, only they have."""
 
     def __init__(self, table: Table, objective: str, seed: int, trials: int, constraints: Mapping[str, str] | None = None) -> None:
         self.table = table
@@ -110,7 +111,7 @@ class Ours:
         search = SearchSpec.model_validate(settings)
         self.ranking = Ranking.of(search)
         self.scratch = tempfile.TemporaryDirectory()
-        self.study = Study(Path(self.scratch.name) / "journal", table.space.name, search, ranges(table), seed=seed)
+        self.study = Study(Path(self.scratch.name) / "journal", table.space.name, search, tree(table), seed=seed)
         self.numbers: dict[int, int] = {}
         self.taken: set[int] = set()
         ask = self.study.sampling.ask
@@ -118,15 +119,24 @@ class Ours:
         def nearest(number: int, earlier: int) -> dict[str, Any]:
             asked = ask(number, earlier)
             self.study.sampling.discard()
-            return table.space.configuration(table.nearest(asked, self.taken))
+            values = table.configurations[table.nearest(self.named(asked), self.taken)]
+            return self.study.space.choose(lambda parameter: values[self.name(parameter.path)])
 
         self.study.sampling.ask = nearest  # type: ignore[method-assign]
+
+    def name(self, path: str) -> str:
+        """The dimension that a path of the study is."""
+        return path.rpartition(".")[2]
+
+    def named(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values of the study by dimension."""
+        return {self.name(path): value for path, value in values.items()}
 
     def propose(self, taken: set[int]) -> int:
         """The untaken configuration nearest to what the study's sampler proposes."""
         self.taken = taken
         proposal = self.study.propose()
-        configuration = self.table.nearest(proposal.values, taken)
+        configuration = self.table.nearest(self.named(proposal.values), taken)
         self.numbers[configuration] = proposal.number
         return configuration
 
@@ -267,8 +277,19 @@ class OneEvaluation(Search):
             self.first = []
 
 
+def tree(table: Table) -> dict[str, Any]:
+    """The space as a run's file would have it: below each alternative of the method what it uses."""
+    found: dict[str, Any] = dict(ranges(table))
+    space = table.space
+    if space.used_by:
+        labels = found["method"].values
+        below = [{name: found[name] for name, methods in space.used_by.items() if label in methods} for label in labels]
+        found = {name: one for name, one in found.items() if name not in space.used_by} | {"method": Alternatives(labels, tuple(below))}
+    return found
+
+
 def ranges(table: Table) -> dict[str, Range]:
-    """The space as a run's file would have it."""
+    """All dimensions of the space."""
     made: dict[str, Range] = {}
     for name, dimension in table.space.dimensions.items():
         if not isinstance(dimension, Between):

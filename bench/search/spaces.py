@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from scipy.stats import qmc
@@ -51,6 +51,12 @@ class Space:
     configurations: int
     splits: int
     """The seeds 0, 1, ... of the split, of the training and of its evaluation's noise."""
+    used_by: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The methods that use a dimension which not all do."""
+
+    def uses(self, name: str, values: Mapping[str, Any]) -> bool:
+        """Whether a configuration depends on its value in a dimension."""
+        return name not in self.used_by or values["method"] in self.used_by[name]
 
     def configuration(self, number: int) -> dict[str, Any]:
         """The values of a configuration, the same with every number of them: scrambled Sobol points spread over the space."""
@@ -115,6 +121,12 @@ DIGITS = Space(
     tree=_digits,
     configurations=150,
     splits=3,
+    used_by={
+        "noise_steps": ("ant", "ant+sdft"),
+        "noise_step_size": ("ant", "ant+sdft"),
+        "lambda_distill": ("sdft", "ant+sdft"),
+        "eta": ("sadm",),
+    },
 )
 
 
