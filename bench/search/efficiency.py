@@ -72,7 +72,7 @@ def _bridge(table: Table, metric: str, seed: int) -> Proposer:
 
 
 def _ours(table: Table, metric: str, seed: int) -> Proposer:
-    return Ours(table, metric, seed, len(table))
+    return Ours(table, {metric: "min"}, seed, len(table))
 
 
 def _never(table: Table, metric: str) -> Stopper:

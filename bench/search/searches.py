@@ -105,13 +105,14 @@ class BestOfTrial(RaysBridge):
 class Ours:
     """This project's study and sampler, in the space as a run's file would have it: what only some methods use, only they have."""
 
-    def __init__(self, table: Table, objective: str, seed: int, trials: int, constraints: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, table: Table, objectives: Mapping[str, str], seed: int, trials: int, constraints: Mapping[str, str] | None = None
+    ) -> None:
         self.table = table
-        settings = {"trials": trials, "objectives": {objective: "min"}, "constraints": constraints or {}}
-        search = SearchSpec.model_validate(settings)
-        self.ranking = Ranking.of(search)
+        self.settings = SearchSpec.model_validate({"trials": trials, "objectives": objectives, "constraints": constraints or {}})
+        self.ranking = Ranking.of(self.settings)
         self.scratch = tempfile.TemporaryDirectory()
-        self.study = Study(Path(self.scratch.name) / "journal", table.space.name, search, tree(table), seed=seed)
+        self.study = Study(Path(self.scratch.name) / "journal", table.space.name, self.settings, tree(table), seed=seed)
         self.numbers: dict[int, int] = {}
         self.taken: set[int] = set()
         ask = self.study.sampling.ask
