@@ -56,9 +56,9 @@ def trial(place: Path | Folder, *, seed: int | None = None, refit_steps: int | N
 
 def as_eager(folder: Path) -> None:
     """Assert that a trial with `train.compile` has the losses of one without, to 1e-4."""
-    sections = {"evaluate": {"every": 4, "samples": 0, "grid_images": 0, "loss_draws": 4, "metrics": ["holdout_loss"]}}
-    eager = list(trial(folder / "eager", **sections).evaluations())
-    compiled = list(trial(folder / "compiled", train={"compile": True}, **sections).evaluations())
+    evaluate = {"every": 4, "samples": 0, "grid_images": 0, "loss_draws": 4, "metrics": ["holdout_loss"]}
+    eager = list(trial(folder / "eager", evaluate=evaluate).evaluations())
+    compiled = list(trial(folder / "compiled", train={"compile": True}, evaluate=evaluate).evaluations())
     assert [one.step for one in compiled] == [one.step for one in eager] == [4]
     for one, other in zip(compiled, eager, strict=True):
         assert one.train_loss == pytest.approx(other.train_loss, rel=1e-4)
