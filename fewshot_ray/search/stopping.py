@@ -43,8 +43,7 @@ class Stopping:
     Only a trial that is running or complete may win, so others aren't compared with one that was pruned or has failed: once it has ended,
     the front is as if it had never been there.
 
-    Whether a trial has turned is a test whose level is shared among the evaluations of a whole trial (Bonferroni), as each of them is a
-    look at the same curve: no trial is to lose its best evaluation. The level of the race is that of each evaluation.
+    The level of a test is shared among the evaluations of a whole trial (Bonferroni), as each of them is a look at the same curve.
     """
 
     def __init__(
@@ -103,7 +102,7 @@ class Stopping:
             return None
         if halved:
             return Stop(f"halving: not among the best of step {row.step}", complete=False)
-        if self.race is not None and (other := self._ahead(trial_id, last_step, self.race)) is not None:
+        if self.race is not None and (other := self._ahead(trial_id, last_step, self.race / looks)) is not None:
             return Stop(f"race: behind {other}", complete=False)
         return None
 

@@ -44,7 +44,7 @@ class RaceSpec(Section):
     """Ends the sampler's trials that by their forecast won't be as good as the best one; preset and plain fine-tuning are never stopped."""
 
     level: float = Field(default=0.05, gt=0, lt=1)
-    """Level of the test by held-out image at each evaluation; a larger one stops more, and more often wrongly."""
+    """Level of the test by held-out image, shared among a trial's evaluations; a larger one stops more, and more often wrongly."""
 
 
 class SchedulerSpec(Section):
