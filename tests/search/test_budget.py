@@ -29,12 +29,9 @@ from fewshot_ray.storage import Folder
 from fewshot_ray.trial.ranking import Ranking
 from tests.cluster.conftest import sweep_file
 from tests.search import synthetic
-from tests.search.synthetic import NoBoards, curve, evaluations, file, finish, open_sweep, run_job
+from tests.search.synthetic import curve, evaluations, file, finish, open_sweep, run_job
 
-
-@pytest.fixture(autouse=True)
-def light(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synthetic, "Boards", NoBoards)
+pytestmark = pytest.mark.usefixtures("light")
 
 
 @pytest.fixture

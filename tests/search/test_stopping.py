@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -155,6 +157,18 @@ def test_the_best_complete_trial_is_a_rival_again() -> None:
     report(stopping, "ahead", [0.1])
     stopping.ended("ahead", "FAIL")
     assert run(stopping, "behind", [0.16, 0.13, 0.12]) == (2, Stop("race: behind complete", complete=False))
+
+
+def test_the_level_of_the_race_is_shared_among_the_evaluations() -> None:
+    """Oracle: Student's t of 2.4 from ten images is beyond the 2.5 % point (2.26), and within the .5 % point (3.25)."""
+    apart = [math.sqrt(10 * 0.9) * side for side in (-1, 1) * 5]  # of mean 0, and of standard error 1
+    for looks, stops in ((2, True), (10, False)):
+        stopping = Stopping(HELD_OUT, race=0.05)
+        for trial_id, images in (("best", [10.0] * 10), ("behind", [12.4 + one for one in apart])):
+            for step in (20, 40):
+                last = replace(row(step, statistics.fmean(images)), image_losses=images)
+                stop = stopping.report(trial_id, last, looks=looks, last_step=200, searched=True, may_lose=True)
+        assert (stop is not None) == stops
 
 
 def test_the_forecast_of_a_noisy_metric() -> None:

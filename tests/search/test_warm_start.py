@@ -31,10 +31,7 @@ from tests.cli.conftest import write_pictures
 from tests.search import synthetic
 from tests.search.synthetic import ASHA, Curve, NoBoards, curve, evaluations, file, finish, outcome, run_job
 
-
-@pytest.fixture(autouse=True)
-def light(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synthetic, "Boards", NoBoards)
+pytestmark = pytest.mark.usefixtures("light")
 
 
 def planned(place: Path | str, name: str, **sections: Any) -> Opened:
