@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import heapq
 import json
-import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from bench.search.spaces import Between, Space
+from bench.search.spaces import Space
 from fewshot_ray.search.sweep_folder import EvaluationRow
 
 Array = NDArray[np.float64]
@@ -65,19 +64,9 @@ class Table:
         return cls(space, split, steps[1] - steps[0], metrics, losses)
 
     @cached_property
-    def points(self) -> Array:
-        """`[configuration, dimension]`: where each configuration lies, from 0 to 1 in each dimension; a choice has a whole number."""
-        dimensions = self.space.dimensions.items()
-        return np.array([[_share(dimension, one[name]) for name, dimension in dimensions] for one in self.configurations])
-
-    @cached_property
     def configurations(self) -> list[dict[str, Any]]:
         """The values of each."""
         return [self.space.configuration(number) for number in range(len(self))]
-
-    @cached_property
-    def _uses(self) -> NDArray[np.bool_]:
-        return np.array([[self.space.uses(name, one) for name in self.space.dimensions] for one in self.configurations])
 
     def __len__(self) -> int:
         return len(next(iter(self.metrics.values())))
@@ -87,27 +76,6 @@ class Table:
         metrics = {name: float(values[configuration, evaluation]) for name, values in self.metrics.items() if not name.startswith("test_")}
         images = [] if self.image_losses is None else self.image_losses[configuration, evaluation].tolist()
         return EvaluationRow(self.every * (evaluation + 1), 0.0, metrics, 0.0, 0.0, 0.0, 1.0, images)
-
-    def nearest(self, values: Mapping[str, Any], taken: Iterable[int]) -> int:
-        """The configuration nearest to the values that isn't taken, in the dimensions that both use.
-
-        A choice that differs is as far as the two ends of a range.
-        """
-        distance = np.zeros(len(self))
-        for at, (name, dimension) in enumerate(self.space.dimensions.items()):
-            if name in values and self.space.uses(name, values):
-                apart = self.points[:, at] - _share(dimension, values[name])
-                distance += np.where(self._uses[:, at], apart**2 if isinstance(dimension, Between) else apart != 0, 0.0)
-        distance[list(taken)] = math.inf
-        return int(distance.argmin())
-
-
-def _share(dimension: Any, value: Any) -> float:
-    if not isinstance(dimension, Between):
-        return float(dimension.values.index(value))
-    if dimension.log:
-        return math.log(value / dimension.low) / math.log(dimension.high / dimension.low)
-    return float((value - dimension.low) / (dimension.high - dimension.low))
 
 
 @dataclass

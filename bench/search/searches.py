@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState, create_trial
@@ -18,7 +19,8 @@ from optuna.trial import TrialState, create_trial
 from bench.search.replay import Search, Table, Trial
 from bench.search.spaces import Between
 from fewshot_ray.search.distributions import distribution
-from fewshot_ray.search.frozen_trials import Result
+from fewshot_ray.search.frozen_trials import SAMPLER, Result, running_trial
+from fewshot_ray.search.sampling import Tpe
 from fewshot_ray.search.stopping import LEVEL, Stopping
 from fewshot_ray.search.study import Study
 from fewshot_ray.spec.alternatives import Alternatives
@@ -69,20 +71,61 @@ class AtRandom:
         """Learns nothing."""
 
 
+class OnTable(optuna.samplers.TPESampler):
+    """TPE that rates the configurations of a table by its acquisition function, instead of candidates that it draws.
+
+    Values that it models by themselves (each alone, or in the groups of a conditional space) have densities of their own, whose product
+    rates a configuration. A group that a configuration doesn't use is no factor.
+    """
+
+    def rates(self, pool: Mapping[int, Mapping[str, Any]]) -> None:
+        """From now on these configurations are rated, given with their parameters."""
+        self.pool = pool
+        self.worth = dict.fromkeys(pool, 0.0)
+        """The logarithms of their acquisition functions."""
+        self.has_rated = False
+
+    def best(self) -> int | None:
+        """The one that is rated best; None where trials are drawn at random still."""
+        return max(self.worth, key=self.worth.__getitem__) if self.has_rated else None
+
+    def _build_parzen_estimator(self, study: Any, search_space: dict[str, BaseDistribution], trials: Any, handle_below: bool) -> Any:
+        density = super()._build_parzen_estimator(study, search_space, trials, handle_below)
+        self._rated = [number for number, params in self.pool.items() if search_space.keys() <= params.keys()]
+        rated = {name: [one.to_internal_repr(self.pool[number][name]) for number in self._rated] for name, one in search_space.items()}
+        if self._rated:
+            density.sample = lambda *_: {name: np.array(values) for name, values in rated.items()}  # type: ignore[method-assign]
+        return density
+
+    def _compute_acquisition_func(self, samples: Any, mpe_below: Any, mpe_above: Any) -> Any:
+        found = super()._compute_acquisition_func(samples, mpe_below, mpe_above)
+        for number, value in zip(self._rated, found, strict=bool(self._rated)):
+            self.worth[number] += float(value)
+        self.has_rated = True
+        return found
+
+
+class OursOnTable(OnTable, Tpe):
+    """This project's TPE, likewise."""
+
+
 class RaysBridge:
     """Optuna's TPE as `ray.tune.search.optuna.OptunaSearch` uses it: its defaults, each trial told complete with its last value."""
 
-    def __init__(self, table: Table, seed: int, sampler: optuna.samplers.BaseSampler | None = None) -> None:
+    def __init__(self, table: Table, seed: int, **settings: Any) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.table = table
-        self.study = optuna.create_study(sampler=sampler or optuna.samplers.TPESampler(seed=seed))
+        self.sampler = OnTable(seed=seed, **settings)
+        self.study = optuna.create_study(sampler=self.sampler)
         self.space = optuna_space(table)
+        self.first = AtRandom(table, seed)
 
     def propose(self, taken: set[int]) -> int:
-        """The untaken configuration nearest to what TPE proposes."""
-        asked = self.study.ask(self.space)
-        self.study.tell(asked, state=TrialState.FAIL)  # the trained one differs a little, and is told instead
-        return self.table.nearest(asked.params, taken)
+        """The untaken configuration that TPE rates best."""
+        self.sampler.rates({number: params for number, params in enumerate(self.table.configurations) if number not in taken})
+        self.study.tell(self.study.ask(self.space), state=TrialState.FAIL)  # what is trained is told when it has ended
+        best = self.sampler.best()
+        return self.first.propose(taken) if best is None else best
 
     def tell(self, trial: Trial, values: list[float]) -> None:
         """The last value, whether it was stopped or not."""
@@ -95,7 +138,7 @@ class BestOfTrial(RaysBridge):
     """Optuna's TPE, told the best value of each trial, as its documentation advises; multivariate."""
 
     def __init__(self, table: Table, seed: int) -> None:
-        super().__init__(table, seed, optuna.samplers.TPESampler(seed=seed, multivariate=True))
+        super().__init__(table, seed, multivariate=True)
 
     def tell(self, trial: Trial, values: list[float]) -> None:
         """The best value."""
@@ -113,33 +156,40 @@ class Ours:
         self.ranking = Ranking.of(self.settings)
         self.scratch = tempfile.TemporaryDirectory()
         self.study = Study(Path(self.scratch.name) / "journal", table.space.name, self.settings, tree(table), seed=seed)
+        self.first = AtRandom(table, seed)
+        self.values = [self._values(number) for number in range(len(table))]
+        self.params = [running_trial(values, self.study.space, SAMPLER).params for values in self.values]
         self.numbers: dict[int, int] = {}
         self.taken: set[int] = set()
-        ask = self.study.sampling.ask
+        self.proposed = 0
+        sampling, ask = self.study.sampling, self.study.sampling.ask
 
-        def nearest(number: int, earlier: int) -> dict[str, Any]:
-            asked = ask(number, earlier)
-            self.study.sampling.discard()
-            values = table.configurations[table.nearest(self.named(asked), self.taken)]
-            return self.study.space.choose(lambda parameter: values[self.name(parameter.path)])
+        def on_table(**settings: Any) -> OursOnTable:
+            self.sampler = OursOnTable(**settings)
+            self.sampler.rates({number: params for number, params in enumerate(self.params) if number not in self.taken})
+            return self.sampler
 
-        self.study.sampling.ask = nearest  # type: ignore[method-assign]
+        def rated_best(number: int, earlier: int) -> dict[str, Any]:
+            ask(number, earlier)
+            sampling.discard()
+            best = self.sampler.best()
+            self.proposed = self.first.propose(self.taken) if best is None else best
+            return self.values[self.proposed]
 
-    def name(self, path: str) -> str:
-        """The dimension that a path of the study is."""
-        return path.rpartition(".")[2]
+        sampling.tpe = on_table
+        sampling.ask = rated_best  # type: ignore[method-assign]
 
-    def named(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Values of the study by dimension."""
-        return {self.name(path): value for path, value in values.items()}
+    def _values(self, number: int) -> dict[str, Any]:
+        """The values of a configuration that it uses, by path."""
+        values = self.table.configurations[number]
+        return self.study.space.choose(lambda parameter: values[parameter.path.rpartition(".")[2]])
 
     def propose(self, taken: set[int]) -> int:
-        """The untaken configuration nearest to what the study's sampler proposes."""
+        """The untaken configuration that the study's sampler rates best."""
         self.taken = taken
-        proposal = self.study.propose()
-        configuration = self.table.nearest(self.named(proposal.values), taken)
-        self.numbers[configuration] = proposal.number
-        return configuration
+        number = self.study.propose().number
+        self.numbers[self.proposed] = number
+        return self.proposed
 
     def tell(self, trial: Trial, values: list[float]) -> None:
         """Complete or stopped, with every evaluation."""

@@ -14,9 +14,6 @@ from fewshot_ray.spec.space import METHOD, MOST_CASES, PLAIN, Space, decisions, 
 from fewshot_ray.spec.tree import label_at, partly, ranges, value_at
 from fewshot_ray.spec.wording import join, nearest, show
 
-INDEPENDENT = {"gp": "the Gaussian process", "nsga2": "NSGA-II"}
-"""Samplers of Optuna that draw a value which only some trials have at random, without regard to the others."""
-
 
 @dataclass(frozen=True)
 class Case:
@@ -62,11 +59,11 @@ def _sampler_problems(document: Document, space: Space) -> Iterator[Problem]:
     search = document.tree.get("search")
     sampler = search.get("sampler") if isinstance(search, dict) else None
     some = next((parameter for parameter in space.parameters if parameter.conditions), None)
-    if some is not None and isinstance(sampler, str) and sampler in INDEPENDENT:
+    if some is not None and sampler == "nsga2":
         yield Problem(
             "search.sampler",
-            f"{show(sampler)} is given, but only some trials have {some.path}, and Optuna draws such values at random with "
-            f"{INDEPENDENT[sampler]}, without regard to the others; 'tpe', 'qmc' or 'random' is right",
+            f"'nsga2' is given, but only some trials have {some.path}, and Optuna draws such values at random with NSGA-II, without regard "
+            "to the others; 'tpe', 'gp', 'qmc' or 'random' is right",
         )
 
 
