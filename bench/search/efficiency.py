@@ -3,11 +3,11 @@
 python bench/search/efficiency.py [--cases digits:holdout_loss digits:kid stylegan2:kid] [--replays 50] [--workers 1 8] [--processes 2]
 
 Each search runs on the same splits with the same seeds, and proposes recorded configurations only: TPE rates all that aren't trained yet by
-its acquisition function, in place of candidates that it draws, and has the same ten first ones as random search. No configuration is trained
-twice, so random search too takes fewer steps than it would in an endless space. Steps are those of all its trials until the best value so far is as good as that of the best share p of all
-configurations; a search that ends before has spent its steps in vain (expected running time: all steps over the number of successes). What
-stopping costs is the regret after TRIALS trials less that of the same search without stopping, in percent of the range between the best and
-the worst configuration. The rules' constants were chosen on split 0, which isn't reported.
+its acquisition function, in place of candidates that it draws, and begins with the same ten as random search. No configuration is trained
+twice, so random search too takes fewer steps than it would in an endless space. Steps are those of all its trials until the best value so
+far is as good as that of the best share p of all configurations; a search that ends before has spent its steps in vain (expected running
+time: all steps over the number of successes). What stopping costs is the regret after TRIALS trials less that of the same search without
+stopping, in percent of the range between the best and the worst configuration. The rules' constants were chosen on split 0, which isn't reported.
 """
 
 from __future__ import annotations

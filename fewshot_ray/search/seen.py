@@ -83,8 +83,9 @@ def relative(values: Sequence[float], keeps: Sequence[bool]) -> list[float]:
     """
     ordered = sorted(values)
     best = min((value for value, kept in zip(values, keeps, strict=True) if kept), default=ordered[0])
-    unit = RESOLUTION * (statistics.median(value for value in values if value >= best) - best) or 1.0
     most = max(ordered[math.ceil(TAIL * (len(ordered) - 1))], best)
+    usual = statistics.median(value for value in values if value >= best)
+    unit = RESOLUTION * ((usual - best) or (most - best) or 1.0)
     return [math.copysign(math.log1p(abs(min(value, most) - best) / unit), value - best) for value in values]
 
 
