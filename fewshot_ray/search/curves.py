@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from bisect import bisect_left, insort
+from bisect import insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 FEWEST_IMAGES = 5
 """Fewest held-out images that a test by image rests on."""
@@ -19,11 +20,9 @@ NORMAL_MEDIAN = 0.6745
 """The median magnitude of a standard normal variable."""
 FEWEST_RESIDUALS = 8
 """Fewest evaluations with two neighbours that the noise of a metric is estimated from."""
-FEWEST_FALLS = 4
-"""Fewest trials that say how far others fall."""
-SLOWDOWN = 0.5
-"""How fast a curve is taken to go on falling, relative to its latest interval, in the logarithm of the steps; chosen by
-hand on split 0 of the recorded digits (bench/search), by the held-out loss and KID."""
+SLOWING, STARTING = 0.4, 5.0
+"""How fast a curve that slows down, and another one, is taken to go on falling, relative to its latest interval, in the logarithm of the
+steps; chosen by hand on splits 0 and 1 of the recorded digits (bench/search), by the held-out loss and KID."""
 
 
 @dataclass(frozen=True)
@@ -89,28 +88,6 @@ class Noise:
         return self._apart[len(self._apart) // 2] / NORMAL_MEDIAN / math.sqrt(1.5)
 
 
-class Falls:
-    """How far the trials of a search fall from their first evaluation."""
-
-    def __init__(self) -> None:
-        self._of: dict[str, float] = {}
-        self._sorted: list[float] = []
-
-    def add(self, trial_id: str, curve: Sequence[Point]) -> None:
-        """Take the latest evaluation of a trial's curve."""
-        best = _best_value(curve)
-        if len(curve) < 2 or best is None or not math.isfinite(fall := curve[0].value - best.value):
-            return
-        if (before := self._of.get(trial_id)) is not None:
-            del self._sorted[bisect_left(self._sorted, before)]
-        self._of[trial_id] = fall
-        insort(self._sorted, fall)
-
-    def far(self) -> float | None:
-        """What one trial in ten falls by or more; None of fewer than FEWEST_FALLS trials."""
-        return self._sorted[len(self._sorted) * 9 // 10] if len(self._sorted) >= FEWEST_FALLS else None
-
-
 def best_of(points: Iterable[Point]) -> Point | None:
     """The point of the smallest value among those that keep the constraints, of equal ones the first; None where none does."""
     return min((point for point in points if point.kept and math.isfinite(point.value)), key=lambda point: point.value, default=None)
@@ -127,26 +104,31 @@ def has_turned(curve: Sequence[Point], level: float, noise: float | None) -> boo
     return best is not None and not curve[-2].value <= best.value and is_worse(curve[-1], best, level / len(earlier), noise)
 
 
-def is_behind(curve: Sequence[Point], rival: Point, last_step: int, level: float, noise: float | None, far: float | None) -> bool:
+def is_behind(curve: Sequence[Point], rival: Point, last_step: int, level: float, noise: float | None) -> bool:
     """Whether a trial would still be worse at its last step than a rival's best evaluation, by a test at `level`.
 
-    The forecast: its best evaluation goes on falling at SLOWDOWN times the rate of the latest interval in the logarithm of the steps. After
-    the first evaluation, whose rate isn't known, it falls as far as few others do (`Falls.far`). What the rival had at equally many steps
-    isn't compared: early on large learning rates are ahead, and smaller ones catch up.
+    The forecast: its best evaluation goes on falling at the rate of the latest interval in the logarithm of the steps, times SLOWING; times
+    STARTING unless three evaluations say that it slows down, since what starts slowly falls late, and may be the best. After a single
+    evaluation nothing is known. What the rival had at equally many steps isn't compared: early on large learning rates are ahead, and
+    smaller ones catch up.
     """
     own, own_before = _best_value(curve), _best_value(curve[:-1])
-    if own is None:
-        return False
-    if len(curve) == 1:
-        return far is not None and is_worse(own, rival, level, noise, by=far)
-    if own_before is None:
+    if own is None or own_before is None:
         return False
     before, now = curve[-2].step, curve[-1].step
-    ahead = SLOWDOWN * math.log(last_step / now) / math.log(now / before)
+    ahead = (SLOWING if _slows_down(curve) else STARTING) * math.log(last_step / now) / math.log(now / before)
     fallen = own_before.value - own.value
     if noise is not None and fallen > 0:  # of the evaluation twice, of the one before, and of the rival's
         noise *= math.sqrt(((1 + ahead) ** 2 + ahead**2 + 1) / 2)
     return is_worse(own, rival, level, noise, by=fallen * ahead)
+
+
+def _slows_down(curve: Sequence[Point]) -> bool:
+    """Whether a curve of three or more falls less steeply in its latest interval than in the one before, in the logarithm of the steps."""
+    if len(curve) < 3:
+        return False
+    before, latest = ((a.value - b.value) / math.log(b.step / a.step) for a, b in pairwise(curve[-3:]))
+    return not (latest > 0 and latest >= before)
 
 
 def _best_value(points: Sequence[Point]) -> Point | None:

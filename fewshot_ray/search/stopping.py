@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fewshot_ray.metrics.suite import METRICS
-from fewshot_ray.search.curves import Falls, Noise, Point, best_of, has_turned, is_behind
+from fewshot_ray.search.curves import Noise, Point, best_of, has_turned, is_behind
 from fewshot_ray.search.halving import SuccessiveHalving, early_grace
 from fewshot_ray.search.sweep_folder import EvaluationRow, State
 from fewshot_ray.spec.document import Document
@@ -63,7 +63,6 @@ class Stopping:
         self.front: dict[str, Mapping[str, float]] = {}
         """Those of both that no other one dominates."""
         self.noise = {name: Noise() for name in ranking.objectives}
-        self.falls = {name: Falls() for name in ranking.objectives}
 
     @classmethod
     def of(cls, document: Document, file: FileSpec) -> Stopping:
@@ -134,7 +133,6 @@ class Stopping:
             curves[name].append(Point(row.step, value if direction == "min" else -value, images, kept))
             if searched:
                 self.noise[name].add(curves[name])
-                self.falls[name].add(trial_id, curves[name])
 
     def _enter(self, trial_id: str, metrics: Mapping[str, float]) -> None:
         """Put the trial on the front with an evaluation that keeps the constraints, unless that is dominated, or worse than one there."""
@@ -169,8 +167,7 @@ class Stopping:
         own = self.curves[trial_id]
 
         def is_behind_of(name: str, rival: Point | None) -> bool:
-            noise, far = self.noise[name].deviation(), self.falls[name].far()
-            return rival is not None and is_behind(own[name], rival, last_step, level, noise, far)
+            return rival is not None and is_behind(own[name], rival, last_step, level, self.noise[name].deviation())
 
         for other in self.front:
             best = {name: best_of(curve) for name, curve in self.curves[other].items()}

@@ -48,7 +48,7 @@ def test_every_trial_has_every_value() -> None:
 
 
 def test_each_end_is_seen_as_what_it_says_of_the_values() -> None:
-    """Oracle: by hand. The larger the better: 9 is; a stopped trial is at its best one, a failed one as bad as the worst, a crash nowhere."""
+    """Oracle: by hand. The larger the better: 9 is; a stopped trial is at its best one, a failed one as bad as the worst, no crash."""
     trials = numbered(
         trial(TrialState.COMPLETE, values=[9.0], constraints={"kid": -1.0}),
         trial(TrialState.FAIL, user_attrs={FAILED_BY: "worker"}),

@@ -197,9 +197,9 @@ def test_settings_that_python_takes_for_equal_are_two_alternatives() -> None:
         ("method: {ant: }\nevaluate: {every: {choice: [50, {a: {int: [1, 2]}}]}}\n",
          "5: evaluate.every: choice '50', 'a' is a range, and trials that differ in evaluate would not be comparable; "
          "ranges below method and train are right"),
-        ("method: {ant: }\n" + TRAIN + "search: {trials: 9, sampler: nsga2}\n", "8: search.sampler: 'nsga2' is given, but only some trials have "
-         "train.params.lora.rank, and Optuna draws such values at random with NSGA-II, without regard to the others; "
-         "'tpe', 'gp', 'qmc' or 'random' is right"),
+        ("method: {ant: }\n" + TRAIN + "search: {trials: 9, sampler: nsga2}\n",
+         "8: search.sampler: 'nsga2' is given, but only some trials have train.params.lora.rank, and Optuna draws such values at random "
+         "with NSGA-II, without regard to the others; 'tpe', 'gp', 'qmc' or 'random' is right"),
         ("method: {ant: }\nsearch: {sampler: sobol}\n",
          "5: search.sampler: 'sobol' is not known; 'tpe' or 'gp' or 'nsga2' or 'qmc' or 'random' is right"),
     ],
