@@ -24,7 +24,7 @@ def test_file_is_valid(path: Path) -> None:
     """Oracle: the checks that `run` makes, at both ends of every range; its name is its file's; halving doesn't begin too early."""
     document, file = check_document(read_document(path))
     assert file.name == path.stem
-    assert Stopping.of(document, file).warnings() == []
+    assert Stopping.of(document, file).warnings == []
     preset = preset_values(document)
     compose(with_values(document, preset))
     compose(with_values(plain(document), {key: value for key, value in preset.items() if not key.startswith("method.")}))

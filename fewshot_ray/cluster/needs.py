@@ -63,7 +63,7 @@ def check_needs(opened: Opened, say: Say, *, own_ray: bool) -> Needs:
     check_free(folder)
     for line in check_inputs(folder, opened.document.tree):
         say("warning", line)
-    for line in Stopping.of(opened.document, opened.file).warnings():
+    for line in Stopping.of(opened.document, opened.file).warnings:
         say("warning", line)
     if not begun:
         earlier_sweeps(opened.document, opened.file, folder)

@@ -17,6 +17,8 @@ from fewshot_ray.trial.ranking import Merit, Ranking
 
 LEVEL = 0.05
 """Share of the trials that have not turned, yet are found to have."""
+FEWEST_LOOKS = 4
+"""Evaluations of a trial with fewer than which the race stops hardly any: none after one, and few after two."""
 BY_IMAGE = "holdout_loss"
 """The metric of which a row has the value of each held-out image."""
 
@@ -62,6 +64,8 @@ class Stopping:
         """The complete trials of the search that no other complete one dominates, with theirs."""
         self.front: dict[str, Mapping[str, float]] = {}
         """Those of both that no other one dominates."""
+        self.warnings: list[str] = []
+        """What is doubtful in the settings, a line each."""
         self.noise = {name: Noise() for name in ranking.objectives}
 
     @classmethod
@@ -75,11 +79,12 @@ class Stopping:
             own = ranking if metric is None else Ranking({metric: METRICS[metric].direction}, ranking.bounds)
             halving = SuccessiveHalving(scheduler.asha, own, steps=steps)
         race = scheduler.race.level if scheduler is not None and scheduler.race is not None else None
-        return cls(ranking, early=LEVEL if file.train.early_stopping else None, race=race, halving=halving)
-
-    def warnings(self) -> list[str]:
-        """What is doubtful in the settings, a line each."""
-        return [] if self.halving is None or (line := early_grace(self.halving.config, self.halving.steps)) is None else [line]
+        stopping = cls(ranking, early=LEVEL if file.train.early_stopping else None, race=race, halving=halving)
+        if halving is not None and (line := early_grace(halving.config, steps)) is not None:
+            stopping.warnings.append(line)
+        if race is not None and (line := _few_looks(steps, file.evaluate.every)) is not None:
+            stopping.warnings.append(line)
+        return stopping
 
     def report(self, trial_id: str, row: EvaluationRow, *, looks: int, last_step: int, searched: bool, may_lose: bool) -> Stop | None:
         """Take an evaluation; returns why the trial ends, or None where it goes on.
@@ -179,3 +184,11 @@ class Stopping:
 def _as_good(one: Merit, other: Merit) -> bool:
     """Whether one is nowhere worse than another."""
     return all(a <= b for a, b in zip(one, other, strict=True))
+
+
+def _few_looks(steps: int, every: int) -> str | None:
+    """A warning where a trial has few evaluations for a race."""
+    if (looks := math.ceil(steps / every)) >= FEWEST_LOOKS:
+        return None
+    count = f"{looks} evaluation{'s' if looks > 1 else ''}"
+    return f"search.scheduler.race: a trial has {count}, so hardly any is stopped; an evaluate.every of at most {max(1, steps // FEWEST_LOOKS)} is right"

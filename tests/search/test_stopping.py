@@ -18,6 +18,7 @@ from fewshot_ray.search.curves import Noise, Point, best_of, has_turned, is_behi
 from fewshot_ray.search.stopping import Stop, Stopping
 from fewshot_ray.search.sweep_folder import EvaluationRow
 from fewshot_ray.storage import Folder
+from fewshot_ray.trial.compose import check_document
 from fewshot_ray.trial.ranking import Ranking
 from tests.search import synthetic
 
@@ -269,3 +270,14 @@ def test_early_stopping_can_be_left_out(tmp_path: Path) -> None:
     synthetic.finish(sweep)
     assert {sweep.folder.rows(record.id)[-1].step for record in sweep.folder.trials()} == {20}
     assert {record.stopped for record in sweep.folder.trials()} == {None}
+
+
+@pytest.mark.parametrize(
+    ("every", "said"), [(2, []), (3, ["3 evaluations, so hardly any is stopped; an evaluate.every of at most 2"]), (8, ["1 evaluation,"])]
+)
+def test_a_race_of_few_evaluations_warns(every: int, said: list[str]) -> None:
+    """Oracle: by hand, of 8 steps."""
+    document, file = check_document(synthetic.file(evaluate={"every": every}, search={"scheduler": {"race": {}}}))
+    found = Stopping.of(document, file).warnings
+    assert len(found) == len(said)
+    assert all(line.startswith("search.scheduler.race: a trial has ") and part in line for line, part in zip(found, said, strict=True))
