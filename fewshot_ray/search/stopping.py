@@ -190,5 +190,5 @@ def _few_looks(steps: int, every: int) -> str | None:
     """A warning where a trial has few evaluations for a race."""
     if (looks := math.ceil(steps / every)) >= FEWEST_LOOKS:
         return None
-    count = f"{looks} evaluation{'s' if looks > 1 else ''}"
-    return f"search.scheduler.race: a trial has {count}, so hardly any is stopped; an evaluate.every of at most {max(1, steps // FEWEST_LOOKS)} is right"
+    have = f"a trial has {looks} evaluation{'s' if looks > 1 else ''}, so hardly any is stopped"
+    return f"search.scheduler.race: {have}; an evaluate.every of at most {max(1, steps // FEWEST_LOOKS)} is right"
