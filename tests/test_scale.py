@@ -8,7 +8,7 @@ from bench.search.scale import simulated
 
 
 def test_a_sweep_is_simulated_and_both_samplers_are_asked_after_it() -> None:
-    """Oracle: by hand. Each of 12 trials is proposed, evaluated four times and ended; TPE's own 10 first trials are at random."""
+    """Oracle: by hand. Each of 12 trials is proposed, evaluated four times and ended."""
     figures = simulated(12, workers=3)
     assert figures["events"] == 12 * (1 + 4 + 1)
     assert all(math.isfinite(figure) and figure >= 0 for figure in figures.values())
