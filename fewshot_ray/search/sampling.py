@@ -122,7 +122,7 @@ class Sampling:
         if sum(trial.state is TrialState.COMPLETE for trial in shown) < self._first:
             return quasi_random(self.space, derived_seed(self.seed, "qmc"), earlier)
         sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=0)
-        study = optuna.create_study(directions=["minimize"] * len(self._directions), sampler=sampler)
+        study = optuna.create_study(directions=self._directions, sampler=sampler)
         study.add_trials(shown)
         return self._suggested(study.ask({name: distribution(one.range) for name, one in self.space.by_name.items()}))
 

@@ -12,15 +12,12 @@ For the Gaussian process it differs in more, as its model asks for it:
 
 - Every trial has every value of the space: one that it doesn't use is in the middle of its range, as in SMAC (Hutter et al. 2011). Optuna
   itself would draw a value that some trials lack at random.
-- Objectives are on a scale that is logarithmic in the distance from the best one (`relative`). Metrics have a long tail of bad values; a
-  process fitted to that takes all good ones for equal.
 - All trials have the same constraints, and every number is finite.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -34,11 +31,6 @@ from fewshot_ray.spec.space import Space
 BY_VALUES = "values"
 FAILED = "failed"
 """Name of the constraint that a trial violates which failed by its values."""
-RESOLUTION = 0.1
-"""Up to which distance from the best value `relative` is linear, relative to the median's; chosen by hand on split 0 of the recorded
-digits (bench/search), by the held-out loss and KID."""
-TAIL = 0.75
-"""Share of the values that `relative` keeps apart; the worse ones are as bad as the worst of them. Chosen likewise."""
 
 
 def seen(trial: FrozenTrial, objectives: int) -> FrozenTrial | None:
@@ -55,38 +47,22 @@ def seen(trial: FrozenTrial, objectives: int) -> FrozenTrial | None:
 
 
 def seen_by_gp(trials: Iterable[FrozenTrial], space: Space, directions: Sequence[StudyDirection]) -> list[FrozenTrial]:
-    """The trials that the Gaussian process sees, as it does; all objectives are to be minimised."""
+    """The trials that the Gaussian process sees, as it does."""
     trials = list(trials)
     failed = [trial for trial in trials if _has_failed_by_values(trial)]
     measured = [(trial, values) for trial in trials if (values := _measured(trial)) is not None]
-    keeps = [all(excess <= 0 for excess in trial.constraints.values()) for trial, _ in measured]
-    columns = [
-        relative([-value if direction is StudyDirection.MAXIMIZE else value for value in column], keeps)
-        for direction, column in zip(directions, zip(*(values for _, values in measured), strict=True), strict=False)
-    ]
-    worst = [max(column) for column in columns] or [0.0] * len(directions)
+    columns = list(zip(*(values for _, values in measured), strict=True))
+    bad = [(min if direction is StudyDirection.MAXIMIZE else max)(column) for direction, column in zip(directions, columns, strict=False)]
+    worst = bad or [0.0] * len(directions)
     constraints = _Constraints(trial for trial, _ in measured)
     shown = [
-        *((trial, list(row), constraints.of(trial)) for (trial, _), row in zip(measured, zip(*columns, strict=True), strict=True)),
+        *((trial, values, constraints.of(trial)) for trial, values in measured),
         *((trial, worst, constraints.worst()) for trial in failed),
     ]
     extra = {FAILED: -1.0} if failed else {}
     ended = [_whole(trial, space, values=values, constraints={**extra, **amounts}) for trial, values, amounts in shown]
     running = [trial for trial in trials if trial.state is TrialState.RUNNING]
     return [*ended, *(_whole(trial, space, state=TrialState.RUNNING) for trial in running)]
-
-
-def relative(values: Sequence[float], keeps: Sequence[bool]) -> list[float]:
-    """Values, of which less is better, by their distance from the best that keeps the constraints: its logarithm, linear near 0.
-
-    `keeps`: whether each keeps them. Another unit, or another zero, of the values changes nothing.
-    """
-    ordered = sorted(values)
-    best = min((value for value, kept in zip(values, keeps, strict=True) if kept), default=ordered[0])
-    most = max(ordered[math.ceil(TAIL * (len(ordered) - 1))], best)
-    usual = statistics.median(value for value in values if value >= best)
-    unit = RESOLUTION * ((usual - best) or (most - best) or 1.0)
-    return [math.copysign(math.log1p(abs(min(value, most) - best) / unit), value - best) for value in values]
 
 
 class _Constraints:
