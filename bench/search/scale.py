@@ -27,6 +27,7 @@ import optuna
 
 from bench.machine import write_result
 from fewshot_ray.search.distributions import distribution
+from fewshot_ray.search.frozen_trials import ORIGIN
 from fewshot_ray.search.job import Job
 from fewshot_ray.search.sampling import Sampling
 from fewshot_ray.search.sweep import Sweep
@@ -93,7 +94,7 @@ def simulated(trials: int, workers: int) -> dict[str, float]:
         started = time.perf_counter()
         events = run(sweep)
         seconds = time.perf_counter() - started
-    ended = sweep.study.study.get_trials(deepcopy=False)
+    ended = [one for one in sweep.study.study.get_trials(deepcopy=False) if one.user_attrs[ORIGIN] not in sweep.study.outside]
     sampling = Sampling(sweep.study.search.model_copy(update={"sampler": "tpe"}), sweep.study.space, seed=0)
     for trial in ended:
         sampling.add(trial)
