@@ -143,7 +143,11 @@ class Sampling:
             return _Nsga2(seed=seed, population_size=max(2, min(MOST_PARENTS, self.search.trials // 4)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return self.tpe(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=self._first, group=self.space.is_conditional)
+            tpe = self.tpe(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=self._first, group=self.space.is_conditional)
+        if not self.space.is_conditional:
+            ranges = {name: distribution(one.range) for name, one in sorted(self.space.by_name.items())}
+            tpe.shared = {name: one for name, one in ranges.items() if not one.single()}
+        return tpe
 
 
 def quasi_random(space: Space, seed: int, index: int) -> dict[str, Any]:
@@ -168,6 +172,12 @@ class _Nsga2(optuna.samplers.NSGAIISampler):
 
 class Tpe(optuna.samplers.TPESampler):
     """TPE whose acquisition function has the chance of not failing, to the power of CAUTION, as a factor."""
+
+    shared: dict[str, BaseDistribution] | None = None
+    """The space, where all trials have all of it: the base class would look through every trial for what they share."""
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return super().infer_relative_search_space(study, trial) if self.shared is None else self.shared
 
     def _get_params(self, trial: FrozenTrial, study: optuna.Study) -> dict[str, Any]:
         return trial.params  # the base class adds what was drawn for the alternatives that the trial hasn't, which a resumed one lacks
