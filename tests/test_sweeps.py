@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_file_is_valid(path: Path) -> None:
-    """Oracle: the checks that `run` makes, at both ends of every range; its name is its file's; halving doesn't begin too early."""
+    """Oracle: the checks that `run` makes, at both ends of every range; its name is its file's; the stopping warns of nothing."""
     document, file = check_document(read_document(path))
     assert file.name == path.stem
     assert Stopping.of(document, file).warnings == []

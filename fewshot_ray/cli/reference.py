@@ -125,7 +125,7 @@ values below `train`. Both count among `trials`. A file without ranges begins wi
 | sampler | how | values that only some trials have |
 |---|---|---|
 | `tpe` | Optuna's multivariate TPE, with the chance of not failing as a factor | values that occur together are modelled together |
-| `gp` | Optuna's Gaussian process; a second a proposal at 200 trials | an unused value counts as the middle of its range |
+| `gp` | Optuna's Gaussian process; a proposal takes longer with each trial | an unused value counts as the middle of its range |
 | `nsga2` | NSGA-II; its parents are the best of all that have ended, a quarter of `trials`, 50 at most | refused: drawn at random |
 | `qmc` | quasi-random: the n-th proposal is the n-th scrambled Sobol point | yes |
 | `random` | random | yes |

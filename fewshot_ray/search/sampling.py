@@ -63,6 +63,7 @@ class Sampling:
         """The number in the mirror of each trial that isn't left out of it."""
         self._asked: int | None = None
         self.tpe: Callable[..., Tpe] = Tpe
+        """Makes TPE's sampler; one of another class rates given configurations."""
 
     def add(self, trial: FrozenTrial) -> None:
         """A trial of the study that the sampler is to see, running or ended."""
