@@ -82,7 +82,8 @@ fine-tuning is one of the space, and the sampler learns from it.
 
 Images are read from a folder (with those below it, linked ones too), a zip, a Parquet file or a folder of its shards with a column of
 encoded images, each on disk or at an fsspec URL, or from the embedded digits: `embedded://digits/PART` with the parts `source`, `target`,
-`shots`, `validation` and `test` (`?seed=N` chooses another split of the target). Where several columns of a Parquet place hold images,
+`shots`, `validation` and `test` (`?seed=N` chooses another split of the target), and `biased-shots`, `biased-validation` and `biased-test`,
+where shots and validation lack the classes 5 to 9 that the test images have. Where several columns of a Parquet place hold images,
 `PLACE?column=NAME` says which one; without it the one called `image`, or otherwise as usual, is read.
 
 What a file holds decides whether it is an image, not its ending. Not read are hidden files, those of operating systems and network disks

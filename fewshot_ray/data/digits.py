@@ -18,10 +18,12 @@ from torch import Tensor
 
 from fewshot_ray.errors import UserError
 
-DigitsPart = Literal["source", "target", "shots", "validation", "test"]
+DigitsPart = Literal["source", "target", "shots", "validation", "test", "biased-shots", "biased-validation", "biased-test"]
 PARTS: tuple[str, ...] = get_args(DigitsPart)
 VALIDATION_IMAGES = 200
 CLASSES = 10
+SEEN_CLASSES = 5
+"""The biased shots are of the classes 0 to 4 alone."""
 
 
 class Digits(NamedTuple):
@@ -38,6 +40,8 @@ def digits(part: str, seed: int = 0) -> Digits:
 
     `source` (1,000) and `target` (797) are the two domains, whatever the seed. The seed splits the target into
     `shots` (10, one per class, in the order of the classes), `validation` (200) and `test` (the other 587).
+    Or into shots that lack half of what the target has: `biased-shots` (10, two of each class 0 to 4), `biased-validation` (those images
+    of `validation` that are of these classes) and `biased-test` (those of `test`, of all ten classes); neither contains a biased shot.
     Raises UserError where there is no such part.
     """
     if part not in PARTS:
@@ -56,9 +60,16 @@ def digit_indices(part: str, seed: int = 0) -> list[int]:
         return list(range(len(images)))
     order = sorted(range(len(images)), key=lambda index: _rank(seed, index))
     classes = labels.tolist()
-    shots = [next(index for index in order if classes[index] == label) for label in range(CLASSES)]
+    of_class = [[index for index in order if classes[index] == label] for label in range(CLASSES)]
+    shots = [indices[0] for indices in of_class]
     rest = [index for index in order if index not in shots]
-    return {"shots": shots, "validation": rest[:VALIDATION_IMAGES], "test": rest[VALIDATION_IMAGES:]}[part]
+    parts = {"shots": shots, "validation": rest[:VALIDATION_IMAGES], "test": rest[VALIDATION_IMAGES:]}
+    if not part.startswith("biased-"):
+        return parts[part]
+    biased = [index for indices in of_class[:SEEN_CLASSES] for index in indices[:2]]
+    seen = range(SEEN_CLASSES if part == "biased-validation" else CLASSES)
+    others = [index for index in parts[part.removeprefix("biased-")] if index not in biased and classes[index] in seen]
+    return biased if part == "biased-shots" else others
 
 
 def _rank(seed: int, index: int) -> str:

@@ -80,3 +80,15 @@ def test_an_unknown_part_gets_the_nearest() -> None:
 
 
 GOLDEN_SHOTS = [235, 158, 669, 428, 311, 692, 683, 710, 685, 772]
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_biased_shots_lack_half_of_the_classes_that_the_test_images_have(seed: int) -> None:
+    """Oracle: the part's definition, two of each class 0 to 4, over the ordinary split of the same seed."""
+    parts = {part: set(digit_indices(part, seed)) for part in ("validation", "test", "biased-shots", "biased-validation", "biased-test")}
+    assert digits("biased-shots", seed).labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert set(digits("biased-validation", seed).labels.tolist()) == set(range(5))
+    assert set(digits("biased-test", seed).labels.tolist()) == set(range(10))
+    assert parts["biased-validation"] < parts["validation"] and parts["biased-test"] <= parts["test"]
+    assert not parts["biased-shots"] & (parts["biased-validation"] | parts["biased-test"])
+    assert len(parts["test"] - parts["biased-test"]) <= 5
