@@ -1,0 +1,1 @@
+"""Which signals of ten images order models as a large test split does."""
