@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from bench.claims import arms, claims, comparisons, gans, gans_page, intervals, page, trials
+from bench.claims import arms, biased, biased_page, claims, comparisons, gans, gans_page, intervals, page, trials
 from fewshot_ray.errors import UserError
 from fewshot_ray.metrics.extractors import load_extractor
 from fewshot_ray.search import paired
@@ -317,3 +317,41 @@ def test_the_gans_section(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "How they were chosen: nothing was tried before." in text
     assert "Needs a GPU; not run." in gans_page.gans_not_run(gans.GANS_EMOJI)
     assert "Needs a GPU" not in gans_page.gans_not_run(gans.FASTGAN)
+
+
+def biased_records(method: list[tuple[float, float]], plain: list[tuple[float, float]]) -> dict[str, Any]:
+    """Of one seed, with (style, unseen) of every evaluation; the coverage is a tenth of the unseen share."""
+
+    def record(points: list[tuple[float, float]]) -> dict[str, Any]:
+        found = [
+            {"step": n, "holdout_loss": 1.0 - n, "style": style, "unseen": kept, "coverage": kept / 10}
+            for n, (style, kept) in enumerate(points)
+        ]
+        return {"trials": [{"points": found[:1]}, {"points": found[1:]}], "source": {"style": 0.0, "unseen": 0.0, "coverage": 0.0}}
+
+    return {"sdft": record(method), "plain": record(plain)}
+
+
+def test_at_equal_style_the_most_that_either_side_keeps_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: by hand. Of models of style .9 or more method keeps .4 and .35, plain .3 and .2; at .99 the first seed's method has none."""
+    monkeypatch.setattr(paired, "FEWEST_SEEDS", 2)
+    by_seed = [
+        biased_records([(0.5, 0.6), (0.9, 0.4), (0.95, 0.1)], [(0.9, 0.1), (0.96, 0.3), (1.0, 0.05)]),
+        biased_records([(0.9, 0.2), (0.99, 0.35)], [(0.8, 0.5), (1.0, 0.2)]),
+    ]
+    at_90, at_99 = (biased.compared(by_seed, "sdft", "unseen", style) for style in (0.9, 0.99))
+    assert [at_90[name] for name in ("seeds", "method", "plain", "difference")] == pytest.approx([2, 0.375, 0.25, 0.125])
+    assert [at_99[name] for name in ("seeds", "method", "plain")] == pytest.approx([1, 0.35, 0.2])
+    assert biased.compared(by_seed, "sdft", "unseen", 1.5)["seeds"] == 0
+    assert biased.chosen(by_seed[0]["plain"])["style"] == 1.0
+    result = {
+        "command": "python bench/claims/biased.py",
+        "machine": MACHINE,
+        **{"seeds": 2, "trials": 4, "cpu_sec": 60.0, "trials_an_arm": 6, "evaluations": 6, "samples": 300},
+        "levels": {name: {"style": 0.9, "unseen": 0.3, "coverage": 0.1} for name in ("source", "chosen", "last")},
+        "comparisons": {"sdft": {what: {"0.9": at_90, "0.99": at_99} for what in biased.KEPT}},
+    }
+    text = page.page({"biased": result})
+    assert biased_page.biased_not_run() not in text
+    assert "0.375 - 0.250 = +0.125<br>" in text
+    assert "(1 seeds)" in text

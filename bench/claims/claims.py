@@ -102,7 +102,7 @@ def quick(benchmark: Benchmark) -> Benchmark:
 
 def stored() -> dict[str, Any]:
     """The results there are, by benchmark."""
-    paths = {name: RESULTS / f"{result_name(name)}.json" for name in (*BENCHMARKS, *GAN_BENCHMARKS)}
+    paths = {name: RESULTS / f"{result_name(name)}.json" for name in (*BENCHMARKS, "biased", *GAN_BENCHMARKS)}
     return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 

@@ -1,4 +1,4 @@
-"""docs/claims.md from the results of claims.py."""
+"""docs/claims.md from the results of claims.py and biased.py."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.claims.arms import BENCHMARKS, GUIDED, MEASURES, PLAIN, Measure, graded_by_psi
+from bench.claims.biased_page import biased_not_run, biased_section
 from bench.claims.gans import GAN_BENCHMARKS
 from bench.claims.gans_page import gans_not_run, gans_section
 
@@ -50,15 +51,17 @@ def page(results: Mapping[str, Result]) -> str:
     parts = ["# Do the methods' claims hold?\n", INTRODUCTION]
     for name in BENCHMARKS:
         parts.append(section(results[name]) if name in results else not_run(name))
+        if name == "digits":
+            parts.append(biased_section(results["biased"]) if "biased" in results else biased_not_run())
     for name, benchmark in GAN_BENCHMARKS.items():
         parts.append(gans_section(results[name], benchmark) if name in results else gans_not_run(benchmark))
     return "\n".join(parts).rstrip() + "\n"
 
 
 INTRODUCTION = """\
-Written by `python bench/claims/claims.py`; don't edit it. Each method stands beside plain fine-tuning that had as many learning rates and
-as many trials. What isn't shown to be better is written as not confirmed, which is not the same as refuted: small sets, few seeds, a small
-network.
+Written by `python bench/claims/claims.py` and `bench/claims/biased.py`; don't edit it. Each method stands beside plain fine-tuning that
+had as many learning rates and as many trials. What isn't shown to be better is written as not confirmed, which is not the same as
+refuted: small sets, few seeds, a small network.
 """
 
 

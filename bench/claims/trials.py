@@ -154,8 +154,11 @@ def validation_judge(test: TestSplit, cache: Folder, device: torch.device) -> Ju
     return Judge(evaluator, config.samples)
 
 
-def train(benchmark: Benchmark, arm: str, seed: int, setting: int, lr: float, validation: Judge, cache: Folder) -> Ran:
-    """One trial. A setting's number is in its training seed, which is plain's of that number too: same batches, timesteps and noise."""
+def train(benchmark: Benchmark, arm: str, seed: int, setting: int, lr: float, validation: Judge | None, cache: Folder) -> Ran:
+    """One trial, measured on validation images where there is a judge of them.
+
+    A setting's number is in its training seed, which is plain's of that number too: same batches, timesteps and noise.
+    """
     training_seed = 100 * seed + setting
     method = benchmark.arms[arm][setting].method
     spec = trial_spec(benchmark, seed, method, lr, training_seed=training_seed, sampled=False)
@@ -170,6 +173,6 @@ def train(benchmark: Benchmark, arm: str, seed: int, setting: int, lr: float, va
     method_of_training: Any = training.method
     ran = Ran(lr, setting, training_seed, evaluations, method_of_training.backbone, method_of_training.tuned, cpu_sec, averages)
     for evaluation in evaluations:
-        if "kid" in criteria(arm) or evaluation is evaluations[-1]:
+        if validation is not None and ("kid" in criteria(arm) or evaluation is evaluations[-1]):
             evaluation.update(validation.measure(ran.at(int(evaluation["step"]))))
     return ran

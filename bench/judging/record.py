@@ -68,11 +68,13 @@ def record(benchmark: Benchmark, configuration: str, split: int, kept: Path) -> 
                     rows.append(_row(at.step, [trial.materials.candidate(one) for one in trial.trainings], judges, trial))
             except NonFiniteLossError as error:
                 failed = str(error)
-    arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
+    arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
+    arrays |= noisings
+    arrays["failed"] = np.array(failed)
     path = kept / benchmark.name / f"{configuration}-{split}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_suffix(".tmp"), "wb") as file:
-        np.savez_compressed(file, **arrays, **noisings, failed=np.array(failed))
+        np.savez_compressed(file, **arrays)
     path.with_suffix(".tmp").rename(path)
     return path.name
 
