@@ -9,6 +9,7 @@ Reads bench/judging/tables, prints a Markdown table a benchmark, and writes benc
 - on biased shots the coverage that it keeps: the chosen model's over the largest among models of no worse style.
 
 Means over the splits, with 95 % intervals of a bootstrap over configurations (a resampled configuration brings its models of all splits).
+What is said of the chosen model is the mean over these resamples, which are searches of as many configurations.
 Definitions were chosen on the development splits; `report` are the others.
 """
 
@@ -18,6 +19,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,16 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from bench.judging.benchmarks import BENCHMARKS, Benchmark
+from bench.judging.record import SIGNAL_SAMPLES
+from bench.judging.signals import FEW_SAMPLES
 from bench.machine import write_result
 
 TABLES = Path(__file__).parent / "tables"
 Array = NDArray[np.float64]
 RESAMPLES = 1000
+MOST_COPIES = 0.05
+"""A constraint: models with a larger share memorised stand behind all others."""
+BEHIND = 1e6
 TRUTHS: Mapping[str, int] = {"kid": 1, "coverage": -1, "copied": 1}
 """With the sign that makes less better."""
 
@@ -46,7 +53,7 @@ class Models:
     values: Mapping[str, Array]
 
     def signal(self, name: str) -> Array:
-        """A signal by name, of which less is better; a product of two, relative to the source, by `A x B`."""
+        """A signal by name, of which less is better."""
         return self.values[f"signal: {name}"]
 
     def truth(self, name: str) -> Array:
@@ -72,13 +79,22 @@ def read(benchmark: Benchmark, splits: Sequence[int], folder: Path) -> list[Mode
 
 
 def _combined(values: Mapping[str, Array], source: Mapping[str, float]) -> dict[str, Array]:
-    """Products of the content loss and a distance of samples, each relative to the source model's."""
-    content = values["signal: relative_content"]
-    return {
-        f"signal: relative_content x {name.removeprefix('signal: ')}": content * np.maximum(column, 0) / source[name]
-        for name, column in values.items()
-        if name.startswith(("signal: fd, ", "signal: energy, "))
-    }
+    """Products of a loss and the distances of samples, each relative to the source model's; with and without a bound on copies."""
+    found: dict[str, Array] = {}
+    for loss, images in product(("relative_loss", "relative_content"), ("", ", 3 images")):
+        for samples in (SIGNAL_SAMPLES, FEW_SAMPLES):
+            fd, kid = f"signal: fd, {samples}{images}", f"signal: kid, {samples}{images}"
+            if fd not in values:
+                continue
+            distance = (values[fd] / source[fd] + values[kid] / source[kid]) / 2
+            product_of = values[f"signal: {loss}{images}"] * distance
+            name = f"signal: {loss} x distance, {samples}{images}"
+            copies = values[f"signal: memorisation, {samples}{images}"] > MOST_COPIES
+            found |= {name: product_of, f"{name}, copies <= {MOST_COPIES}": product_of + BEHIND * copies}
+    copies = values[f"signal: memorisation, {SIGNAL_SAMPLES}"] > MOST_COPIES
+    for name in ("relative_loss", "relative_content", f"fd, {SIGNAL_SAMPLES}", f"kid, {SIGNAL_SAMPLES}"):
+        found[f"signal: {name}, copies <= {MOST_COPIES}"] = values[f"signal: {name}"] + BEHIND * copies
+    return found
 
 
 Statistic = Callable[[Models, NDArray[np.int64], str], float]
@@ -133,7 +149,7 @@ STATISTICS: Mapping[str, Statistic] = {
 
 
 def judged(splits: Sequence[Models], signal: str, resamples: int) -> dict[str, dict[str, float]]:
-    """Every statistic's mean over the splits, with its interval."""
+    """Every statistic's mean over the splits, with its interval; of what one model decides, the chosen one, the mean over the resamples."""
     configurations = sorted({int(one) for models in splits for one in models.configuration})
     rows_of = [{one: np.flatnonzero(models.configuration == one) for one in configurations} for models in splits]
     generator = np.random.default_rng(0)
@@ -144,7 +160,11 @@ def judged(splits: Sequence[Models], signal: str, resamples: int) -> dict[str, d
         for name, statistic in STATISTICS.items():
             found[name].append(float(np.mean([statistic(models, some, signal) for models, some in zip(splits, rows, strict=True)])))
     return {
-        name: {"value": values[0], "low": float(np.quantile(values[1:], 0.025)), "high": float(np.quantile(values[1:], 0.975))}
+        name: {
+            "value": values[0] if "correlation" in name else float(np.mean(values[1:])),
+            "low": float(np.quantile(values[1:], 0.025)),
+            "high": float(np.quantile(values[1:], 0.975)),
+        }
         for name, values in found.items()
     }
 

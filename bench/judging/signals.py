@@ -18,9 +18,9 @@ from fewshot_ray.metrics.memorisation import memorised_share
 Array = NDArray[np.float64]
 FEW_SAMPLES = 64
 """Samples, for signals that cost less than all of a model's do."""
-CONTENT = (-np.log(100.0), 0.0)
-"""The content range in log SNR: 0.01 .. 1 (Choi et al. 2022)."""
-SUB_BANDS = 6
+CONTENT, WIDE = (-2, 0), (-2, 1)
+"""Decades of SNR: 0.01 .. 1, the content stage of Choi et al. 2022, and 0.01 .. 10."""
+BANDS_PER_DECADE = 3
 FEW_IMAGES = 3
 """Held-out images where few are kept back."""
 
@@ -38,9 +38,12 @@ class Losses:
         """Over all noisings."""
         return float(self.loss.mean())
 
-    def relative(self, low: float, high: float, sub_bands: int) -> float:
-        """Mean over sub-bands of equal width in log SNR of the loss over the source's there; sub-bands without a noising are left out."""
-        edges = np.linspace(low, high, sub_bands + 1)
+    def relative(self, low: float, high: float) -> float:
+        """Mean over sub-bands, three a decade of SNR, of the loss over the source's there; sub-bands without a noising are left out.
+
+        `low` and `high` are powers of ten.
+        """
+        edges = np.linspace(low, high, round((high - low) * BANDS_PER_DECADE) + 1) * np.log(10.0)
         inside = [(self.log_snr >= a) & (self.log_snr < b) for a, b in pairwise(edges)]
         return float(np.mean([self.loss[one].mean() / self.source[one].mean() for one in inside if one.any()]))
 
@@ -53,20 +56,18 @@ class Losses:
 def loss_signals(holdout: Losses, shots: Losses) -> dict[str, float]:
     """Signals that need no samples; less is better."""
     few = holdout.of_images(FEW_IMAGES)
-    content = holdout.relative(*CONTENT, SUB_BANDS)
-    bands = {
-        f"band {low} .. {low + 2}": holdout.relative(low, low + 2, 2)
-        for low in range(-8, 6, 2)
-        if ((holdout.log_snr >= low) & (holdout.log_snr < low + 2)).any()
-    }
+    content = holdout.relative(*CONTENT)
+    bands = {f"SNR 1e{low} .. 1e{low + 1}": holdout.relative(low, low + 1) for low in range(-4, 3)}
     return {
         "holdout_loss": holdout.mean(),
+        "relative_loss": holdout.relative(*WIDE),
         "relative_content": content,
         "log ratio, all noisings": float(np.log(holdout.loss / holdout.source).mean()),
-        "content, shots": shots.relative(*CONTENT, SUB_BANDS),
-        "content, held out over shots": content / shots.relative(*CONTENT, SUB_BANDS),
+        "content, shots": shots.relative(*CONTENT),
+        "content, held out over shots": content / shots.relative(*CONTENT),
         "holdout_loss, 3 images": few.mean(),
-        "relative_content, 3 images": few.relative(*CONTENT, SUB_BANDS),
+        "relative_loss, 3 images": few.relative(*WIDE),
+        "relative_content, 3 images": few.relative(*CONTENT),
         **bands,
     }
 
@@ -89,6 +90,16 @@ def sample_signals(samples: Tensor, holdout: Tensor, shots: Tensor, number: int)
             "memorisation": memorised_share(some, shots, holdout).share,
             "neighbour of own kind": own_neighbours(some, holdout),
         }.items()
+    }
+
+
+def few_image_signals(samples: Tensor, holdout: Tensor, shots: Tensor, number: int) -> dict[str, float]:
+    """Those of `sample_signals` that are defined where only FEW_IMAGES are held out."""
+    some, few = samples[:number], holdout[:FEW_IMAGES]
+    return {
+        f"fd, {number}, 3 images": frechet_distance(some, few),
+        f"kid, {number}, 3 images": kernel_distance(some, few).value,
+        f"memorisation, {number}, 3 images": memorised_share(some, shots, few).share,
     }
 
 

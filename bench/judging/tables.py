@@ -25,7 +25,7 @@ from torch import Tensor
 
 from bench.judging.benchmarks import BENCHMARKS, Benchmark
 from bench.judging.record import SIGNAL_SAMPLES, SOURCE
-from bench.judging.signals import FEW_SAMPLES, Losses, loss_signals, sample_signals, truths
+from bench.judging.signals import FEW_SAMPLES, Losses, few_image_signals, loss_signals, sample_signals, truths
 from bench.judging.style import shares
 from fewshot_ray.data.target import Fold
 from fewshot_ray.metrics.extractors import Extractor, load_extractor
@@ -77,7 +77,8 @@ class SplitImages:
             seen, unseen = features[:SIGNAL_SAMPLES], features[SIGNAL_SAMPLES:]
             numbers = (FEW_SAMPLES, SIGNAL_SAMPLES)
             if len(self.folds) == 1:
-                values = [sample_signals(seen, self.holdout[0], self.shots[0], number) for number in numbers]
+                given = self.holdout[0], self.shots[0]
+                values = [sample_signals(seen, *given, number) | few_image_signals(seen, *given, number) for number in numbers]
                 of_folds.append(values[0] | values[1])
             named = shares(torch.from_numpy(samples[SIGNAL_SAMPLES:]))
             worth.append(truths(unseen, self.test, self.shots[index], self.test_of_seen) | {"style": named.style, "unseen": named.unseen})
