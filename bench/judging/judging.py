@@ -147,6 +147,8 @@ STATISTICS: Mapping[str, Statistic] = {
     "unseen share of the chosen": chosen("unseen"),
 }
 
+OF_STYLE = ("coverage kept at no worse style", "style of the chosen", "unseen share of the chosen")
+
 
 def judged(splits: Sequence[Models], signal: str, resamples: int) -> dict[str, dict[str, float]]:
     """Every statistic's mean over the splits, with its interval; of what one model decides, the chosen one, the mean over the resamples."""
@@ -154,10 +156,12 @@ def judged(splits: Sequence[Models], signal: str, resamples: int) -> dict[str, d
     rows_of = [{one: np.flatnonzero(models.configuration == one) for one in configurations} for models in splits]
     generator = np.random.default_rng(0)
     draws = [configurations, *(generator.choice(configurations, len(configurations)).tolist() for _ in range(resamples))]
-    found: dict[str, list[float]] = {name: [] for name in STATISTICS}
+    styled = "truth: style" in splits[0].values
+    statistics = {name: statistic for name, statistic in STATISTICS.items() if styled or name not in OF_STYLE}
+    found: dict[str, list[float]] = {name: [] for name in statistics}
     for draw in draws:
         rows = [np.concatenate([of[one] for one in draw]) for of in rows_of]
-        for name, statistic in STATISTICS.items():
+        for name, statistic in statistics.items():
             found[name].append(float(np.mean([statistic(models, some, signal) for models, some in zip(splits, rows, strict=True)])))
     return {
         name: {
@@ -171,7 +175,8 @@ def judged(splits: Sequence[Models], signal: str, resamples: int) -> dict[str, d
 
 def table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """In Markdown, a signal a row."""
-    lines = ["| signal | " + " | ".join(STATISTICS) + " |", "|---" * (len(STATISTICS) + 1) + "|"]
+    names = list(next(iter(results.values())))
+    lines = ["| signal | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for signal, found in results.items():
         cells = [f"{one['value']:.2f} ({one['low']:.2f} .. {one['high']:.2f})" for one in found.values()]
         lines.append(f"| {signal} | " + " | ".join(cells) + " |")

@@ -12,6 +12,9 @@ folds (one without cross-fitting):
   others for the truth, so that a signal gains nothing by chance that its samples and the truth's share;
 - `failed`: the reason why there is no further row, or an empty text.
 
+The benchmark `emoji` reads FOLDER/emoji: what `python bench/data/make_emoji.py FOLDER/emoji --size 32` writes, and in `ddpm` the export of
+the model that bench/judging/emoji-source.yaml makes.
+
 The source model is configuration `source`, with one row. A run that was stopped goes on where files are missing.
 """
 
@@ -55,7 +58,7 @@ def record(benchmark: Benchmark, configuration: str, split: int, kept: Path) -> 
     failed = ""
     with tempfile.TemporaryDirectory() as scratch:
         number = 0 if configuration == SOURCE else int(configuration)
-        spec = compose(Document(benchmark.tree(number, split, Path(scratch)), benchmark.name))
+        spec = compose(Document(benchmark.tree(number, split, Path(scratch), kept / "emoji"), benchmark.name))
         trial = Trial(spec, Folder(scratch) / "trial", Folder(str(kept / "cache")), device=torch.device("cpu"))
         judges = [(evaluator, *_losses(trial, fold)) for evaluator, fold in zip(trial.evaluators, trial.materials.folds, strict=True)]
         noisings = _noisings(trial, judges)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +44,19 @@ class SplitImages:
     """The features of a split's images, and the log SNR of its noisings."""
 
     def __init__(self, benchmark: Benchmark, split: int, kept: Path) -> None:
-        spec = compose(Document(benchmark.tree(0, split, kept / f"images-{benchmark.name}-{split}"), benchmark.name))
+        spec = compose(Document(benchmark.tree(0, split, kept / f"images-{benchmark.name}-{split}", kept / "emoji"), benchmark.name))
         materials = materials_of(spec, Folder(str(kept / "cache")), torch.device("cpu"))
         place = spec.file.target.test
         assert place is not None
-        self.extractor: Extractor = load_extractor("digits", device="cpu")
+        self.extractor: Extractor = load_extractor(benchmark.extractor, device="cpu")
         self.folds: list[Fold] = materials.folds
         test = materials.read(place).distinct()
         for fold in self.folds:
             test = test.without(fold.train).without(fold.holdout)
         self.test = self.extractor.features(test.images)
+        self.digits = benchmark.extractor == "digits"
         seen = {_class(name) for name in materials.shots.names}
-        self.test_of_seen = self.test[[_class(name) in seen for name in test.names]]
+        self.test_of_seen = self.test[[_class(name) in seen for name in test.names]] if self.digits else self.test
         self.shots = [self.extractor.features(fold.train.images) for fold in self.folds]
         self.holdout = [self.extractor.features(fold.holdout.images) for fold in self.folds]
         self.all_shots = self.extractor.features(materials.shots.images)
@@ -80,8 +82,8 @@ class SplitImages:
                 given = self.holdout[0], self.shots[0]
                 values = [sample_signals(seen, *given, number) | few_image_signals(seen, *given, number) for number in numbers]
                 of_folds.append(values[0] | values[1])
-            named = shares(torch.from_numpy(samples[SIGNAL_SAMPLES:]))
-            worth.append(truths(unseen, self.test, self.shots[index], self.test_of_seen) | {"style": named.style, "unseen": named.unseen})
+            found_of = truths(unseen, self.test, self.shots[index], self.test_of_seen)
+            worth.append(found_of | (asdict(shares(torch.from_numpy(samples[SIGNAL_SAMPLES:]))) if self.digits else {}))
         if len(self.folds) > 1:  # pooled: a fold holds two images out, on which hardly any measure is defined
             pooled = torch.cat([self.extractor.features(torch.from_numpy(one[:SIGNAL_SAMPLES])) for one in found["samples"][row]])
             mixed = pooled[torch.randperm(len(pooled), generator=torch.Generator().manual_seed(0))]
@@ -94,7 +96,7 @@ class SplitImages:
 
 def _class(name: str) -> str:
     """Of an embedded digit, by its name `digits-target-0012-class3.png`."""
-    return name.rsplit("class", 1)[1]
+    return name.rsplit("class", 1)[-1]
 
 
 def means(of_folds: list[Row]) -> Row:
