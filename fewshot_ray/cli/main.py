@@ -249,17 +249,61 @@ def export(
 
 @app.command()
 def evaluate(
-    sweep: SweepArgument,
-    trial: Annotated[str | None, typer.Option(help="A trial's id; the sweep's result otherwise.")] = None,
+    place: Annotated[
+        str,
+        typer.Argument(
+            metavar="PLACE", callback=expanded_argument, help="A sweep; generated images (folder, zip, Parquet, URL); or a pipeline."
+        ),
+    ],
+    trial: Annotated[str | None, typer.Option(help="Of a sweep: a trial's id; the sweep's result otherwise.")] = None,
+    target: Annotated[str | None, typer.Option(callback=expanded_argument, help="The images trained on.")] = None,
+    holdout: Annotated[str | None, typer.Option(callback=expanded_argument, help="Real images never trained on.")] = None,
+    metrics: Annotated[str | None, typer.Option(metavar="A,B,...", help="Metrics; those that mean something otherwise.")] = None,
+    number: Annotated[int | None, typer.Option("--number", "-n", min=1, help="Images to draw (1000), or the first so many given.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Side that given images are scaled and cropped to.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Conventions of measurement: clean (docs/metrics.md).")] = None,
+    extractor: Annotated[str | None, typer.Option(help="Network whose features the metrics use, as evaluate.extractor.")] = None,
+    extractor_weights: Annotated[str | None, typer.Option(callback=expanded_argument, help="A file with its weights.")] = None,
+    lpips_weights: Annotated[str | None, typer.Option(callback=expanded_argument, help="A file with those of LPIPS's network.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="Of a pipeline: ddim (default) or dpm++.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of a pipeline: network evaluations an image (50).")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(min=1.0, help="Of a class-conditional pipeline.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of a pipeline's noise (0).")] = None,
+    copies: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", callback=expanded_argument, help="The nearest copies, each over its training image.")
+    ] = None,
+    json: Annotated[
+        str | None, typer.Option(metavar="FILE", callback=expanded_argument, help="All values with their stamps; - for stdout.")
+    ] = None,
 ) -> None:
-    """Measure the result on `target.test`, beside the source model and the best plain fine-tuning of the search."""
+    """Measure a sweep's result on images nothing was chosen on, or any images or pipeline against those given."""
     from fewshot_ray.cluster import light_imports  # noqa: F401 (first)
-    from fewshot_ray.cli.results import evaluate_sweep, inputs_for_evaluate  # isort: skip
-    from fewshot_ray.report.terminal import plain_console
+    from fewshot_ray.cli.evaluate import Options, check_options, evaluate_finished, evaluate_place, kind_of  # isort: skip
 
-    for line in inputs_for_evaluate(sweep):
-        typer.echo(f"warning: {line}", err=True)
-    evaluate_sweep(sweep, trial, plain_console())
+    kind = kind_of(place)
+    options = Options(
+        trial=trial,
+        target=target,
+        holdout=holdout,
+        metrics=metrics,
+        number=number,
+        size=size,
+        protocol=protocol,
+        extractor=extractor,
+        extractor_weights=extractor_weights,
+        lpips_weights=lpips_weights,
+        sampler=sampler,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        copies=copies,
+        json=json,
+    )
+    check_options(kind, options)
+    if kind != "sweep":
+        evaluate_place(place, kind, options)
+        return
+    evaluate_finished(place, options)
 
 
 @app.command()

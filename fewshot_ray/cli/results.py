@@ -6,6 +6,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,7 +17,8 @@ from rich.text import Text
 
 from fewshot_ray.cli.show import read_sweep
 from fewshot_ray.errors import UserError, said_of
-from fewshot_ray.methods.randomness import derived_seed
+from fewshot_ray.metrics.stamp import sentences
+from fewshot_ray.metrics.suite import METRICS
 from fewshot_ray.report.export import trial_spec
 from fewshot_ray.report.tables import format_metric
 from fewshot_ray.search.inputs import changed_inputs, check_inputs
@@ -26,6 +28,7 @@ from fewshot_ray.search.winner import exported_trial
 from fewshot_ray.spec.sections import CrossFit, EvaluateSpec, FileSpec
 from fewshot_ray.trial.candidate import Candidate
 from fewshot_ray.trial.denoising import DiffusionCandidate
+from fewshot_ray.trial.drawing import draw
 from fewshot_ray.trial.families import pipeline_candidate
 from fewshot_ray.trial.finished import TestSplit, load_folds
 from fewshot_ray.trial.grid import grid_png
@@ -33,6 +36,7 @@ from fewshot_ray.trial.inputs import SOURCE_IMAGES
 from fewshot_ray.trial.materials import pick_device
 
 GRID = "grid.png"
+CHOSEN_ON = "the winner was chosen on these images, so its values are better here than on others"
 MARK = ("Software", "fewshot-ray sample")
 """Text in the PNG files that marks them as this command's."""
 
@@ -62,8 +66,8 @@ def inputs_for_export(folder: SweepFolder) -> list[str]:
     return warnings or changed_inputs(folder.folder, tree, lambda one: one.field in ("target.images", "target.holdout"))
 
 
-def evaluate_sweep(place: str, trial_id: str | None, console: Console) -> dict[str, dict[str, float]]:
-    """Print the metrics of each model on the test images, and write them to `test.json`."""
+def evaluate_sweep(place: str, trial_id: str | None, console: Console) -> dict[str, Any]:
+    """Print the metrics of each model on the test images, and write them to `test.json`; returns its content."""
     folder, file = read_sweep(place)
     record = chosen_trial(folder, file, trial_id)
     gpus = file.resources.gpus
@@ -73,14 +77,19 @@ def evaluate_sweep(place: str, trial_id: str | None, console: Console) -> dict[s
     for trial in compared_trials(folder, file, record):
         with console.status(Text(f"measuring {trial.id}")):
             results[_title(trial, file)] = _measure(split, folder, trial, device)
-    folder.folder.write_text("test.json", json.dumps({"metrics": results, "protocol": split.protocol()}, indent=2) + "\n")
+    found = {"metrics": results, "on": split.field, "protocol": split.protocol()}
+    folder.folder.write_text("test.json", json.dumps(found, indent=2) + "\n")
     names = list(dict.fromkeys(name for metrics in results.values() for name in metrics))
     # Metrics down, models across: there are few models, and 80 characters hold them.
-    table = Table("metric", *results, title=f"on {len(split.fold.holdout)} images of {file.target.test}")
+    table = Table("metric", *results, title=f"on {len(split.fold.holdout)} images of {split.place}")
     for name in names:
         table.add_row(name, *(format_metric(metrics.get(name)) for metrics in results.values()))
     console.print(table)
-    return results
+    for line in sentences([name for name in names if name in METRICS], split.protocol()):
+        console.print(line, style="dim")
+    if split.is_chosen_on:
+        console.print(f"{CHOSEN_ON}; target.test with others would be right")
+    return found
 
 
 def compared_trials(folder: SweepFolder, file: FileSpec, record: TrialRecord) -> list[TrialRecord]:
@@ -118,14 +127,11 @@ def sample_images(
         raise UserError(f"--sampler {sampler}: not known; ddim or dpm++ would be right")
     names = [f"{index:05d}.png" for index in range(number)]
     _check_samples_place(out, overwrite=overwrite)
-    candidate = _loaded(model)
+    candidate = loaded_pipeline("MODEL", model, pick_device(1 if torch.cuda.is_available() else 0))
     if isinstance(candidate, DiffusionCandidate) and steps > candidate.backbone.schedule.timesteps:
         raise UserError(f"--steps {steps}: the model has {candidate.backbone.schedule.timesteps} timesteps; no more would be right")
-    noise = [
-        torch.randn(candidate.noise_shape, generator=torch.Generator().manual_seed(derived_seed(seed, "samples", i))) for i in range(number)
-    ]
     config = EvaluateSpec(sampler="ddim" if sampler == "ddim" else "dpm++", sampler_steps=steps, guidance_scale=guidance_scale)
-    images = candidate.images(torch.stack(noise).to(candidate.device), range(number), config).cpu()
+    images = draw(candidate, number, config, seed)
     mark = PngInfo()
     mark.add_text(*MARK)
     try:
@@ -165,12 +171,12 @@ def _is_sample(path: Path) -> bool:
         return False
 
 
-def _loaded(model: str) -> Candidate:
-    """The pipeline's model, on the GPU where there is one. Errors name MODEL, since there is no file with a `source` here."""
+def loaded_pipeline(argument: str, model: str, device: torch.device) -> Candidate:
+    """The pipeline's model. Errors name the argument, since there is no file with a `source` here."""
     try:
-        candidate = pipeline_candidate(model, pick_device(1 if torch.cuda.is_available() else 0))
+        candidate = pipeline_candidate(model, device)
     except UserError as error:
-        raise said_of("MODEL", error) from error
+        raise said_of(argument, error) from error
     if candidate.channels not in (1, 3):
-        raise UserError(f"MODEL: {model} has {candidate.channels} channels; 1 (grey) or 3 (RGB) would be right")
+        raise UserError(f"{argument}: {model} has {candidate.channels} channels; 1 (grey) or 3 (RGB) would be right")
     return candidate

@@ -6,9 +6,10 @@ import hashlib
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 
 import numpy as np
@@ -110,6 +111,37 @@ def read_images(place: str, *, size: int | tuple[int, int], channels: int) -> Im
     """
     if channels not in (1, 3):
         raise UserError(f"images {place}: a model with {channels} channels cannot be trained on pictures; 1 (grey) or 3 (RGB) is right")
+    pixels, found = _read(place, lambda image: to_tensor(fit(image, size), channels))
+    return replace(found, images=torch.stack(pixels))
+
+
+def read_pictures(place: str, *, left_out: Callable[[str], bool]) -> ImageSet:
+    """All pictures at `place` at their own size, which must be one; grey `[N, 1, H, W]` where all are grey, else RGB.
+
+    `left_out` says of a name whether the picture isn't read. Raises UserError as `read_images`, and where the sizes differ.
+    """
+    sizes: Counter[tuple[int, int]] = Counter()
+
+    def keep(image: Image.Image) -> Tensor:
+        sizes[image.size] += 1
+        return to_tensor(image, 3)
+
+    pixels, found = _read(place, keep, left_out)
+    if len(sizes) > 1:
+        shown = ", ".join(f"{count} of {width}x{height}" for (width, height), count in sizes.most_common(3))
+        raise UserError(
+            f"images {place}: of {len(sizes)} sizes ({shown}{', ...' if len(sizes) > 3 else ''}); images of one size, "
+            "or --size SIDE, to which all are scaled and cropped, would be right"
+        )
+    images = torch.stack(pixels)
+    grey = bool((images == images[:, :1]).all())
+    return replace(found, images=images[:, :1].clone() if grey else images)
+
+
+def _read(
+    place: str, convert: Callable[[Image.Image], Tensor], left_out: Callable[[str], bool] = lambda name: False
+) -> tuple[list[Tensor], ImageSet]:
+    """The pixels of all pictures at a place, and the rest of the set. Raises UserError as `read_images`."""
     pixels: list[Tensor] = []
     names: list[str] = []
     hashes: list[str] = []
@@ -117,18 +149,20 @@ def read_images(place: str, *, size: int | tuple[int, int], channels: int) -> Im
     notes: list[str] = []
     unreadable: list[str] = []
     for picture in pictures(place):
+        if left_out(picture.name):
+            continue
         try:
             read = decoded(picture)
         except UnreadableImageError as error:
             unreadable.append(f"{picture.name} ({error})")
             continue
-        pixels.append(to_tensor(fit(read.image, size), channels))
+        pixels.append(convert(read.image))
         names.append(picture.name)
         hashes.append(content_hash(read.image))
         perceptual.append(perceptual_hash(read.image))
         notes += [f"{picture.name}: {read.note}"] if read.note else []
     refuse_unreadable(place, unreadable, len(names) + len(unreadable))
-    return ImageSet(torch.stack(pixels), tuple(names), tuple(hashes), tuple(perceptual), tuple(notes))
+    return pixels, ImageSet(torch.empty(0), tuple(names), tuple(hashes), tuple(perceptual), tuple(notes))
 
 
 def refuse_unreadable(place: str, unreadable: Sequence[str], files: int) -> None:

@@ -34,7 +34,7 @@ def manifold(generated: Tensor, real: Tensor, *, k: int = 3) -> Manifold:
     """The four values from features [N, D] and [M, D], N and M > k; k = 3 in Kynkaanniemi et al., 5 in Naeem et al."""
     generated, real = generated.double(), real.double()
     real_radii, generated_radii = radii(real, k), radii(generated, k)
-    inside = torch.cat([euclidean_distances(rows, real) <= real_radii for rows in generated.split(ROWS_AT_ONCE)])  # [N, M]
+    inside = _inside(generated, real, real_radii)
     recalled = torch.cat([(euclidean_distances(rows, generated) <= generated_radii).any(1) for rows in real.split(ROWS_AT_ONCE)])
     return Manifold(
         precision=float(inside.any(1).double().mean()),
@@ -42,3 +42,13 @@ def manifold(generated: Tensor, real: Tensor, *, k: int = 3) -> Manifold:
         density=float(inside.double().sum(1).mean()) / k,
         coverage=float(inside.any(0).double().mean()),
     )
+
+
+def real_balls_around(generated: Tensor, real: Tensor, *, k: int) -> Tensor:
+    """Whether each generated image of features [N, D] is in each real one's ball, of features [M, D]: bool [N, M]."""
+    generated, real = generated.double(), real.double()
+    return _inside(generated, real, radii(real, k))
+
+
+def _inside(generated: Tensor, real: Tensor, real_radii: Tensor) -> Tensor:
+    return torch.cat([euclidean_distances(rows, real) <= real_radii for rows in generated.split(ROWS_AT_ONCE)])

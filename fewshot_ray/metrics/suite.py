@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from fewshot_ray.errors import UserError
@@ -16,6 +17,7 @@ from fewshot_ray.metrics.fidelity import frechet_distance, kernel_distance
 from fewshot_ray.metrics.latent_space import modes
 from fewshot_ray.metrics.manifold import manifold
 from fewshot_ray.metrics.memorisation import memorised_share
+from fewshot_ray.metrics.protocols import CLEAN, MetricProtocol
 
 NEIGHBOURS = 3
 """k of precision, recall, density and coverage."""
@@ -86,6 +88,7 @@ class Suite:
         extractor: Extractor | None = None,
         perceptual: PerceptualDistance | None = None,
         features_of: Callable[[Tensor], Tensor] | None = None,
+        conventions: MetricProtocol = CLEAN,
     ) -> None:
         check_metrics(metrics)
         self.metrics = tuple(metrics)
@@ -95,6 +98,7 @@ class Suite:
         self._check_real_images()
         self.extractor = extractor
         self.perceptual = perceptual
+        self.conventions = conventions
         if "perceptual" in needed(metrics) and perceptual is None:
             raise ValueError("LPIPS metrics are asked for without a perceptual distance; load_perceptual makes one")
         if "features" in needed(metrics) and extractor is None:
@@ -112,6 +116,13 @@ class Suite:
         """Features of the real images never trained on, float32 [M, D]."""
         assert self._features_of is not None
         return self._features_of(self.reference)
+
+    @cached_property
+    def frechet_features(self) -> Tensor:
+        """The reference of `fd`: with the images trained on where the protocol has them in it."""
+        if not self.conventions.shots_in_reference:
+            return self.reference_features
+        return torch.cat([self.reference_features, self.training_features])
 
     def compute(self, samples: Tensor) -> dict[str, float]:
         """The value of each sample metric for samples uint8 [N, C, H, W], N >= 2.
@@ -131,7 +142,11 @@ class Suite:
 
     def protocol(self) -> dict[str, str | int]:
         """The measurement protocol stored with every value; the caller adds N_gen, the sampler, its steps and the seed."""
-        stamp: dict[str, str | int] = {"n_real": self.real_images, "n_train": len(self.training)}
+        stamp: dict[str, str | int] = {"protocol": self.conventions.name, "n_real": self.real_images, "n_train": len(self.training)}
+        if {"intra_distance", "intra_lpips"} & set(self.metrics):
+            stamp["intra_cap"] = self.conventions.intra_cap
+        if "fd" in self.metrics and self.conventions.shots_in_reference:
+            stamp["shots_in_reference"] = True
         if self.extractor is not None:
             stamp |= {"extractor": self.extractor.id, "extractor_weights": self.extractor.weights_hash, "resize": self.extractor.resize}
         if self.perceptual is not None:
@@ -146,7 +161,7 @@ class Suite:
         values: dict[str, float] = {}
         unit = unit_features(generated)
         if "fd" in self.metrics:
-            values["fd"] = frechet_distance(generated, self.reference_features)
+            values["fd"] = frechet_distance(generated, self.frechet_features)
         if "kid" in self.metrics:
             kid = kernel_distance(generated, self.reference_features)
             values["kid"] = kid.value
@@ -156,7 +171,9 @@ class Suite:
             values["pairwise_distance"] = mean_pairwise_distance(unit)
         if "intra_distance" in self.metrics:
             to_train = euclidean_distances(unit, unit_features(self.training_features))
-            intra = intra_cluster_diversity(to_train, lambda members: euclidean_distances(unit[members], unit[members]))
+            intra = intra_cluster_diversity(
+                to_train, lambda members: euclidean_distances(unit[members], unit[members]), cap=self.conventions.intra_cap
+            )
             values |= {"intra_distance": intra.value, "occupancy": intra.occupancy}
         neighbours = {"precision", "recall", "density", "coverage"} & set(self.metrics)
         if neighbours:
@@ -178,7 +195,9 @@ class Suite:
             values["modes_lpips"] = modes(perceptual.matrix(samples, self.training))
         if "intra_lpips" in self.metrics:
             to_train = perceptual.matrix(samples, self.training)
-            intra = intra_cluster_diversity(to_train, lambda members: perceptual.matrix(samples[members], samples[members]))
+            intra = intra_cluster_diversity(
+                to_train, lambda members: perceptual.matrix(samples[members], samples[members]), cap=self.conventions.intra_cap
+            )
             values |= {"intra_lpips": intra.value, "occupancy_lpips": intra.occupancy}
         return values
 

@@ -12,15 +12,16 @@ from torch import Tensor
 from fewshot_ray.data.images import ImageSet
 from fewshot_ray.data.target import Fold
 from fewshot_ray.errors import UserError
-from fewshot_ray.methods.randomness import derived_seed
 from fewshot_ray.methods.stage import Stage, read
 from fewshot_ray.metrics.extractors import Extractor, PerceptualDistance, load_extractor, load_perceptual
+from fewshot_ray.metrics.protocols import find_protocol
 from fewshot_ray.metrics.suite import METRICS, Suite, needed
 from fewshot_ray.spec.sections import EvaluateSpec
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.group import Group
 from fewshot_ray.training.memory import together
 from fewshot_ray.trial.candidate import Candidate, HoldoutLosses, OwnMetrics
+from fewshot_ray.trial.drawing import sampling_noise
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ class Evaluator:
             reference=self.fold.holdout.images,
             extractor=self.instruments.extractor,
             perceptual=self.instruments.perceptual,
+            conventions=find_protocol(self.config.protocol),
             features_of=lambda images: self.instruments.features(
                 self.fold.holdout if images is self.fold.holdout.images else self.fold.train
             ),
@@ -127,18 +129,15 @@ class Evaluator:
         def drawn() -> Tensor:
             if not own:  # more workers than images, and networks refuse empty input
                 return torch.empty((0, candidate.channels, *candidate.size), dtype=torch.uint8, device=self.device)
-            noise = torch.stack([self._sampling_noise(candidate, index) for index in own]).to(self.device)
+            noise = torch.stack([sampling_noise(candidate, self.seed, index) for index in own]).to(self.device)
             return candidate.images(noise, own, self.config)
 
         return self.group.gather_rows(together(self.group, "while sampling", drawn), count)
 
-    def _sampling_noise(self, candidate: Candidate, index: int) -> Tensor:
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, "samples", index))
-        return torch.randn(candidate.noise_shape, generator=generator)
-
     def protocol(self, samples: int) -> dict[str, str | int | float]:
         """Settings that the metrics depend on; they are stored with every value."""
-        stamp: dict[str, str | int | float] = {"seed": self.seed, "n_generated": samples, **self.own.protocol()}
+        stamp: dict[str, str | int | float] = {"protocol": self.config.protocol, "seed": self.seed, "n_generated": samples}
+        stamp |= {"n_real": len(self.fold.holdout), **self.own.protocol()}
         return stamp | (self.suite.protocol() if self.suite is not None else {})
 
 

@@ -79,28 +79,36 @@ def _shots(shots: Any, index: int) -> tuple[str, ...]:
 
 
 class TestSplit:
-    """Evaluates models on the images of `target.test` that are neither shots nor held-out images, also not re-encoded ones."""
+    """Evaluates models on the images of `target.test` that are neither shots nor held-out images, also not re-encoded ones.
+
+    Where the file names none but has a folder as `target.holdout`, on that folder's, on which trials were chosen.
+    """
 
     __test__ = False
 
     def __init__(self, spec: TrialSpec, cache: Folder, device: torch.device) -> None:
-        place = spec.file.target.test
-        if place is None:
-            raise UserError("target.test: not given in the sweep's file; a folder of images that nothing was selected on would be right")
         self.spec = spec
         self.materials = materials_of(spec, cache, device)
-        test = self.materials.read(place).distinct()
+        self.field, self.place = _test_place(spec)
+        test = self.materials.read(self.place).distinct()
         for fold in self.materials.folds:
-            test = test.without(fold.train).without(fold.holdout)
+            test = test.without(fold.train)
+            test = test if self.is_chosen_on else test.without(fold.holdout)
         if len(test) == 0:
-            raise UserError(f"target.test: every image of {place} is also a shot or a held-out image; others would be right")
+            known = "a shot" if self.is_chosen_on else "a shot or a held-out image"
+            raise UserError(f"{self.field}: every image of {self.place} is also {known}; others would be right")
         config = spec.file.evaluate.model_copy(update={"paths": spec.file.evaluate.final_paths})
-        _check_test(config, shots=len(self.materials.shots), images=len(test))
+        _check_test(config, self.field, shots=len(self.materials.shots), images=len(test))
         instruments = Instruments(config, channels=self.materials.channels, size=self.materials.size, device=device)
         self.fold = Fold("test", train=self.materials.shots, holdout=test)
         own = self.materials.own_metrics(config, self.fold, instruments, Group())
         self.evaluator = Evaluator(config, self.fold, instruments, own, seed=spec.file.seed, device=device, group=Group())
         self.samples = config.final_samples
+
+    @property
+    def is_chosen_on(self) -> bool:
+        """Whether trials were chosen on these images, so that values of the chosen ones are better than on others."""
+        return self.field == "target.holdout"
 
     def measure(self, candidate: Candidate) -> dict[str, float]:
         """The file's metrics on the test images, from `evaluate.final_samples` samples."""
@@ -115,13 +123,26 @@ class TestSplit:
         return self.evaluator.protocol(self.samples)
 
 
-def _check_test(config: EvaluateSpec, *, shots: int, images: int) -> None:
+def _test_place(spec: TrialSpec) -> tuple[str, str]:
+    """The field that names the images to evaluate on, and their place. Raises UserError where none does."""
+    target = spec.file.target
+    if target.test is not None:
+        return "target.test", target.test
+    if isinstance(target.holdout, str):
+        return "target.holdout", target.holdout
+    raise UserError(
+        "target.test: not given in the sweep's file, nor a folder as target.holdout; "
+        "a folder of images that nothing was selected on would be right"
+    )
+
+
+def _check_test(config: EvaluateSpec, field: str, *, shots: int, images: int) -> None:
     """Raise UserError where a metric needs more test images or final samples than there are."""
     for name in config.metrics:
         metric = METRICS[name]
         if images < metric.real_images:
             raise UserError(
-                f"target.test: {images} images are left without shots and held-out images; {name} needs {metric.real_images}, "
+                f"{field}: {images} images are left without shots and held-out images; {name} needs {metric.real_images}, "
                 "so more would be right"
             )
         least = 0 if metric.needs == "loss" else shots + 1 if name.startswith("intra_") else 2

@@ -271,7 +271,7 @@ def test_a_file_that_is_none(command: str, desk: Desk, fewshot: Command) -> None
     assert "holiday 0.png" in one_line(fewshot(command, desk.folder / "photos" / "holiday 0.png"))
 
 
-@pytest.mark.parametrize("command", [["resume"], ["leaderboard"], ["export", "out"], ["evaluate"]])
+@pytest.mark.parametrize("command", [["resume"], ["leaderboard"], ["export", "out"]])
 def test_a_sweep_that_is_none(command: list[str], desk: Desk, fewshot: Command) -> None:
     name, *rest = command
     before = desk.contents()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,27 @@ def _mean_over_folds(url: str, trial_id: str) -> float:
     ]
     assert len(losses) == 2
     return sum(losses) / 2
+
+
+def test_without_test_images_the_held_out_ones_are_measured_on(desk: Desk, fewshot: Command) -> None:
+    """Oracle: the folder's images without the shots among them are counted; it is said what was chosen on; `final_samples` counts."""
+    small(desk)
+    write_pictures(desk.folder / "held out", 5, first=20)
+    for name in ("2.webp", "logo3.png"):
+        shutil.copy(desk.folder / "photos" / name, desk.folder / "held out" / f"same {name}")
+    desk.tree["target"]["holdout"] = str(desk.folder / "held out")
+    desk.tree["evaluate"]["final_samples"] = 7
+    url = finished_sweep(desk).folder.folder.url
+    answer = fewshot("evaluate", url, "--json", desk.folder / "out.json")
+    assert answer.code == 0
+    assert "on 5 images of" in answer.out
+    assert "the winner was chosen on these images" in " ".join(answer.out.split())
+    found = json.loads((Path(url) / "test.json").read_text())
+    assert found["on"] == "target.holdout"
+    assert found["protocol"]["n_generated"] == 7
+    losses = [values["holdout_loss"] for values in found["metrics"].values()]
+    assert len(losses) == 2
+    assert json.loads((desk.folder / "out.json").read_text()) == {"place": url, "kind": "sweep", **found}
 
 
 def test_evaluate_without_test_images(desk: Desk, fewshot: Command) -> None:

@@ -99,7 +99,8 @@ def test_cached_features_of_real_images_spare_the_extractor() -> None:
 def test_stamp_says_what_was_measured_with() -> None:
     """Oracle: by hand. It costs no pass through the extractor."""
     suite = Suite(["kid"], training=digits("shots").images, reference=digits("validation").images, extractor=CountingExtractor())
-    assert suite.protocol() == {"n_real": 200, "n_train": 10, "extractor": "pixels", "extractor_weights": "0" * 12, "resize": "none"}
+    network = {"extractor": "pixels", "extractor_weights": "0" * 12, "resize": "none"}
+    assert suite.protocol() == {"protocol": "clean", "n_real": 200, "n_train": 10, **network}
     assert "perceptual_weights" in digit_suite(["pairwise_lpips"]).protocol()
 
 

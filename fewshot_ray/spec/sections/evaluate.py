@@ -24,6 +24,9 @@ class EvaluateSpec(Section):
     metrics: Annotated[list[Text], AfterValidator(distinct)] = Field(default=["holdout_loss"], min_length=1)
     """Metrics computed in every evaluation."""
 
+    protocol: Literal["clean"] = "clean"
+    """Conventions that values are measured by."""
+
     extractor: Text = "auto"
     """Network whose features the metrics use: auto, digits or inception."""
 
