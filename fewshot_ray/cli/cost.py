@@ -150,7 +150,7 @@ def _forward_images(spec: TrialSpec, materials: Materials) -> int:
     if needed(config.metrics) - {"loss"} or config.grid_images > 0:
         passes += max(config.samples, config.grid_images) * config.sampler_steps
     held_out = len(materials.folds[0].holdout)
-    if "holdout_loss" in config.metrics:
+    if "loss" in needed(config.metrics):
         passes += held_out * math.ceil(config.loss_draws / held_out)
     return passes
 

@@ -41,6 +41,12 @@ class Metric:
 
 METRICS: Mapping[str, Metric] = {
     "holdout_loss": Metric("min", "loss", family="diffusion", of_samples=False),
+    "loss_coarse": Metric("min", "loss", family="diffusion", of_samples=False),
+    "loss_content": Metric("min", "loss", family="diffusion", of_samples=False),
+    "loss_cleanup": Metric("min", "loss", family="diffusion", of_samples=False),
+    "relative_coarse": Metric("min", "loss", family="diffusion", of_samples=False),
+    "relative_content": Metric("min", "loss", family="diffusion", of_samples=False),
+    "relative_cleanup": Metric("min", "loss", family="diffusion", of_samples=False),
     "fd": Metric("min", "features", real_images=2),
     "kid": Metric("min", "features", real_images=2),
     "pairwise_distance": Metric("max", "features"),

@@ -110,6 +110,11 @@ class NoiseSchedule:
         """`SNR_t = alpha_bar_t / (1 - alpha_bar_t)`, `[B]`."""
         return self._tables["snr"][t]
 
+    def log_snr(self, t: Tensor) -> Tensor:
+        """The natural logarithm of `SNR_t`, `[B]` in float64 on the CPU; -inf where x_t is noise alone (alpha_bar_t = 0)."""
+        bar = self.alphas_cumprod[t.cpu().long()]
+        return bar.log() - (-bar).log1p()
+
     def sigma_hat(self, t: Tensor) -> Tensor:
         """`(1 - alpha_bar_{t-1}) sqrt(alpha_t / (1 - alpha_bar_t))` (ANT, Eq. 5), `[B]`; zero at t = 0."""
         return self._tables["sigma_hat"][t]

@@ -33,7 +33,7 @@ class Point:
     value: float
     """The objective, negated where it is to be maximised: less is better."""
     images: Sequence[float] = ()
-    """The loss of each held-out image, whose mean is `value`; empty for another objective."""
+    """The value of each held-out image, whose mean is `value`; empty for an objective that has none."""
     kept: bool = True
     """Whether the evaluation keeps the constraints."""
 

@@ -19,8 +19,6 @@ LEVEL = 0.05
 """Share of the trials that have not turned, yet are found to have."""
 FEWEST_LOOKS = 4
 """Evaluations of a trial with fewer than which the race stops hardly any: none after one, and few after two."""
-BY_IMAGE = "holdout_loss"
-"""The metric of which a row has the value of each held-out image."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +132,7 @@ class Stopping:
         kept = self.ranking.excess(row.metrics) == 0
         for name, direction in self.ranking.objectives.items():
             value = row.metrics.get(name, math.nan)
-            images = tuple(row.image_losses) if name == BY_IMAGE else ()
-            curves[name].append(Point(row.step, value if direction == "min" else -value, images, kept))
+            curves[name].append(Point(row.step, value if direction == "min" else -value, row.images_of(name), kept))
             if searched:
                 self.noise[name].add(curves[name])
 

@@ -17,7 +17,7 @@ from fewshot_ray.spec.document import Document, parse_document, to_yaml
 from fewshot_ray.spec.wording import show
 from fewshot_ray.storage import Folder, writing
 
-Kind: TypeAlias = Literal["search", "confirm", "control", "plain", "refit"]
+Kind: TypeAlias = Literal["search", "source", "confirm", "control", "plain", "refit"]
 State: TypeAlias = Literal["RUNNING", "COMPLETE", "PRUNED", "FAIL"]
 FailedBy: TypeAlias = Literal["values", "worker"]
 
@@ -27,6 +27,9 @@ FORMAT = 2
 FORMAT_LINE = "# fewshot-ray sweep, format "
 RECORD = "trial.json"
 ROWS = "metrics.jsonl"
+HOLDOUT_LOSS = "holdout_loss"
+SOURCE = "source"
+"""The id of the record of the source model as it is."""
 RAY_LOG = "ray.log"
 """Ray's own log lines; the sweep's are in the terminal."""
 INPUTS = "inputs"
@@ -51,12 +54,12 @@ class TrialRecord:
     """The contents of `trials/<id>/trial.json`."""
 
     id: str
-    """`t0007`, `confirm-t0007-seed1`, `control-t0007-seed1`, `p0003` or `refit-t0007`; the trial's folder has this name."""
+    """`t0007`, `confirm-t0007-seed1`, `control-t0007-seed1`, `p0003`, `refit-t0007` or `source`; the trial's folder has this name."""
     number: int | None
     """The Optuna trial's number; None outside the search and plain fine-tuning's own."""
     kind: Kind
     origin: str
-    """What proposed it: `preset`, `plain`, `file` or `sampler`; for a rerun the search trial's id."""
+    """What proposed it: `preset`, `plain`, `file` or `sampler`; for a rerun the search trial's id; `source` for the source."""
     label: str
     """Its description in the leaderboard."""
     seed: int
@@ -97,10 +100,16 @@ class EvaluationRow:
     """Number of trained parameters divided by all parameters of the network."""
     image_losses: list[float] = field(default_factory=list)
     """The held-out loss of each held-out image, fold by fold; empty where it isn't measured."""
+    by_image: Mapping[str, list[float]] = field(default_factory=dict)
+    """Further objectives that are computed from held-out losses, by image in the same order."""
     micro_batch: int | None = None
     """Images per forward and backward pass of a worker; None in rows of older releases."""
     memory: Mapping[str, int] = field(default_factory=dict)
     """Bytes taken by the first worker, at its peak: `host_peak`, `gpu_peak`, `gpu_context`, `gpu_total` (`trial.memory.peak_memory`)."""
+
+    def images_of(self, metric: str) -> tuple[float, ...]:
+        """A metric's value by held-out image, whose mean it is; empty for one without."""
+        return tuple(self.image_losses if metric == HOLDOUT_LOSS else self.by_image.get(metric, ()))
 
 
 class SweepFolder:
@@ -265,6 +274,8 @@ def _record_from(tree: Any, own_id: str) -> TrialRecord:
         raise ValueError(f"failed_by {show(record.failed_by)}")
     if record.number is not None and record.id != (trial_id if record.kind == "search" else plain_trial_id)(record.number):
         raise ValueError(f"number {show(record.number)} of {show(record.id)}")
+    if (record.kind == "source") != (record.id == SOURCE):
+        raise ValueError(f"kind {show(record.kind)} of {show(record.id)}")
     if (record.kind in ("search", "plain")) != (record.number is not None):
         raise ValueError(f"kind {show(record.kind)} with number {show(record.number)}")
     if (record.values is None) != (record.best_step is None) or (record.values is None and record.state == "COMPLETE"):
@@ -287,6 +298,7 @@ def _row_from(node: Any) -> EvaluationRow:
         images_per_sec=float(tree["images_per_sec"]),
         trained_share=float(tree["trained_share"]),
         image_losses=[float(loss) for loss in tree.get("image_losses", ())],
+        by_image={name: [float(value) for value in values] for name, values in _mapping(tree.get("by_image", {})).items()},
         micro_batch=None if (micro_batch := tree.get("micro_batch")) is None else int(micro_batch),
         memory={name: int(number) for name, number in _mapping(tree.get("memory", {})).items()},
     )
@@ -312,6 +324,8 @@ def row_line(row: EvaluationRow) -> bytes:
     tree |= _to_json({"train_loss": row.train_loss, "lr": row.lr, "images_per_sec": row.images_per_sec, "trained_share": row.trained_share})
     if row.image_losses:
         tree["image_losses"] = [_number(loss) for loss in row.image_losses]
+    if row.by_image:
+        tree["by_image"] = {name: [_number(value) for value in values] for name, values in row.by_image.items()}
     if row.micro_batch is not None:
         tree["micro_batch"] = row.micro_batch
     if row.memory:

@@ -30,7 +30,7 @@ EVALUATION: Types = {
     **{"trained_share": NUMBER, "image_losses": list},
 }
 """Keys of `state.json` for each evaluation in a trial's history."""
-OF_LATER_RELEASES: Types = {"micro_batch": (int, type(None)), "memory": dict}
+OF_LATER_RELEASES: Types = {"micro_batch": (int, type(None)), "memory": dict, "by_image": dict}
 """Further keys of an evaluation, which checkpoints of older releases lack."""
 
 

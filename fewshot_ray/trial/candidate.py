@@ -11,10 +11,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fewshot_ray.metrics.noise_levels import band_values, weights
 from fewshot_ray.models.pipeline import PipelineCall
 from fewshot_ray.spec.sections import EvaluateSpec
 
 STRIP_ROWS, STRIP_COLUMNS = 4, 8
+HOLDOUT_LOSS = "holdout_loss"
 
 
 class Candidate(ABC):
@@ -26,6 +28,8 @@ class Candidate(ABC):
     noise_shape: tuple[int, ...]
     """Shape of the standard normal noise for one image."""
     class_names: Sequence[str] = ()
+    is_source = False
+    """Whether it is the model that training starts from, as it is."""
 
     @abstractmethod
     def images(self, noise: Tensor, numbers: Sequence[int], config: EvaluateSpec) -> Tensor:
@@ -66,17 +70,39 @@ class HoldoutLosses:
     """int32: the index of the held-out image."""
     t: Tensor
     """int32: the timestep, in [0, T)."""
+    log_snr: Tensor
+    """float64: the logarithm of the signal-to-noise ratio at t."""
+    source: Tensor | None = None
+    """float32: the source model's losses at the same noisings; None where the source isn't pre-trained."""
 
     @property
     def mean(self) -> float:
         """The mean over all noisings, `holdout_loss`."""
         return float(self.loss.double().mean())
 
-    def by_image(self) -> list[float]:
-        """The mean loss of each held-out image over its noisings, to seven digits: what paired tests compare."""
+    def bands(self) -> Mapping[str, float]:
+        """The metrics by noise level, those that are defined."""
+        return band_values(self.loss, self.log_snr, self.source)
+
+    def by_image(self, metric: str = HOLDOUT_LOSS) -> list[float]:
+        """Each held-out image's share in a metric that is linear in the losses, to seven digits: what paired tests compare.
+
+        Of `holdout_loss` it is the mean loss of the image over its noisings; of the metrics by noise level the sum over its noisings of
+        weight times loss, times the number of images, so that the mean over the images is the metric. Empty where that is undefined.
+        """
         images = int(self.image.max()) + 1
-        total = torch.zeros(images, dtype=torch.float64).index_add_(0, self.image, self.loss.double())
-        return [float(f"{mean:.7g}") for mean in (total / self.image.bincount(minlength=images)).tolist()]
+        if metric == HOLDOUT_LOSS:
+            total = torch.zeros(images, dtype=torch.float64).index_add_(0, self.image, self.loss.double())
+            return _rounded(total / self.image.bincount(minlength=images))
+        weight = weights(metric, self.log_snr, self.source)
+        if weight is None:
+            return []
+        return _rounded(images * torch.zeros(images, dtype=torch.float64).index_add_(0, self.image, weight * self.loss.double()))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is written of them, by name."""
+        found = {"loss": self.loss, "image": self.image, "t": self.t, "log_snr": self.log_snr}
+        return found if self.source is None else {**found, "source": self.source}
 
     @classmethod
     def joined(cls, folds: Sequence[HoldoutLosses]) -> HoldoutLosses:
@@ -85,7 +111,13 @@ class HoldoutLosses:
         for fold in folds:
             firsts.append(firsts[-1] + int(fold.image.max()) + 1)
         images = [fold.image + first for fold, first in zip(folds, firsts, strict=False)]
-        return cls(torch.cat([fold.loss for fold in folds]), torch.cat(images), torch.cat([fold.t for fold in folds]))
+        loss, t, log_snr = (torch.cat([getattr(fold, name) for fold in folds]) for name in ("loss", "t", "log_snr"))
+        source = [fold.source for fold in folds if fold.source is not None]
+        return cls(loss, torch.cat(images), t, log_snr, torch.cat(source) if len(source) == len(folds) else None)
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [float(f"{value:.7g}") for value in values.tolist()]
 
 
 @dataclass(frozen=True)
@@ -94,7 +126,7 @@ class OwnMeasured:
 
     metrics: Mapping[str, float]
     losses: HoldoutLosses | None = None
-    """What `holdout_loss` is the mean of, where it is among the metrics."""
+    """What the metrics of held-out losses are computed from, where any is among the metrics."""
 
 
 class OwnMetrics(Protocol):

@@ -26,6 +26,7 @@ from fewshot_ray.spec.places import places
 from fewshot_ray.spec.problems import Problem, raise_any
 from fewshot_ray.spec.ranges import Choice, Range
 from fewshot_ray.spec.sections import FileSpec, TrainSpec
+from fewshot_ray.spec.sections.evaluate import RELATIVE_OF
 from fewshot_ray.spec.space import METHOD, Space, flat_trees
 from fewshot_ray.spec.space import PLAIN as PLAIN
 from fewshot_ray.spec.validate import endpoint_trees, load
@@ -207,6 +208,12 @@ def _metric_problems(file: FileSpec) -> Iterator[Problem]:
         yield Problem("evaluate.extractor", f"'{file.evaluate.extractor}' isn't known; {', '.join(extractors)} would be right{hint}")
     if needed(file.evaluate.metrics) - {"loss"} and file.evaluate.samples < 2:
         yield Problem("evaluate.samples", f"{file.evaluate.samples} given; metrics of samples need at least 2")
+    for index, name in enumerate(file.evaluate.metrics):
+        if name in RELATIVE_OF and not file.source.pretrained:
+            right = name.replace("relative", "loss")
+            yield Problem(
+                f"evaluate.metrics.{index}", f"{name} is relative to a pre-trained source, and there is none; {right} would be right"
+            )
     for name, direction in file.search.objectives.items():
         if name in METRICS and METRICS[name].direction != direction:
             yield Problem(f"search.objectives.{name}", f"'{direction}' given; better is '{METRICS[name].direction}' for {name}")

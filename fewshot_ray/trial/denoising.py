@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from fewshot_ray.data.target import Fold
 from fewshot_ray.errors import UserError
 from fewshot_ray.methods.draw import mean_square
 from fewshot_ray.methods.randomness import derived_seed
+from fewshot_ray.metrics.suite import needed
 from fewshot_ray.models.autoencoder import encode_all
 from fewshot_ray.models.backbone import Backbone
 from fewshot_ray.models.memory import in_parts
@@ -23,7 +25,7 @@ from fewshot_ray.models.sampling import sample
 from fewshot_ray.spec.sections import EvaluateSpec
 from fewshot_ray.training.group import Group
 from fewshot_ray.training.memory import together
-from fewshot_ray.trial.candidate import Candidate, HoldoutLosses, OwnMeasured
+from fewshot_ray.trial.candidate import HOLDOUT_LOSS, Candidate, HoldoutLosses, OwnMeasured
 
 FORWARD_IMAGES = 256
 """Images per forward pass of the held-out loss."""
@@ -91,13 +93,22 @@ def labels_in_turn(backbone: Backbone, numbers: Sequence[int]) -> Tensor | None:
 
 
 class HoldoutLoss:
-    """The mean over fixed (x_0, t, eps) of the denoising loss on a fold's held-out images, in the backbone's own prediction space.
+    """The denoising loss at fixed (x_0, t, eps) of a fold's held-out images, in the backbone's own prediction space, also by noise level.
 
     `labels` `[N]` are those of the held-out images, for a model with classes. A latent model's x_0 is the mean of the encoder's posterior.
+    `source` gives the source model's losses `[P]`; without it no metric is relative to them.
     """
 
     def __init__(
-        self, config: EvaluateSpec, fold: Fold, *, seed: int, device: torch.device, group: Group, labels: Tensor | None = None
+        self,
+        config: EvaluateSpec,
+        fold: Fold,
+        *,
+        seed: int,
+        device: torch.device,
+        group: Group,
+        labels: Tensor | None = None,
+        source: Callable[[], Tensor] | None = None,
     ) -> None:
         self.config = config
         self.fold = fold
@@ -105,15 +116,21 @@ class HoldoutLoss:
         self.device = device
         self.group = group
         self.labels = labels
+        self._source = source
         self._latents: Tensor | None = None
 
     def __call__(self, candidate: Candidate) -> OwnMeasured:
-        """The loss, where `evaluate.metrics` has it and images are held out."""
+        """All metrics of losses, where `evaluate.metrics` has any and images are held out."""
         assert isinstance(candidate, DiffusionCandidate)
-        if "holdout_loss" not in self.config.metrics or len(self.fold.holdout) == 0:
+        if "loss" not in needed(self.config.metrics) or len(self.fold.holdout) == 0:
             return OwnMeasured({})
-        losses = self.losses(candidate.backbone, candidate.network)
-        return OwnMeasured({"holdout_loss": losses.mean}, losses)
+        losses = self.losses(candidate.backbone, candidate.network, loss=self.source_losses if candidate.is_source else None)
+        return OwnMeasured({HOLDOUT_LOSS: losses.mean, **losses.bands()}, losses)
+
+    @cached_property
+    def source_losses(self) -> Tensor | None:
+        """The source model's losses `[P]`; None where it isn't pre-trained."""
+        return None if self._source is None else self._source()
 
     def protocol(self) -> dict[str, str | int | float]:
         """Number of (t, eps) pairs, and the settings of sampling."""
@@ -125,9 +142,15 @@ class HoldoutLoss:
         }
         return stamp | ({"guidance_scale": config.guidance_scale} if config.guidance_scale != 1 else {})
 
-    def losses(self, backbone: Backbone, network: nn.Module) -> HoldoutLosses:
-        """The losses of one network, on the CPU."""
+    def losses(self, backbone: Backbone, network: nn.Module, *, loss: Tensor | None = None) -> HoldoutLosses:
+        """The losses of one network, on the CPU; `loss` are those `[P]` that are known already."""
         index, t, eps = self._noisings(backbone)
+        if loss is None:
+            loss = self._network_losses(backbone, network, index, t, eps)
+        (source,) = together(self.group, "while measuring", lambda: (self.source_losses,))
+        return HoldoutLosses(loss, index.int(), t.int(), backbone.schedule.log_snr(t), source)
+
+    def _network_losses(self, backbone: Backbone, network: nn.Module, index: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         x_0 = self._holdout_x_0(backbone)
         labels = None if self.labels is None else self.labels.to(self.device)[index]
         own = self.group.own(torch.arange(len(index)))
@@ -141,8 +164,7 @@ class HoldoutLoss:
                 return torch.empty(0, device=self.device)
             return torch.cat(in_parts(of, own, FORWARD_IMAGES))
 
-        loss = together(self.group, "while measuring", of_own)
-        return HoldoutLosses(self.group.gather_rows(loss, len(index)).cpu(), index.int(), t.int())
+        return self.group.gather_rows(together(self.group, "while measuring", of_own), len(index)).cpu()
 
     def _holdout_x_0(self, backbone: Backbone) -> Tensor:
         """The held-out images or, encoded once, their latents, `[N, C, H, W]`."""

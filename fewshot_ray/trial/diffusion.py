@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import PurePosixPath
@@ -23,6 +23,7 @@ from fewshot_ray.methods.draw import frozen
 from fewshot_ray.methods.randomness import Randomness, derived_seed
 from fewshot_ray.methods.sadm import SadmConfig
 from fewshot_ray.methods.stage import Stage, read
+from fewshot_ray.metrics.suite import METRICS
 from fewshot_ray.models.adm import AdmConfig
 from fewshot_ray.models.autoencoder import Autoencoder
 from fewshot_ray.models.backbone import Backbone
@@ -160,7 +161,7 @@ class DiffusionMaterials(Materials):
         steps = min(SOURCE_SAMPLER_STEPS, self.source_backbone.schedule.timesteps)
         depends_on = {
             "model": self.source_hash,
-            "scheduler": hashlib.sha256(self.source_backbone.scheduler.to_json_string().encode()).hexdigest()[:16],
+            "scheduler": self._scheduler_hash,
             "count": count,
             "seed": seed,
             "sampler": "ddim",
@@ -220,7 +221,9 @@ class DiffusionMaterials(Materials):
     def source_candidate(self) -> DiffusionCandidate:
         """A copy of the source network."""
         backbone = self.student_backbone()
-        return DiffusionCandidate(backbone, backbone.network)
+        source = DiffusionCandidate(backbone, backbone.network)
+        source.is_source = True
+        return source
 
     def saved_candidate(self, fold: Fold, checkpoint: Checkpoint, prefix: str) -> DiffusionCandidate:
         """A student with the averages of a checkpoint, in eval mode."""
@@ -231,9 +234,45 @@ class DiffusionMaterials(Materials):
         return DiffusionCandidate(backbone, tuned.network, tuned)
 
     def own_metrics(self, config: EvaluateSpec, fold: Fold, instruments: Instruments, group: Group) -> HoldoutLoss:
-        """The held-out denoising loss."""
+        """The held-out denoising losses; the source's are cached where `instruments` have a cache."""
         labels = self.labels(fold.holdout)
-        return HoldoutLoss(config, fold, seed=self.spec.file.seed, device=self.device, group=group, labels=labels)
+
+        def source() -> Tensor:
+            stage = self.source_losses_stage(config, fold)
+            return (stage.compute() if instruments.cache is None else read(stage, self.cache))["loss"]
+
+        known = source if self.spec.file.source.pretrained else None
+        return HoldoutLoss(config, fold, seed=self.spec.file.seed, device=self.device, group=group, labels=labels, source=known)
+
+    def source_losses_stage(self, config: EvaluateSpec, fold: Fold) -> Stage:
+        """The stage that measures the source model's losses on a fold's held-out images, at the noisings of all trials."""
+        labels = self.labels(fold.holdout)
+        depends_on = {
+            **self.source_key,
+            "images": self.images_hash(fold.holdout),
+            "labels": None if labels is None else labels.tolist(),
+            "fold": fold.name,
+            "seed": self.spec.file.seed,
+            "loss_draws": config.loss_draws,
+            "device": self.device.type,
+            "version": 1,
+        }
+
+        def compute() -> dict[str, Tensor]:
+            source = self.source_candidate()
+            measure = HoldoutLoss(config, fold, seed=self.spec.file.seed, device=self.device, group=Group.alone(), labels=labels)
+            return {"loss": measure.losses(source.backbone, source.network).loss}
+
+        return Stage("source-losses", depends_on, compute)
+
+    @property
+    def source_key(self) -> Mapping[str, Any]:
+        """The hash of its weights, its scheduler and the number of its classes."""
+        return {"model": self.source_hash, "scheduler": self._scheduler_hash, "classes": len(self.class_names)}
+
+    @cached_property
+    def _scheduler_hash(self) -> str:
+        return hashlib.sha256(self.source_backbone.scheduler.to_json_string().encode()).hexdigest()[:16]
 
     def check(self, document: Document) -> None:
         """Check forward pass, source images, guidance, sampler steps, `train.params`, labels and the methods' own demands."""
@@ -290,9 +329,10 @@ class DiffusionMaterials(Materials):
             )
         if not self.spec.file.source.pretrained and self.spec.methods.keys() & {"sdft", "ddpm_pa"}:
             found.append("source.build: a model from scratch has nothing to teach; sdft and ddpm_pa keep the student near it")
-        if getattr(ant, "guidance", 0) > 0 and "holdout_loss" in self.spec.file.search.objectives:
+        losses = [name for name in self.spec.file.search.objectives if METRICS[name].needs == "loss"]
+        if getattr(ant, "guidance", 0) > 0 and losses:
             found.append(
-                "search.objectives: guidance moves ANT's optimum away from holdout_loss, so trials with less of it win; kid, against "
+                f"search.objectives: guidance moves ANT's optimum away from {losses[0]}, so trials with less of it win; kid, against "
                 "held-out images, compares them"
             )
         return found

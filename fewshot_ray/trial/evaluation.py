@@ -34,7 +34,7 @@ class Measured:
     strip: Tensor | None = None
     """Interpolations through the latent space (`Candidate.strip`), where a grid was asked for and there is such a space."""
     losses: HoldoutLosses | None = None
-    """What `holdout_loss` is the mean of, where it is measured."""
+    """What the metrics of held-out losses are computed from, where they are measured."""
 
 
 def extractor_name(config: EvaluateSpec, channels: int, size: tuple[int, int]) -> str:

@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,11 @@ class Materials(ABC):
     @abstractmethod
     def source_hash(self) -> str:
         """Hash of the weights that training starts from."""
+
+    @property
+    def source_key(self) -> Mapping[str, Any]:
+        """What the source model's images depend on besides noise and sampling, as JSON values."""
+        return {"model": self.source_hash}
 
     @abstractmethod
     def training(self, fold: Fold, group: Group) -> Training:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -14,18 +14,19 @@ import torch
 
 from fewshot_ray.data.target import Fold
 from fewshot_ray.errors import SavedAndEndedError, UserError
+from fewshot_ray.methods.stage import read
 from fewshot_ray.storage import Folder
-from fewshot_ray.training.checkpoint import checkpoint_name, latest_checkpoint, pack, restore_training, training_state
+from fewshot_ray.training.checkpoint import latest_checkpoint, restore_training, training_state
 from fewshot_ray.training.group import Group
 from fewshot_ray.training.writer import CheckpointWriter
 from fewshot_ray.trial.activity import Activity
-from fewshot_ray.trial.candidate import STRIP_COLUMNS, HoldoutLosses
 from fewshot_ray.trial.compose import TrialSpec
 from fewshot_ray.trial.evaluation import Evaluator, Instruments, check_evaluation
 from fewshot_ray.trial.families import materials_of
-from fewshot_ray.trial.grid import grid_png, strip_name
 from fewshot_ray.trial.memory import measure_from_now
+from fewshot_ray.trial.over_folds import OverFolds, write_samples
 from fewshot_ray.trial.ranking import Ranking
+from fewshot_ray.trial.source import source_grid_stage
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ class Evaluation:
     """Trained parameters over all parameters of the network, in (0, 1]."""
     image_losses: list[float] = field(default_factory=list)
     """The held-out loss of each held-out image, fold by fold; empty where it isn't measured."""
+    by_image: dict[str, list[float]] = field(default_factory=dict)
+    """Further objectives that are computed from held-out losses, by image (`HoldoutLosses.by_image`)."""
     micro_batch: int | None = None
     """Images per forward and backward pass of a worker in the last step, the least of the folds; None in checkpoints of older releases."""
     memory: Mapping[str, int] = field(default_factory=dict)
@@ -142,15 +145,18 @@ class Trial:
         self.tell(Activity("measuring", step))
         losses = [training.take_loss() for training in self.trainings]
         images = (step - first) * self.spec.file.train.batch_size * len(self.trainings)
-        metrics, image_losses = self._measure(step) if self.spec.refit_steps is None else (self._picture(step), [])
+        found = self._measure(step) if self.spec.refit_steps is None else None
+        if found is None:
+            self._picture(step)
         evaluation = Evaluation(
             step=step,
-            metrics=metrics,
+            metrics={} if found is None else found.metrics,
             train_loss=sum(losses) / len(losses),
             lr=self.trainings[0].learning_rate(step - 1),
             images_per_sec=images / seconds if seconds > 0 else 0.0,
             trained_share=self.trainings[0].method.trained_share,
-            image_losses=image_losses,
+            image_losses=[] if found is None else found.image_losses,
+            by_image={} if found is None else found.by_image(self.spec.file.search.objectives),
             micro_batch=min(training.micro_batch for training in self.trainings),
             memory=dict(self.read_memory()),
         )
@@ -185,48 +191,31 @@ class Trial:
         self._part_steps = self.group.smallest(max(1, int(PART_SEC * (until - first) / max(seconds, 1e-6))), self.device)
         return seconds
 
-    def _measure(self, step: int) -> tuple[dict[str, float], list[float]]:
-        """The metrics of the averaged weights, means over the folds, and the losses by image.
-
-        The first fold's samples become the step's picture; the losses that the held-out loss is the mean of are written.
-        """
+    def _measure(self, step: int) -> OverFolds:
+        """Measure the averaged weights, and write samples and losses."""
         measured = []
         for training, evaluator in zip(self.trainings, self.evaluators, strict=True):
             grid = evaluator is self.evaluators[0]
             with training.ema.applied():
                 measured.append(evaluator.measure(self.materials.candidate(training), samples=self.config.samples, grid=grid))
-        self._write_samples(step, measured[0].samples, measured[0].strip)
-        names = [name for name in measured[0].metrics if all(name in one.metrics for one in measured)]
-        means = {name: math.fsum(one.metrics[name] for one in measured) / len(measured) for name in names}
-        losses = [one.losses for one in measured if one.losses is not None]
-        return means, self._write_losses(step, HoldoutLosses.joined(losses)) if losses else []
-
-    def _write_losses(self, step: int, losses: HoldoutLosses) -> list[float]:
-        """Write the losses of every noising; returns their means by image."""
+        found = OverFolds(measured, self._source_grid)
         if self.group.rank == 0:
-            content = pack({"loss": losses.loss, "image": losses.image, "t": losses.t}, {})["state.safetensors"]
-            (self.folder / "losses").write_bytes(f"{checkpoint_name(step)}.safetensors", content)
-        return losses.by_image()
+            found.write(self.folder, step, self.config)
+        return found
 
-    def _picture(self, step: int) -> dict[str, float]:
+    @cached_property
+    def _source_grid(self) -> torch.Tensor | None:
+        stage = source_grid_stage(self.materials, self.evaluators[0])
+        return None if stage is None else read(stage, self.materials.cache)["images"]
+
+    def _picture(self, step: int) -> None:
         """Write a refit's sample grid; without held-out images it has no metrics."""
         if self.config.grid_images > 0:
             with self.trainings[0].ema.applied():
                 candidate = self.materials.candidate(self.trainings[0])
                 samples = self.evaluators[0].draw_samples(candidate, self.config.grid_images)
-                self._write_samples(step, samples, candidate.strip(self.spec.file.seed))
-        return {}
-
-    def _write_samples(self, step: int, samples: torch.Tensor | None, strip: torch.Tensor | None) -> None:
-        if samples is None or self.group.rank != 0:
-            return
-        folder = self.folder / "samples"
-        if self.config.grid_images > 0:
-            folder.write_bytes(f"{checkpoint_name(step)}.png", grid_png(samples[: self.config.grid_images]))
-        if strip is not None:
-            folder.write_bytes(strip_name(step), grid_png(strip, columns=STRIP_COLUMNS))
-        if self.config.keep_samples:
-            folder.write_bytes(f"{checkpoint_name(step)}.safetensors", pack({"images": samples}, {})["state.safetensors"])
+                if self.group.rank == 0:
+                    write_samples(self.folder, step, self.config, samples, candidate.strip(self.spec.file.seed))
 
     def _evaluator(self, fold: Fold) -> Evaluator:
         own = self.materials.own_metrics(self.config, fold, self.instruments, self.group)

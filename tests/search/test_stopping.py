@@ -86,6 +86,22 @@ def test_a_curve_that_has_turned_ends_complete() -> None:
     assert run(Stopping(HELD_OUT), "a", means) == (10, None)
 
 
+def test_an_objective_by_noise_level_is_tested_by_its_own_images() -> None:
+    """Oracle: the same curve as a held-out loss. The rows' held-out losses fall on; where there is no value by image nothing is known."""
+    means = [0.2, 0.12, 0.1, 0.13, 0.12, 0.14, 0.16, 0.18, 0.2, 0.22]
+
+    def ends(*, by_image: bool) -> list[Stop | None]:
+        stopping, found = Stopping(Ranking({"relative_content": "min"}), early=0.05), []
+        for at, mean in enumerate(means[:5]):
+            one = row(20 * (at + 1), 1 - 0.1 * at, relative_content=mean)
+            own = replace(one, by_image={"relative_content": row(one.step, mean).image_losses} if by_image else {})
+            found.append(stopping.report("a", own, looks=LOOKS, last_step=200, searched=True, may_lose=False))
+        return found
+
+    assert ends(by_image=True) == [None] * 4 + [Stop("turned: its best evaluation was at step 60", complete=True)]
+    assert ends(by_image=False) == [None] * 5
+
+
 def test_a_flat_curve_has_turned_as_often_as_the_level_says() -> None:
     """Oracle: of 400 curves whose evaluations differ by noise alone, at most 5 % (and three standard errors) turn."""
     turned = 0

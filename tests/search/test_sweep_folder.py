@@ -31,6 +31,7 @@ def test_record_and_rows_come_back_exactly(empty: SweepFolder) -> None:
     assert empty.rows("t0007") == []
     empty.write_trial(record)
     rows = [ROW, replace(ROW, step=80, metrics={"holdout_loss": math.inf, "kid": -math.inf}, image_losses=[0.1 + 0.2, math.inf])]
+    rows.append(replace(ROW, step=120, by_image={"relative_content": [0.1 + 0.2, math.inf]}))
     for row in rows:
         empty.append_row("t0007", row)
     assert empty.trials() == [record]
@@ -57,9 +58,9 @@ def test_rows_have_the_documented_keys(empty: SweepFolder) -> None:
     assert list(tree) == ["step", "time", "metrics", "train_loss", "lr", "images_per_sec", "trained_share"]
     empty.append_row("t0000", replace(ROW, image_losses=[0.5]))
     assert [*json.loads(empty.trial("t0000").read_text("metrics.jsonl").splitlines()[1])] == [*tree, "image_losses"]
-    measured = replace(ROW, micro_batch=4, memory={"host_peak": 10**9})
+    measured = replace(ROW, by_image={"relative_content": [0.9]}, micro_batch=4, memory={"host_peak": 10**9})
     empty.append_row("t0000", measured)
-    assert [*json.loads(empty.trial("t0000").read_text("metrics.jsonl").splitlines()[2])] == [*tree, "micro_batch", "memory"]
+    assert [*json.loads(empty.trial("t0000").read_text("metrics.jsonl").splitlines()[2])] == [*tree, "by_image", "micro_batch", "memory"]
     assert empty.rows("t0000")[2] == measured
     keys = [
         "id",

@@ -146,7 +146,8 @@ def test_metrics_are_of_as_many_samples_as_asked_for() -> None:
     unseen = measuring.measure(candidate(backbone), samples=4).samples
     assert unseen is not None
     assert len(unseen) == 4
-    assert measured.metrics == {"holdout_loss": loss_of(measuring).losses(backbone, backbone.network).mean, **expected}
+    losses = loss_of(measuring).losses(backbone, backbone.network)
+    assert measured.metrics == {"holdout_loss": losses.mean, **losses.bands(), **expected}
     stamp = measuring.protocol(4)
     assert (stamp["n_generated"], stamp["n_real"], stamp["loss_draws"], stamp["sampler"]) == (4, 5, 12, "ddim")
 
@@ -156,7 +157,7 @@ def test_no_samples_are_drawn_where_nobody_looks() -> None:
     backbone = tiny_backbone()
     measured = evaluator(grid_images=0).measure(candidate(backbone), samples=4)
     assert measured.samples is None
-    assert list(measured.metrics) == ["holdout_loss"]
+    assert list(measured.metrics) == ["holdout_loss", "loss_coarse", "loss_content", "loss_cleanup"]
 
 
 def _measured(holdout: int, count: int) -> tuple[float, Tensor]:

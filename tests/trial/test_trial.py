@@ -305,7 +305,9 @@ def test_the_last_two_and_the_best_are_kept(values: list[float], kept: list[int]
     run = trial(tmp_path, train={"steps": 5}, evaluate={"every": 1})
     measured = iter(values)
     one = torch.zeros(1, dtype=torch.int32)
-    monkeypatch.setattr(run.evaluators[0].own, "losses", lambda *args: HoldoutLosses(torch.tensor([next(measured)]), one, one))
+    monkeypatch.setattr(
+        run.evaluators[0].own, "losses", lambda *args, **known: HoldoutLosses(torch.tensor([next(measured)]), one, one, one)
+    )
     assert [one.metrics["holdout_loss"] for one in run.evaluations()] == values
     assert saved_steps(run.checkpoints) == kept
     assert run.best_step() == 1 + values.index(1)

@@ -8,6 +8,12 @@ from pydantic import AfterValidator, Field
 
 from fewshot_ray.spec.sections.section import Place, PositiveInt, Section, Text, distinct
 
+BANDS = ("coarse", "content", "cleanup")
+"""Bands of noise in ascending order of the signal-to-noise ratio."""
+LOSS_OF, RELATIVE_OF = ({f"{kind}_{band}": band for band in BANDS} for kind in ("loss", "relative"))
+"""Metrics of the held-out losses in a band, and of these relative to the source model's (`metrics.noise_levels`)."""
+BAND_METRICS = (*LOSS_OF, *RELATIVE_OF)
+
 
 class EvaluateSpec(Section):
     """How trials are evaluated, and how often."""

@@ -1,0 +1,19 @@
+"""How far a model's samples are from the source model's of the same noise, in pixels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def drift(samples: Tensor, source: Tensor) -> float | None:
+    """Mean Euclidean distance of samples from the source's of the same noise, over the mean distance between two of the source's.
+
+    Both are uint8 `[N, C, H, W]`. 0 where nothing has changed, about 1 where the samples are as far from the source's as these are from
+    each other. None for fewer than two images, or where all of the source's are the same.
+    """
+    ours, theirs = (images.cpu().flatten(1).double() for images in (samples, source))
+    between = torch.pdist(theirs)
+    if len(theirs) < 2 or not float(between.sum()) > 0:
+        return None
+    return float((ours - theirs).norm(dim=1).mean() / between.mean())
