@@ -45,9 +45,10 @@ def chosen_trial(folder: SweepFolder, file: FileSpec, trial_id: str | None) -> T
     """The trial of that id, else the sweep's result. Raises UserError."""
     if trial_id is None:
         return exported_trial(folder, file)
-    record = next((trial for trial in folder.trials() if trial.id == trial_id), None)
+    trials = [trial for trial in folder.trials() if trial.kind != "source"]
+    record = next((trial for trial in trials if trial.id == trial_id), None)
     if record is None or record.best_step is None:
-        known = [trial.id for trial in folder.trials() if trial.best_step is not None]
+        known = [trial.id for trial in trials if trial.best_step is not None]
         right = f"one of {', '.join(known)} would be right" if known else "no trial has one; `fewshot-ray resume` goes on with the sweep"
         raise UserError(f"--trial {trial_id}: {'no such trial' if record is None else 'it has no result'}; {right}")
     return record

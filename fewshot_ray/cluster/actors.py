@@ -19,6 +19,7 @@ from fewshot_ray.errors import SavedAndEndedError, UserError
 from fewshot_ray.patience import LONG_PATIENCE_SEC, fault_of_the_place, set_patience
 from fewshot_ray.search.job import Job
 from fewshot_ray.search.packing import Part
+from fewshot_ray.search.sweep_folder import SOURCE
 from fewshot_ray.spec.document import Document
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.group import Group
@@ -30,6 +31,7 @@ from fewshot_ray.trial.compose import compose
 from fewshot_ray.trial.families import materials_of
 from fewshot_ray.trial.materials import Materials, pick_device
 from fewshot_ray.trial.memory import keep_to_part, peak_memory
+from fewshot_ray.trial.source import measure_source
 from fewshot_ray.trial.trial import Trial
 
 ROW = "row"
@@ -160,3 +162,18 @@ def build_stages(config: dict[str, Any]) -> str | None:
     except UserError as error:
         return str(error)
     return None
+
+
+@ray.remote
+def measured_source(config: dict[str, Any]) -> dict[str, str]:
+    """Measure the source model as trials are measured, with its files below its own folder; returns the values, or a problem as above."""
+    set_patience(LONG_PATIENCE_SEC)
+    try:
+        spec, folder = compose(Document(config["tree"], "source")), Folder(config["folder"])
+        torch.set_num_threads(max(1, int(spec.file.resources.cpus)))
+        device = pick_device(spec.file.resources.gpus)
+        found = measure_source(spec, folder / "trials" / SOURCE, folder / "cache", device)
+    except UserError as error:
+        return {PROBLEM: str(error)}
+    by_image = found.by_image(spec.file.search.objectives)
+    return {ROW: json.dumps({"metrics": found.metrics, "image_losses": found.image_losses, "by_image": by_image})}

@@ -24,7 +24,7 @@ from fewshot_ray.cluster.placement import Growth
 from fewshot_ray.cluster.ray_log import ray_log
 from fewshot_ray.cluster.session import check_resources, largest_memory, machines, ray_session, trials_on_nodes
 from fewshot_ray.cluster.signals import Interrupted, signals_end
-from fewshot_ray.cluster.stages import prepare_stages
+from fewshot_ray.cluster.stages import measure_source, prepare_stages
 from fewshot_ray.cluster.tune import RayLost, Silent, SweepScheduler, SweepSearcher, Watch
 from fewshot_ray.cluster.workers import run_with_workers
 from fewshot_ray.errors import FullError, UserError
@@ -90,6 +90,7 @@ def _run_on_ray(
             if nodes is not None:  # as many trials wait as may fit, so that the cluster grows at once
                 os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(fits * MOST_ON_A_GPU)
             prepare_stages(opened, console, watch)
+            measure_source(opened, console, watch)
             _run_trials(opened, fits, console, lease, watch, nodes)
     except RayLost as lost:
         if not is_own:

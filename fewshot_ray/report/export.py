@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import fewshot_ray
 from fewshot_ray.metrics.suite import METRICS
 from fewshot_ray.report.export_folder import CARD, export_folder
 from fewshot_ray.report.model_card import ModelCard, model_card
+from fewshot_ray.search.against_source import source_lines
 from fewshot_ray.search.confirmation import confirmation_lines
-from fewshot_ray.search.leaderboard import leaderboard
+from fewshot_ray.search.leaderboard import LeaderboardRow, leaderboard
 from fewshot_ray.search.sweep_folder import SweepFolder, TrialRecord
 from fewshot_ray.search.winner import trial_tree
 from fewshot_ray.spec.document import Document, to_yaml
@@ -84,6 +85,8 @@ def _write_card(
         steps=record.best_step,
         shot_hashes=shots,
         metrics=selected.values or {},
+        source_metrics=_source_metrics(rows, selected),
+        against_source=source_lines(rows, file.search) if any(row.won and row.trial.id == selected.id for row in rows) else [],
         directions={name: metric.direction for name, metric in METRICS.items()},
         protocol=_protocol(trial_spec(folder, selected), folder),
         metrics_from=_metrics_from(record, selected, spec),
@@ -98,6 +101,12 @@ def _write_card(
         picture=picture,
     )
     (staged / CARD).write_text(model_card(card))
+
+
+def _source_metrics(rows: Sequence[LeaderboardRow], selected: TrialRecord) -> Mapping[str, float]:
+    """The source's values of the metrics that a trial has."""
+    source = next((row.values for row in rows if row.trial.kind == "source"), {})
+    return {name: value for name, value in source.items() if name in (selected.values or {})}
 
 
 def _metrics_from(record: TrialRecord, selected: TrialRecord, spec: TrialSpec) -> str:

@@ -37,6 +37,10 @@ class ModelCard:
     metrics: Mapping[str, float]
     directions: Mapping[str, str] = field(default_factory=dict)
     """Metric -> `min` or `max`."""
+    source_metrics: Mapping[str, float] = field(default_factory=dict)
+    """The same metrics of the source model as it is; empty where they weren't measured."""
+    against_source: Sequence[str] = ()
+    """What is to be said of the model beside the source, a line each."""
     protocol: Mapping[str, Any] = field(default_factory=dict)
     """The settings that the metrics depend on: extractor, weight hash, N_real, N_gen, sampler, steps, seed."""
     metrics_from: str = "the evaluation that the step was chosen by"
@@ -117,11 +121,17 @@ def _classes(card: ModelCard) -> str:
 
 def _metrics(card: ModelCard) -> str:
     arrows = {"min": "lower", "max": "higher"}
-    rows = [
-        f"| {name} | {format_value(float(value))} | {arrows.get(card.directions.get(name, ''), '')} |"
-        for name, value in card.metrics.items()
-    ]
-    parts = ["## Metrics", f"Of {card.metrics_from}.", "\n".join(["| metric | value | better |", "|---|---|---|", *rows])]
+    rows = []
+    for name, value in card.metrics.items():
+        source = f" {format_value(card.source_metrics.get(name))} |" if card.source_metrics else ""
+        rows.append(f"| {name} | {format_value(float(value))} |{source} {arrows.get(card.directions.get(name, ''), '')} |")
+    head = (
+        ["| metric | value | source model | better |", "|---|---|---|---|"]
+        if card.source_metrics
+        else ["| metric | value | better |", "|---|---|---|"]
+    )
+    parts = ["## Metrics", f"Of {card.metrics_from}.", "\n".join([*head, *rows])]
+    parts += [f"{line}." for line in card.against_source]
     if card.protocol:
         parts.append("Measured with " + ", ".join(f"{name}: {format_value(value)}" for name, value in card.protocol.items()) + ".")
     if card.confirmation:

@@ -8,11 +8,12 @@ from html import escape
 from string import Template
 
 from fewshot_ray.report.importance import importances, searched_ranges
-from fewshot_ray.report.plots import importance_bars, learning_curves, parameter_scatter
+from fewshot_ray.report.plots import band_curves, importance_bars, learning_curves, parameter_scatter
 from fewshot_ray.report.tables import HEADINGS, format_metric, format_value
+from fewshot_ray.search.against_source import source_lines
 from fewshot_ray.search.confirmation import confirmation_lines
 from fewshot_ray.search.leaderboard import KINDS, STATES, LeaderboardRow, leaderboard, metric_names, winner
-from fewshot_ray.search.sweep_folder import SweepFolder
+from fewshot_ray.search.sweep_folder import SOURCE, SweepFolder
 from fewshot_ray.spec.sections import SearchSpec
 from fewshot_ray.trial.ranking import Objectives
 
@@ -55,6 +56,7 @@ $winner
 <div class="wide">$table</div>
 <h2>Learning curves</h2>
 $curves
+$bands
 <h2>Searched values against $first_objective</h2>
 $scatter
 $importance
@@ -76,6 +78,7 @@ def report_page(sweep: SweepFolder, search: SearchSpec, *, title: str | None = N
         winner=_winner(rows, search),
         table=_table(rows, objectives),
         curves=learning_curves(sweep, rows, objectives) or _nothing("No evaluation yet."),
+        bands=_bands(sweep, rows),
         first_objective=escape(next(iter(objectives))),
         scatter=parameter_scatter(rows, objectives) or _nothing("No value was searched, or no trial has ended."),
         importance=_importance(sweep, rows, objectives),
@@ -100,11 +103,23 @@ def _importance(sweep: SweepFolder, rows: Sequence[LeaderboardRow], objectives: 
     return f'<h2>Importance of the searched values</h2>\n<p class="quiet">{text}</p>\n{importance_bars(found)}'
 
 
+def _bands(sweep: SweepFolder, rows: Sequence[LeaderboardRow]) -> str:
+    """The plot of losses by noise level with its heading; "" where they aren't measured, or there is no source to compare with."""
+    plot = band_curves(sweep, rows)
+    if not plot:
+        return ""
+    text = (
+        "Held-out losses of the winner, and of plain fine-tuning in the search, relative to the source model's: 1 is the source, below is "
+        "better. Coarse: SNR below 0.01; content: 0.01 to 1; cleanup: above 1."
+    )
+    return f'<h2>Losses by noise level</h2>\n<p class="quiet">{text}</p>\n{plot}'
+
+
 def _counts(rows: Sequence[LeaderboardRow]) -> str:
-    states = [row.trial.state for row in rows]
+    states = [row.trial.state for row in rows if row.trial.kind != "source"]
     parts = [f"{states.count(state)} {state.lower()}" for state in STATES if state in states]
     minutes = sum(row.trial.train_sec for row in rows) / 60
-    return f"{len(rows)} trials: {', '.join(parts)}; {minutes:.1f} minutes of training in all" if rows else "no trial yet"
+    return f"{len(states)} trials: {', '.join(parts)}; {minutes:.1f} minutes of training in all" if states else "no trial yet"
 
 
 def _winner(rows: Sequence[LeaderboardRow], search: SearchSpec) -> str:
@@ -115,7 +130,7 @@ def _winner(rows: Sequence[LeaderboardRow], search: SearchSpec) -> str:
     params = ", ".join(f"{escape(name)} = {escape(format_value(value))}" for name, value in sorted(best.trial.params.items()))
     trial = f"<p><b>{escape(best.trial.id)}</b> ({escape(best.trial.label)}) leads with {metrics} at step {best.step}."
     lines = [trial + (f" {params}." if params else "") + "</p>"]
-    lines += [f"<p>{escape(line)}.</p>" for line in confirmation_lines(rows, search)]
+    lines += [f"<p>{escape(line)}.</p>" for line in [*source_lines(rows, search), *confirmation_lines(rows, search)]]
     return "\n".join(lines)
 
 
@@ -173,18 +188,17 @@ def _samples(sweep: SweepFolder, row: LeaderboardRow) -> str:
     steps = sweep.grid_steps(row.trial.id)
     stride = -(-len(steps) // GRIDS_SHOWN)
     shown = sorted({*steps[::stride], steps[-1], *([row.step] if row.step in steps else [])})
-    figures = [_figure(sweep.grid(row.trial.id, step), step, step == row.step) for step in shown]
+    source = [_figure(sweep.grid(SOURCE, 0), "the source model")] if 0 in sweep.grid_steps(SOURCE) else []
+    figures = [_figure(sweep.grid(row.trial.id, step), f"step {step}", is_best=step == row.step) for step in shown]
     title = f"Samples of {escape(row.trial.id)} ({escape(row.trial.label)})"
-    return f"<h2>{title}</h2>\n<p class='quiet'>From the same noise at every step.</p>\n{''.join(figures)}"
+    return f"<h2>{title}</h2>\n<p class='quiet'>From the same noise at every step.</p>\n{''.join([*source, *figures])}"
 
 
-def _figure(png: bytes, step: int, is_best: bool) -> str:
+def _figure(png: bytes, of: str, *, is_best: bool = False) -> str:
     source = base64.b64encode(png).decode()
-    caption = f"step {step}" + (", the best" if is_best else "")
+    caption = of + (", the best" if is_best else "")
     style = ' class="best"' if is_best else ""
-    return (
-        f'<figure{style}><img alt="samples at step {step}" src="data:image/png;base64,{source}"><figcaption>{caption}</figcaption></figure>'
-    )
+    return f'<figure{style}><img alt="samples: {of}" src="data:image/png;base64,{source}"><figcaption>{caption}</figcaption></figure>'
 
 
 def _nothing(text: str) -> str:

@@ -11,17 +11,28 @@ from fewshot_ray.report.importance import Importance
 from fewshot_ray.report.tables import format_value
 from fewshot_ray.search.leaderboard import LeaderboardRow, metric_names
 from fewshot_ray.search.sweep_folder import EvaluationRow, SweepFolder
+from fewshot_ray.spec.sections.evaluate import BAND_METRICS
 from fewshot_ray.trial.ranking import Objectives
 
-COLOUR = {"first": "#1a7f37", "search": "#8c96a3", "confirm": "#0969da", "control": "#bc4c00", "plain": "#d4a72c", "refit": "#8250df"}
+COLOUR = {
+    "first": "#1a7f37",
+    "search": "#8c96a3",
+    "source": "#1f2328",
+    "confirm": "#0969da",
+    "control": "#bc4c00",
+    "plain": "#d4a72c",
+    "refit": "#8250df",
+}
 LEGEND = {
     "first": "winner",
     "search": "search",
+    "source": "source model",
     "confirm": "confirm",
     "control": "plain control",
     "plain": "plain's own search",
     "refit": "refit",
 }
+BAND_COLOUR = {"relative_coarse": "#8250df", "relative_content": "#1a7f37", "relative_cleanup": "#0969da"}
 STATE_SYMBOL = {"COMPLETE": "circle", "RUNNING": "circle-open", "PRUNED": "x-thin-open", "FAIL": "triangle-down-open"}
 SCATTERS_ABREAST = 3
 
@@ -30,10 +41,11 @@ def learning_curves(sweep: SweepFolder, rows: Sequence[LeaderboardRow], objectiv
     """Learning curves of all trials, one metric at a time chosen from a menu; "" before the first evaluation."""
     import plotly.graph_objects as go
 
-    curves = {row.trial.id: sweep.rows(row.trial.id) for row in rows}
+    curves = _from_the_source(sweep, rows)
     if not any(curves.values()):
         return ""
-    names = list(dict.fromkeys([*metric_names(rows, objectives), "train_loss"]))
+    names = [name for name in metric_names(rows, objectives) if name in objectives or name not in BAND_METRICS]
+    names = list(dict.fromkeys([*names, "train_loss"]))
     drawn = [row for row in reversed(rows) if curves[row.trial.id]]  # the winner last, on top
     speaks_for = {_group(row): row.trial.id for row in drawn}  # the best of each group is shown in the legend
     figure = go.Figure()
@@ -44,6 +56,40 @@ def learning_curves(sweep: SweepFolder, rows: Sequence[LeaderboardRow], objectiv
     figure.update_layout(**_layout(480), hovermode="closest", legend={"groupclick": "togglegroup"}, updatemenus=[_menu(names, len(drawn))])
     figure.update_xaxes(title="step")
     figure.update_yaxes(title=names[0])
+    return _html(figure)
+
+
+def _from_the_source(sweep: SweepFolder, rows: Sequence[LeaderboardRow]) -> dict[str, list[EvaluationRow]]:
+    """The evaluations of each trial, before which the source's stands, where it was measured."""
+    source = [one for row in rows if row.trial.kind == "source" for one in sweep.rows(row.trial.id)]
+    found = {}
+    for row in rows:
+        own = [] if row.trial.kind == "source" else sweep.rows(row.trial.id)
+        found[row.trial.id] = [*source, *own] if own or row.trial.kind == "source" else []
+    return found
+
+
+def band_curves(sweep: SweepFolder, rows: Sequence[LeaderboardRow]) -> str:
+    """The losses by noise level relative to the source's, of the winner and of plain fine-tuning in the search; "" without any."""
+    import plotly.graph_objects as go
+
+    shown = [row for row in rows if row.won or (row.trial.kind == "search" and row.trial.origin == "plain")]
+    curves = _from_the_source(sweep, [row for row in rows if row in shown or row.trial.kind == "source"])
+    figure = go.Figure()
+    for row in shown:
+        for metric, colour in BAND_COLOUR.items():
+            curve = [one for one in curves[row.trial.id] if metric in one.metrics]
+            name = f"{metric.removeprefix('relative_')}, {row.trial.id}"
+            line = {"color": colour, "width": 2.5 if row.won else 1.5, "dash": "solid" if row.won else "dot"}
+            steps, values = [one.step for one in curve], [one.metrics[metric] for one in curve]
+            if curve:
+                figure.add_trace(go.Scatter(x=steps, y=values, mode="lines+markers", line=line, marker={"size": 5}, name=escape(name)))
+    if not figure.data:
+        return ""
+    figure.add_hline(y=1, line={"color": COLOUR["source"], "width": 1, "dash": "dash"})
+    figure.update_layout(**_layout(360), hovermode="closest")
+    figure.update_xaxes(title="step")
+    figure.update_yaxes(title="loss relative to the source's")
     return _html(figure)
 
 
@@ -101,7 +147,9 @@ def _curve(row: LeaderboardRow, curve: Sequence[EvaluationRow], metric: str, *, 
     import plotly.graph_objects as go
 
     group = _group(row)
-    value = {"train_loss": [r.train_loss for r in curve]}.get(metric, [r.metrics.get(metric) for r in curve])
+    value = [r.metrics.get(metric) for r in curve]
+    if metric == "train_loss":  # at step 0 nothing is trained
+        value = [None if r.step == 0 else r.train_loss for r in curve]
     width, opacity = (3.5, 1.0) if group == "first" else (1.5, 0.55 if group in ("search", "plain") else 0.9)
     dash = "dot" if row.trial.state in ("PRUNED", "FAIL") else "solid"
     return go.Scatter(

@@ -10,9 +10,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fewshot_ray.search.against_source import source_lines
 from fewshot_ray.search.confirmation import confirmation_lines
 from fewshot_ray.search.leaderboard import KINDS, LeaderboardRow, metric_names, winner
 from fewshot_ray.spec.sections import SearchSpec
+from fewshot_ray.spec.sections.evaluate import BAND_METRICS
 from fewshot_ray.storage import Folder
 from fewshot_ray.trial.ranking import Objectives
 
@@ -23,11 +25,15 @@ COLUMN_GAP = 2
 
 HEADINGS = {
     "search": "search",
+    "source": "source: the model before training",
     "confirm": "confirm: on fresh seeds",
     "control": "control: plain fine-tuning",
     "plain": "plain fine-tuning's own search",
     "refit": "refit on all images",
 }
+
+SECONDARY_METRICS = {*BAND_METRICS, "drift"} - {"relative_content"}
+"""Metrics that come with others, which the terminal's table leaves out where they aren't objectives."""
 
 
 def to_csv(rows: Sequence[LeaderboardRow], objectives: Objectives) -> str:
@@ -87,7 +93,7 @@ def leaderboard_view(rows: Sequence[LeaderboardRow], search: SearchSpec, *, limi
     if best is not None and best.trial.params:
         values = ", ".join(f"{name} {format_value(value)}" for name, value in sorted(best.trial.params.items()))
         parts.append(Text(f"\nwinner {best.trial.id}: {values}"))
-    if lines := confirmation_lines(rows, search):
+    if lines := [*source_lines(rows, search), *confirmation_lines(rows, search)]:
         parts.append(Text("\n" + "\n".join(lines)))
     for row in rows:
         if row.trial.error:
@@ -97,10 +103,10 @@ def leaderboard_view(rows: Sequence[LeaderboardRow], search: SearchSpec, *, limi
 
 
 def _fitting(names: Sequence[str], width: int, *, least: int) -> list[str]:
-    """The first names whose columns fit into `width` characters, at least `least` of them."""
+    """The first names whose columns fit into `width` characters; the first `least` of them are the objectives."""
     shown: list[str] = []
     for name in names:
-        if name.startswith(SECONDARY) or name.endswith("_stderr"):
+        if len(shown) >= least and (name.startswith(SECONDARY) or name.endswith("_stderr") or name in SECONDARY_METRICS):
             continue
         width -= max(len(name) + 2, 7) + COLUMN_GAP
         if width < 0 and len(shown) >= least:

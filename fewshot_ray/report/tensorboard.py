@@ -21,7 +21,9 @@ from types import TracebackType
 from typing import Any
 
 from fewshot_ray.errors import UserError
-from fewshot_ray.search.sweep_folder import EvaluationRow, SweepFolder
+from fewshot_ray.search.source_record import source_row
+from fewshot_ray.search.sweep_folder import SOURCE, EvaluationRow, SweepFolder
+from fewshot_ray.spec.sections.evaluate import BAND_METRICS
 from fewshot_ray.storage import Folder, writing
 
 logger = logging.getLogger(__name__)
@@ -73,14 +75,16 @@ class TrialBoard:
         self.close(ended=kind is None)
 
     def add(self, row: EvaluationRow) -> None:
-        """Write an evaluation at its step: the metrics, and below `train/` loss, learning rate, speed and share of trained parameters."""
+        """Write an evaluation at its step: the metrics, those by noise level below `bands/`, and below `train/` what else a row holds."""
+        metrics = {f"bands/{name}" if name in BAND_METRICS else name: value for name, value in row.metrics.items()}
         train = {
             "train/loss": row.train_loss,
             "train/lr": row.lr,
             "train/images_per_sec": row.images_per_sec,
             "train/trained_share": row.trained_share,
         }
-        self._add([{"tag": name, "simple_value": value} for name, value in {**row.metrics, **train}.items()], row.step, row.time)
+        values = metrics if row.step == 0 else {**metrics, **train}  # at step 0 nothing is trained
+        self._add([{"tag": name, "simple_value": value} for name, value in values.items()], row.step, row.time)
 
     def add_grid(self, step: int, png: bytes, *, name: str = "samples", time_sec: float | None = None) -> None:
         """Write the sample grid or another PNG at `step`, with the current time or `time_sec` (since 1970)."""
@@ -129,11 +133,22 @@ class Boards:
     def __init__(self, sweep: SweepFolder) -> None:
         self.sweep = sweep
         self._open: dict[str, TrialBoard] = {}
+        self._shows_source = False
+        """Whether the source was looked for."""
+        self._source: tuple[EvaluationRow, Mapping[str, bytes]] | None = None
+        """Its evaluation and pictures."""
         self._uploads = _Uploads() if sweep.folder.local is None else None
 
     def begin(self, trial_id: str, params: Mapping[str, float | str], rows: Iterable[EvaluationRow] = ()) -> None:
-        """A trial starts, or continues after `rows`, which are written again, since a kill may have lost the last events."""
+        """A trial starts, or continues after `rows`, which are written again, since a kill may have lost the last events.
+
+        Its curves and samples begin at step 0 with the source model's, where that was measured; that has a run of its own, too.
+        """
+        if not self._shows_source:
+            self._shows_source = True
+            self._do(self._show_source)
         self._do(partial(self._begin, trial_id, params))
+        self._do(partial(self._begin_with_source, trial_id))
         for row in rows:
             self.show(trial_id, row)
 
@@ -165,18 +180,36 @@ class Boards:
         self._open[trial_id] = board = TrialBoard(self._uploads.scratch / trial_id, params, earlier=_event_files(trial.names()))
         self._uploads.files[board.path] = _File(board.path, trial)
 
-    def _show(self, trial_id: str, row: EvaluationRow) -> None:
+    def _show_source(self) -> None:
+        """Write the source's run, if the sweep has measured it."""
+        if (row := source_row(self.sweep)) is not None:
+            self._source = row, self._pictures(SOURCE, 0)
+            self._begin(SOURCE, {})
+            self._begin_with_source(SOURCE)
+            self._end(SOURCE, ended=True)
+
+    def _begin_with_source(self, trial_id: str) -> None:
         board = self._open.get(trial_id)
-        if board is None:
-            return
+        if board is not None and self._source is not None:
+            self._write(board, *self._source)
+
+    def _show(self, trial_id: str, row: EvaluationRow) -> None:
+        if (board := self._open.get(trial_id)) is not None:
+            self._write(board, row, self._pictures(trial_id, row.step))
+
+    def _write(self, board: TrialBoard, row: EvaluationRow, pictures: Mapping[str, bytes]) -> None:
         board.add(row)
+        for name, png in pictures.items():
+            board.add_grid(row.step, png, name=name, time_sec=row.time)
         self._changed(board)
-        # With `evaluate.grid_images: 0` there is none.
-        with suppress(FileNotFoundError):
-            board.add_grid(row.step, self.sweep.grid(trial_id, row.step), time_sec=row.time)
-            strip = self.sweep.strip(trial_id, row.step)
-            if strip is not None:
-                board.add_grid(row.step, strip, name="paths", time_sec=row.time)
+
+    def _pictures(self, trial_id: str, step: int) -> Mapping[str, bytes]:
+        """The PNGs of an evaluation by their tags; with `evaluate.grid_images: 0` there is none."""
+        try:
+            grid, strip = self.sweep.grid(trial_id, step), self.sweep.strip(trial_id, step)
+        except FileNotFoundError:
+            return {}
+        return {"samples": grid} if strip is None else {"samples": grid, "paths": strip}
 
     def _end(self, trial_id: str, ended: bool) -> None:
         board = self._open.pop(trial_id, None)

@@ -10,7 +10,7 @@ from fewshot_ray.search.sweep_folder import SweepFolder, TrialRecord
 from fewshot_ray.spec.sections import SearchSpec
 from fewshot_ray.trial.ranking import Objectives, Ranking
 
-KINDS = ("search", "confirm", "control", "plain", "refit")
+KINDS = ("search", "source", "confirm", "control", "plain", "refit")
 STATES = ("COMPLETE", "RUNNING", "PRUNED", "FAIL")
 
 
@@ -37,6 +37,8 @@ class LeaderboardRow:
     """Whether it hasn't ended and no process runs the sweep."""
     won: bool = False
     """Whether it is the sweep's result so far: rank 1, or with several to confirm the one that the choosing seeds chose."""
+    images: Sequence[float] = ()
+    """The first objective at `step` by held-out image, of the source and of the result, where there are such values."""
 
     @property
     def state(self) -> str:
@@ -45,7 +47,7 @@ class LeaderboardRow:
 
 
 def leaderboard(sweep: SweepFolder, search: SearchSpec, *, driven: bool = True) -> list[LeaderboardRow]:
-    """All trials by kind (search, confirm, control, refit); within a kind the complete ones by rank, then running, pruned, failed.
+    """The source and all trials by kind (`KINDS`); within a kind the complete ones by rank, then running, pruned, failed.
 
     Where the sweep isn't `driven` by any process, those that haven't ended are interrupted.
     """
@@ -58,7 +60,15 @@ def leaderboard(sweep: SweepFolder, search: SearchSpec, *, driven: bool = True) 
     front = {contenders[index].trial.id for index in ranking.front(values)}
     placed = [replace(row, rank=rank.get(row.trial.id), front=row.trial.id in front) for row in rows]
     chosen = _chosen(placed, search)
-    return sorted((replace(row, won=row is chosen) for row in placed), key=lambda row: _order(row, ranking))
+    told = [replace(row, won=row is chosen) for row in placed]
+    shown = [replace(row, images=_images(sweep, row, search)) if row.won or row.trial.kind == "source" else row for row in told]
+    return sorted(shown, key=lambda row: _order(row, ranking))
+
+
+def _images(sweep: SweepFolder, row: LeaderboardRow, search: SearchSpec) -> Sequence[float]:
+    """The first objective of a row by held-out image."""
+    objective = next(iter(search.objectives))
+    return next((one.images_of(objective) for one in sweep.rows(row.trial.id) if one.step == row.step), ())
 
 
 def winner(rows: Sequence[LeaderboardRow]) -> LeaderboardRow | None:
