@@ -82,7 +82,7 @@ def band_curves(sweep: SweepFolder, rows: Sequence[LeaderboardRow]) -> str:
             name = f"{metric.removeprefix('relative_')}, {row.trial.id}"
             line = {"color": colour, "width": 2.5 if row.won else 1.5, "dash": "solid" if row.won else "dot"}
             steps, values = [one.step for one in curve], [one.metrics[metric] for one in curve]
-            if curve:
+            if any(one.step > 0 for one in curve):
                 figure.add_trace(go.Scatter(x=steps, y=values, mode="lines+markers", line=line, marker={"size": 5}, name=escape(name)))
     if not figure.data:
         return ""

@@ -48,13 +48,13 @@ def measure_source(spec: TrialSpec, folder: Folder, cache: Folder, device: torch
     """Measure the source on the folds of the trials, and write samples and losses below `folder` as of step 0. Raises UserError."""
     materials, config = materials_of(spec, cache, device), spec.file.evaluate
     instruments = Instruments(config, channels=materials.channels, size=materials.size, device=device, cache=cache)
-    candidate, measured = materials.source_candidate(), []
+    candidate, measured, grid = materials.source_candidate(), [], None
     for index, fold in enumerate(materials.folds):
         own = materials.own_metrics(config, fold, instruments, Group())
         evaluator = Evaluator(config, fold, instruments, own, seed=spec.file.seed, device=device, group=Group())
         measured.append(evaluator.measure(candidate, samples=config.samples, grid=index == 0))
         if index == 0 and (stage := source_grid_stage(materials, evaluator, measured[0].samples)) is not None:
-            read(stage, cache)
-    found = OverFolds(measured)
+            grid = read(stage, cache)["images"]
+    found = OverFolds(measured, grid)
     found.write(folder, 0, config)
     return found

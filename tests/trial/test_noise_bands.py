@@ -19,6 +19,7 @@ from fewshot_ray.training.group import Group
 from fewshot_ray.trial.candidate import HoldoutLosses
 from fewshot_ray.trial.denoising import DiffusionCandidate, HoldoutLoss
 from fewshot_ray.trial.diffusion import DiffusionMaterials
+from fewshot_ray.trial.source import measure_source
 from fewshot_ray.trial.trial import Trial
 from tests.metrics.test_noise_levels import LOW, relative
 from tests.trial.tiny import CPU, spec, trial
@@ -111,3 +112,21 @@ def test_nothing_is_relative_to_random_weights(tmp_path: Path) -> None:
         UserError, match=r"evaluate\.metrics\.0: relative_content is relative to a pre-trained source.*loss_content would be"
     ):
         spec(evaluate={"metrics": ["relative_content"]}, search={"objectives": {"relative_content": "min"}})
+
+
+def test_the_source_is_measured_as_a_trial_is(tmp_path: Path) -> None:
+    """Oracle: a training before its first step; its picture is that of the trials' noise, and nothing of it is drawn again."""
+    sections = {
+        **DIGITS,
+        "evaluate": {**DIGITS["evaluate"], "samples": 16, "grid_images": 4, "sampler_steps": 2, "metrics": ["holdout_loss", "kid"]},
+    }
+    found = measure_source(spec(**sections), Folder(tmp_path / "source"), Folder(tmp_path / "cache"), CPU)
+    run = trial(tmp_path, **sections)
+    before = run._measure(0)
+    assert found.metrics == pytest.approx(before.metrics)
+    assert (found.metrics["drift"], found.metrics["relative_content"]) == (0, pytest.approx(1))
+    assert found.image_losses == before.image_losses
+    for name in ("samples/step_000000.png", "losses/step_000000.safetensors"):
+        assert (tmp_path / "source" / name).read_bytes() == (tmp_path / "trial" / name).read_bytes()
+    first = next(run.evaluations())
+    assert first.metrics["drift"] > 0
