@@ -54,12 +54,13 @@ def document(name: str, storage: str, *, steps: int, every: int, trials: int) ->
 
 def starts(folder: SweepFolder) -> list[float]:
     """Seconds from each job's hand-over to its first evaluation's record."""
-    return [folder.rows(record.id)[0].time - datetime.fromisoformat(record.started).timestamp() for record in folder.trials()]
+    records = [record for record in folder.trials() if record.kind == "search"]
+    return [folder.rows(record.id)[0].time - datetime.fromisoformat(record.started).timestamp() for record in records]
 
 
 def wall(folder: SweepFolder) -> float:
     """Seconds from the last job's hand-over to its end."""
-    record = folder.trials()[-1]
+    record = [record for record in folder.trials() if record.kind == "search"][-1]
     assert record.ended is not None
     return (datetime.fromisoformat(record.ended) - datetime.fromisoformat(record.started)).total_seconds()
 
