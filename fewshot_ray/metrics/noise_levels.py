@@ -2,7 +2,8 @@
 
 The bands are the three stages of P2 weighting (Choi et al. 2022, "Perception Prioritized Training of Diffusion Models"): `coarse` where
 SNR < .01, `content` from .01 to 1, `cleanup` above 1. Each is cut into SUB_BANDS of the same width in log SNR, of which the outermost two
-are open, so the bands are the same on every noise schedule.
+are open, so the bands are the same on every noise schedule. `relative_loss` goes over the content band and the half of `cleanup` up to
+an SNR of 10: what a model does with less noise than that it hardly had to learn.
 """
 
 from __future__ import annotations
@@ -13,12 +14,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fewshot_ray.spec.sections.evaluate import BAND_METRICS, BANDS, LOSS_OF, RELATIVE_OF
+from fewshot_ray.spec.sections.evaluate import BAND_METRICS, BANDS, LOSS_OF, RELATIVE_LOSS
 
 SUB_BANDS = 6
 """Sub-bands of a band."""
 WIDTH = math.log(100) / SUB_BANDS
-"""The width of a sub-band in log SNR."""
+"""The width of a sub-band in log SNR, a third of a decade."""
+SUB_BANDS_OF = {
+    **{f"relative_{band}": range(SUB_BANDS * index, SUB_BANDS * (index + 1)) for index, band in enumerate(BANDS)},
+    RELATIVE_LOSS: range(SUB_BANDS, 5 * SUB_BANDS // 2),
+}
+"""The sub-bands of each relative metric."""
 
 
 def sub_bands(log_snr: Tensor) -> Tensor:
@@ -41,9 +47,8 @@ def weights(metric: str, log_snr: Tensor, source: Tensor | None = None) -> Tenso
         return inside.double() / inside.sum() if inside.any() else None
     if source is None:
         return None
-    first = SUB_BANDS * BANDS.index(RELATIVE_OF[metric])
     result, shown = torch.zeros(len(found), dtype=torch.float64), 0
-    for sub_band in range(first, first + SUB_BANDS):
+    for sub_band in SUB_BANDS_OF[metric]:
         inside = found == sub_band
         total = float(source.double()[inside].sum())
         if total != 0:

@@ -47,6 +47,7 @@ METRICS: Mapping[str, Metric] = {
     "relative_coarse": Metric("min", "loss", family="diffusion", of_samples=False),
     "relative_content": Metric("min", "loss", family="diffusion", of_samples=False),
     "relative_cleanup": Metric("min", "loss", family="diffusion", of_samples=False),
+    "relative_loss": Metric("min", "loss", family="diffusion", of_samples=False),
     "fd": Metric("min", "features", real_images=2),
     "kid": Metric("min", "features", real_images=2),
     "pairwise_distance": Metric("max", "features"),

@@ -14,7 +14,7 @@ from fewshot_ray.search.against_source import source_lines
 from fewshot_ray.search.confirmation import confirmation_lines
 from fewshot_ray.search.leaderboard import KINDS, LeaderboardRow, metric_names, winner
 from fewshot_ray.spec.sections import SearchSpec
-from fewshot_ray.spec.sections.evaluate import BAND_METRICS
+from fewshot_ray.spec.sections.evaluate import BAND_METRICS, RELATIVE_LOSS
 from fewshot_ray.storage import Folder
 from fewshot_ray.trial.ranking import Objectives
 
@@ -32,7 +32,7 @@ HEADINGS = {
     "refit": "refit on all images",
 }
 
-SECONDARY_METRICS = {*BAND_METRICS, "drift"} - {"relative_content"}
+SECONDARY_METRICS = {*BAND_METRICS, "drift"} - {RELATIVE_LOSS}
 """Metrics that come with others, which the terminal's table leaves out where they aren't objectives."""
 
 

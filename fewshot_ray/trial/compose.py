@@ -26,7 +26,7 @@ from fewshot_ray.spec.places import places
 from fewshot_ray.spec.problems import Problem, raise_any
 from fewshot_ray.spec.ranges import Choice, Range
 from fewshot_ray.spec.sections import FileSpec, TrainSpec
-from fewshot_ray.spec.sections.evaluate import RELATIVE_OF
+from fewshot_ray.spec.sections.evaluate import RELATIVE_METRICS
 from fewshot_ray.spec.space import METHOD, Space, flat_trees
 from fewshot_ray.spec.space import PLAIN as PLAIN
 from fewshot_ray.spec.validate import endpoint_trees, load
@@ -209,8 +209,8 @@ def _metric_problems(file: FileSpec) -> Iterator[Problem]:
     if needed(file.evaluate.metrics) - {"loss"} and file.evaluate.samples < 2:
         yield Problem("evaluate.samples", f"{file.evaluate.samples} given; metrics of samples need at least 2")
     for index, name in enumerate(file.evaluate.metrics):
-        if name in RELATIVE_OF and not file.source.pretrained:
-            right = name.replace("relative", "loss")
+        if name in RELATIVE_METRICS and not file.source.pretrained:
+            right = name.replace("relative", "loss").replace("loss_loss", "holdout_loss")
             yield Problem(
                 f"evaluate.metrics.{index}", f"{name} is relative to a pre-trained source, and there is none; {right} would be right"
             )

@@ -89,6 +89,7 @@ def test_biased_shots_lack_half_of_the_classes_that_the_test_images_have(seed: i
     assert digits("biased-shots", seed).labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     assert set(digits("biased-validation", seed).labels.tolist()) == set(range(5))
     assert set(digits("biased-test", seed).labels.tolist()) == set(range(10))
-    assert parts["biased-validation"] < parts["validation"] and parts["biased-test"] <= parts["test"]
+    assert parts["biased-validation"] < parts["validation"]
+    assert parts["biased-test"] <= parts["test"]
     assert not parts["biased-shots"] & (parts["biased-validation"] | parts["biased-test"])
     assert len(parts["test"] - parts["biased-test"]) <= 5

@@ -43,9 +43,9 @@ def noisings(name: str, count: int = 400) -> tuple[Array, Array, Array]:
     return log_snr, source * random.uniform(0.5, 1.5, count), source
 
 
-def relative(log_snr: Array, loss: Array, source: Array, low: float) -> float:
-    """Mean over six sub-bands, of equal width in log SNR and open at the band's outer side, of the ratio of the mean losses there."""
-    edges = [low + math.log(100) / 6 * edge for edge in range(7)]
+def relative(log_snr: Array, loss: Array, source: Array, low: float, sub_bands: int = 6) -> float:
+    """Mean over sub-bands, of equal width in log SNR and open at the band's outer side, of the ratio of the mean losses there."""
+    edges = [low + math.log(100) / 6 * edge for edge in range(sub_bands + 1)]
     if low < -5:
         edges[0] = -math.inf
     if low == 0:
@@ -67,6 +67,7 @@ def test_bands_and_ratios(schedule: str) -> None:
     masks = {"coarse": snr < 0.01, "content": (snr >= 0.01) & (snr < 1), "cleanup": snr >= 1}
     expected = {f"loss_{band}": float(loss[mask].mean()) for band, mask in masks.items()}
     expected |= {f"relative_{band}": relative(log_snr, loss, source, LOW[band]) for band in BANDS}
+    expected["relative_loss"] = relative(log_snr, loss, source, LOW["content"], 9)
     assert found == pytest.approx(expected, rel=1e-12)
     assert list(found) == list(BAND_METRICS)
 
@@ -91,7 +92,8 @@ def test_the_edges_are_those_of_the_signal_to_noise_ratio() -> None:
 def test_a_band_without_noisings_isnt_measured_and_a_sub_band_without_is_left_out() -> None:
     """Oracle: by hand, two noisings in the content band's first and last sub-band."""
     log_snr, loss, source = torch.tensor([-4.6, -0.1]), torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0])
-    assert band_values(loss, log_snr, source) == pytest.approx({"loss_content": 2.0, "relative_content": (0.5 + 1.5) / 2})
+    expected = {"loss_content": 2.0, "relative_content": (0.5 + 1.5) / 2, "relative_loss": (0.5 + 1.5) / 2}
+    assert band_values(loss, log_snr, source) == pytest.approx(expected)
     assert band_values(loss, log_snr) == {"loss_content": 2.0}
     assert band_values(loss, log_snr, torch.tensor([2.0, 0.0]))["relative_content"] == 0.5
 

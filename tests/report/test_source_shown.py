@@ -26,7 +26,15 @@ from tests.report.test_tensorboard import events
 
 SEARCH = SearchSpec(objectives={"holdout_loss": "min"}, confirm=ConfirmSpec(seeds=[1, 2, 3]))
 FILE = FileSpec.model_construct(seed=0)
-SOURCE = {"holdout_loss": 0.25, "kid": 0.5, "relative_content": 1.0, "relative_coarse": 1.0, "relative_cleanup": 1.0, "loss_content": 0.3}
+SOURCE = {
+    "holdout_loss": 0.25,
+    "kid": 0.5,
+    "relative_loss": 1.0,
+    "relative_content": 1.0,
+    "relative_coarse": 1.0,
+    "relative_cleanup": 1.0,
+    "loss_content": 0.3,
+}
 
 
 def measured(sweep: SweepFolder, **metrics: float) -> EvaluationRow:

@@ -58,6 +58,7 @@ def test_the_bands_are_of_all_folds_together(tmp_path: Path) -> None:
     assert {name: last.metrics[name] for name in last.metrics if name in BAND_METRICS} == pytest.approx(
         {
             **{f"relative_{band}": relative(log_snr, loss, source, LOW[band]) for band in BANDS},
+            "relative_loss": relative(log_snr, loss, source, LOW["content"], 9),
             "loss_coarse": loss[np.exp(log_snr) < 0.01].mean(),
             "loss_content": loss[(np.exp(log_snr) >= 0.01) & (np.exp(log_snr) < 1)].mean(),
             "loss_cleanup": loss[np.exp(log_snr) >= 1].mean(),

@@ -10,9 +10,12 @@ from fewshot_ray.spec.sections.section import Place, PositiveInt, Section, Text,
 
 BANDS = ("coarse", "content", "cleanup")
 """Bands of noise in ascending order of the signal-to-noise ratio."""
-LOSS_OF, RELATIVE_OF = ({f"{kind}_{band}": band for band in BANDS} for kind in ("loss", "relative"))
-"""Metrics of the held-out losses in a band, and of these relative to the source model's (`metrics.noise_levels`)."""
-BAND_METRICS = (*LOSS_OF, *RELATIVE_OF)
+LOSS_OF = {f"loss_{band}": band for band in BANDS}
+"""Metrics of the held-out losses in a band (`metrics.noise_levels`)."""
+RELATIVE_LOSS = "relative_loss"
+RELATIVE_METRICS = (*(f"relative_{band}" for band in BANDS), RELATIVE_LOSS)
+"""Metrics of the held-out losses relative to the source model's, in a band and where the signal-to-noise ratio is .01 to 10."""
+BAND_METRICS = (*LOSS_OF, *RELATIVE_METRICS)
 
 
 class EvaluateSpec(Section):
