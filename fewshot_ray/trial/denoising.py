@@ -150,6 +150,10 @@ class HoldoutLoss:
         (source,) = together(self.group, "while measuring", lambda: (self.source_losses,))
         return HoldoutLosses(loss, index.int(), t.int(), backbone.schedule.log_snr(t), source)
 
+    def log_snr(self, backbone: Backbone) -> Tensor:
+        """The logarithm of the signal-to-noise ratio of every noising, `[P]` in float64."""
+        return backbone.schedule.log_snr(self._noisings(backbone)[1])
+
     def _network_losses(self, backbone: Backbone, network: nn.Module, index: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         x_0 = self._holdout_x_0(backbone)
         labels = None if self.labels is None else self.labels.to(self.device)[index]

@@ -23,6 +23,7 @@ from fewshot_ray.methods.draw import frozen
 from fewshot_ray.methods.randomness import Randomness, derived_seed
 from fewshot_ray.methods.sadm import SadmConfig
 from fewshot_ray.methods.stage import Stage, read
+from fewshot_ray.metrics.noise_levels import weights
 from fewshot_ray.metrics.suite import METRICS
 from fewshot_ray.models.adm import AdmConfig
 from fewshot_ray.models.autoencoder import Autoencoder
@@ -33,6 +34,7 @@ from fewshot_ray.models.sampling import sample
 from fewshot_ray.models.source import build_backbone, convert_adm, load_backbone, weights_hash
 from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.sections import EvaluateSpec, TrainSpec
+from fewshot_ray.spec.sections.evaluate import BAND_METRICS
 from fewshot_ray.spec.validate import endpoint_trees
 from fewshot_ray.training.batches import Batches
 from fewshot_ray.training.checkpoint import Checkpoint, trained_weights
@@ -290,12 +292,27 @@ class DiffusionMaterials(Materials):
                 f"evaluate.sampler_steps: {config.sampler_steps} given, but the model has {backbone.schedule.timesteps} timesteps; "
                 "no more would be right"
             )
+        self._check_bands(config)
         _check_params(document, self)
         for fold in self.folds:
             self.labels(fold.holdout)
         for one in preset_specs(document):
             for method in one.methods.values():
                 method.check(backbone)
+
+    def _check_bands(self, config: EvaluateSpec) -> None:
+        """Raise UserError where a metric by noise level is asked for, and a fold's noisings leave its band empty."""
+        for name in config.metrics:
+            if name not in BAND_METRICS:
+                continue
+            for fold in self.folds:
+                loss = HoldoutLoss(config, fold, seed=self.spec.file.seed, device=self.device, group=Group.alone())
+                log_snr = loss.log_snr(self.source_backbone)
+                if weights(name, log_snr, torch.ones(len(log_snr))) is None:
+                    raise UserError(
+                        f"evaluate.metrics: {name} has none of the {len(log_snr)} noisings in its band; a larger evaluate.loss_draws would "
+                        "be right, or another band where the model's timesteps have none there"
+                    )
 
     def trained_numbers(self) -> int:
         """Number of parameters that `train.params` selects."""

@@ -31,6 +31,17 @@ CARD = ModelCard(
 )
 
 
+def test_the_card_has_the_source_beside_the_model() -> None:
+    """Oracle: the table by hand; without a source there is no column."""
+    text = model_card(
+        replace(CARD, source_metrics={"kid": 0.5}, against_source=["t0007, kid: 0.02 against the source model's 0.5: better"])
+    )
+    assert "| metric | value | source model | better |" in text
+    assert "| holdout_loss | 0.1667 |  | lower |\n| kid | 0.02 | 0.5 | lower |" in text
+    assert "against the source model's 0.5: better." in text
+    assert "source model" not in model_card(CARD)
+
+
 def test_the_hub_reads_the_front_matter() -> None:
     """Oracle: huggingface_hub's own card reader."""
     data = HubCard(model_card(CARD), ignore_metadata_errors=False).data.to_dict()  # type: ignore[no-untyped-call]

@@ -22,6 +22,7 @@ from fewshot_ray.trial.compose import check_document, compose, effective_tree, e
 from fewshot_ray.trial.families import materials_of
 from fewshot_ray.trial.finished import load_finished
 from fewshot_ray.trial.gan_candidate import GanCandidate
+from fewshot_ray.trial.source import measure_source
 from fewshot_ray.trial.trial import Trial
 from tests.conftest import Workers
 
@@ -145,7 +146,8 @@ def stage_names(cache: Path) -> list[str]:
 def test_rivals_that_need_a_source_train_from_one(tmp_path: Path) -> None:
     """Oracle: the loop itself, with an exported GAN as source; what EWC prepares is cached once; held layers stay as they were."""
     first = trial(tmp_path / "source")
-    list(first.evaluations())
+    trained = list(first.evaluations())[-1]
+    assert "drift" not in trained.metrics  # what it began from has random weights
     finished = load_finished(first.spec, first.folder, 4, cache=Folder(tmp_path) / "cache", device=CPU)
     out = tmp_path / "pipeline"
     out.mkdir()
@@ -158,6 +160,9 @@ def test_rivals_that_need_a_source_train_from_one(tmp_path: Path) -> None:
     run.materials.build_stages()
     built = stage_names(tmp_path / "cache")
     assert built.count("fisher") == 1
+    measured = measure_source(run.spec, Folder(tmp_path / "measured"), Folder(tmp_path / "cache"), CPU)
+    assert measured.metrics == pytest.approx({**trained.metrics, "drift": 0})
+    assert (tmp_path / "measured/samples/path_000000.png").exists()
     assert [one.step for one in run.evaluations()] == [2, 4]
     assert stage_names(tmp_path / "cache").count("fisher") == 1
     method = run.trainings[0].method

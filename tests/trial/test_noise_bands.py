@@ -22,7 +22,7 @@ from fewshot_ray.trial.diffusion import DiffusionMaterials
 from fewshot_ray.trial.source import measure_source
 from fewshot_ray.trial.trial import Trial
 from tests.metrics.test_noise_levels import LOW, relative
-from tests.trial.tiny import CPU, spec, trial
+from tests.trial.tiny import CPU, document, spec, trial
 
 DIGITS: dict[str, Any] = {
     "source": {"build": None, "images": None, "model": "embedded://digits-ddpm"},
@@ -113,6 +113,23 @@ def test_nothing_is_relative_to_random_weights(tmp_path: Path) -> None:
         UserError, match=r"evaluate\.metrics\.0: relative_content is relative to a pre-trained source.*loss_content would be"
     ):
         spec(evaluate={"metrics": ["relative_content"]}, search={"objectives": {"relative_content": "min"}})
+
+
+def test_a_band_without_noisings_is_named_before_the_run(tmp_path: Path) -> None:
+    """Oracle: by hand. Two noisings can't be in all bands, and the check says which one has none."""
+    metrics = ["loss_coarse", "loss_content", "loss_cleanup"]
+    few = {
+        **DIGITS,
+        "target": {"shots": 3, "holdout": 1},
+        "evaluate": {**DIGITS["evaluate"], "metrics": metrics, "loss_draws": 2},
+        "search": {"objectives": {"loss_content": "min"}},
+    }
+    materials = DiffusionMaterials(spec(**few), Folder(tmp_path), CPU)
+    with pytest.raises(
+        UserError, match=r"evaluate\.metrics: loss_\w+ has none of the 2 noisings in its band; a larger evaluate\.loss_draws"
+    ):
+        materials.check(document(**few))
+    DiffusionMaterials(spec(**{**few, "evaluate": {**few["evaluate"], "loss_draws": 40}}), Folder(tmp_path), CPU).check(document(**few))
 
 
 def test_the_source_is_measured_as_a_trial_is(tmp_path: Path) -> None:
