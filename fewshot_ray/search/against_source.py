@@ -42,7 +42,8 @@ class AgainstSource:
 
     def describe(self) -> str:
         """The comparison in one line, with what to do where the result isn't better or hasn't moved."""
-        words = {True: "better", False: "not shown to be better", None: "better by an unknown noise"}
+        share = f" by {100 * abs(self.value - self.source) / abs(self.source):.2g} %" if self.source else ""
+        words = {True: f"better{share}", False: "not shown to be better", None: f"better{share}, with a noise that isn't known"}
         text = (
             f"{self.trial_id}, {self.metric}: {self.value:.4g} against the source model's {self.source:.4g}: {words[self.shown]}{self.how}"
         )

@@ -60,7 +60,7 @@ def test_the_table_and_the_csv_have_it_below_the_search_without_a_rank(sweep: Sw
         ["source", "source", "complete", "0", "0.2500", "0.5000", "1.000"]
     ]
     assert "relative_coarse" not in text
-    assert "0.25: better by an unknown noise" in " ".join(text.split())
+    assert "0.25: better by 32 %, with a noise that isn't known" in " ".join(text.split())
 
 
 def test_the_page_begins_curves_and_samples_with_it(sweep: SweepFolder) -> None:
@@ -162,10 +162,10 @@ def test_samples_that_are_the_sources_are_said_to_be() -> None:
     """Oracle: by hand; a result that is better but hasn't moved is told what to do, and one that has moved isn't."""
     (line,) = source_lines(rows({"holdout_loss": 0.9, "drift": 0.1}, {"holdout_loss": 1.0}, ([0.9] * 6, [1.0] * 6)), SEARCH)
     assert line.startswith(
-        "t0000, holdout_loss: 0.9 against the source model's 1: better (paired over 6 held-out images), but its samples are"
+        "t0000, holdout_loss: 0.9 against the source model's 1: better by 10 % (paired over 6 held-out images), but its samples are"
     )
     assert line.endswith("a higher train.lr, more train.steps or another objective is right")
     (line,) = source_lines(rows({"holdout_loss": 0.9, "drift": 0.8}, {"holdout_loss": 1.0}, ([0.9] * 6, [1.0] * 6)), SEARCH)
-    assert line == "t0000, holdout_loss: 0.9 against the source model's 1: better (paired over 6 held-out images)"
+    assert line == "t0000, holdout_loss: 0.9 against the source model's 1: better by 10 % (paired over 6 held-out images)"
     assert source_lines(rows({"holdout_loss": 0.9}, {"holdout_loss": 1.0})[:1], SEARCH) == []
     assert source_lines(rows({"holdout_loss": 0.9}, {"holdout_loss": math.nan}), SEARCH) == []
