@@ -89,7 +89,7 @@ def band_curves(sweep: SweepFolder, rows: Sequence[LeaderboardRow]) -> str:
     figure.add_hline(y=1, line={"color": COLOUR["source"], "width": 1, "dash": "dash"})
     figure.update_layout(**_layout(360), hovermode="closest")
     figure.update_xaxes(title="step")
-    figure.update_yaxes(title="loss relative to the source's")
+    figure.update_yaxes(title="loss relative to the source's", type="log")
     return _html(figure)
 
 
