@@ -184,6 +184,11 @@ class Shrunk:
         """To the network's size."""
         return f"areas to {self.size}x{self.size}"
 
+    @property
+    def dimension(self) -> int | None:
+        """Of the network."""
+        return self.inner.dimension
+
     def features(self, images: Tensor) -> Tensor:
         """uint8 [N, C, H, W] -> float32 [N, D]."""
         small = interpolate(images.float(), size=(self.size, self.size), mode="area")

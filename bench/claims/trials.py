@@ -36,6 +36,7 @@ class PixelExtractor:
     id: str = "pixels"
     weights_hash: str = "none"
     resize: str = "none"
+    dimension: int | None = None
 
     def features(self, images: Tensor) -> Tensor:
         """uint8 [N, C, H, W] -> float32 [N, C H W]."""

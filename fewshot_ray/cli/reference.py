@@ -256,12 +256,14 @@ def _as_yaml(value: object) -> str:
 def _metrics() -> str:
     rows = ["| metric | better | made from | least number of held-out images | of |", "|---|---|---|---|---|"]
     sources = {"loss": "held-out images, no samples", "features": "the extractor's features", "perceptual": "LPIPS"}
+    sources |= {"inception": "Inception's outputs", "dinov2": "DINOv2's features", "clip": "CLIP's features"}
     for name, metric in METRICS.items():
         better = "lower" if metric.direction == "min" else "higher"
         of = {None: "all models", "diffusion": "diffusion models", "gan": "GANs"}[metric.family]
         rows.append(f"| `{name}` | {better} | {sources[metric.needs]} | {max(1, metric.real_images)} | {of} |")
-    extractors = " and ".join(f"`{name}`" for name in EXTRACTORS)
-    auto = f"Extractors are {extractors}; `auto` is `digits` for grey 8x8 models and `inception` for all others."
+    extractors = ", ".join(f"`{name}`" for name in EXTRACTORS)
+    auto = f"Extractors are {extractors}, and one's own `package.module:callable`. "
+    auto += "`auto` is `digits` for grey 8x8 models and `inception` for all others."
     return "\n".join(["## Metrics\n", *rows, "", auto + " What each metric computes is in [metrics.md](metrics.md)."])
 
 

@@ -1,6 +1,7 @@
 """Measures of generated images: fidelity, diversity, memorisation, in the features of a pluggable extractor."""
 
-from fewshot_ray.metrics.extractors import EXTRACTORS, Extractor, PerceptualDistance, load_extractor, load_perceptual
+from fewshot_ray.metrics.extractors import EXTRACTORS, Extractor, load_extractor
+from fewshot_ray.metrics.perceptual import PerceptualDistance, load_perceptual
 from fewshot_ray.metrics.suite import METRICS, Metric, Suite, check_metrics, needed
 
 __all__ = [

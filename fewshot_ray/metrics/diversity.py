@@ -40,6 +40,18 @@ def mean_pairwise_distance(features: Tensor) -> float:
     return float(torch.stack(blocks).sum()) / (n * (n - 1))
 
 
+def vendi_score(features: Tensor) -> float:
+    """The effective number of different images among features [N, D] (Friedman and Dieng 2023, Eq. 1): between 1 and N.
+
+    exp of the entropy of the eigenvalues of K / N with the cosine similarities K, of features that aren't centred. With fewer
+    features than images it is computed from X^T X / N, whose eigenvalues are the same but for zeros.
+    """
+    unit = unit_features(features)
+    gram = unit.T @ unit if unit.shape[1] < len(unit) else unit @ unit.T
+    shares = torch.linalg.eigvalsh(gram / len(unit)).clamp(min=0)
+    return float(torch.special.entr(shares).sum().exp())
+
+
 def intra_cluster_diversity(
     distances_to_train: Tensor, pairwise: Callable[[Tensor], Tensor], *, cap: int = CLUSTER_CAP_IMAGES
 ) -> IntraClusterDiversity:

@@ -1,6 +1,6 @@
 """Psi of SADM's structure term: networks from images to features, differentiable and trainable.
 
-The extractors of `extractors.py` only evaluate; these are trained, so every call gives a separate network.
+The extractors only evaluate; these are trained, so every call gives a separate network.
 torchmetrics and transformers are imported only when needed (they take seconds).
 """
 
@@ -8,35 +8,20 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Self
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fewshot_ray.errors import UserError
-from fewshot_ray.metrics.extractors import inception_network, load_extractor, resize_rgb
+from fewshot_ray.metrics.extractors import dinov2, inception, load_extractor
+from fewshot_ray.metrics.extractors.protocol import IMAGENET_MEAN, IMAGENET_STD, resize_rgb
+from fewshot_ray.metrics.extractors.transformer import DINOV2, load_transformer, located
 from fewshot_ray.models.weights import INCEPTION, find_weights
-from fewshot_ray.patience import client_mistakes, place_errors
 
 ENCODERS = ("digits", "inception", "dinov2")
-DINOV2 = "facebook/dinov2-small"
-DINOV2_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
-INCEPTION_LAYERS = (
-    *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2"),
-    *("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
-    *("Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool"),
-)
-"""In the order of torch-fidelity's forward pass, up to the pool features."""
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+DINOV2_SMALL = "facebook/dinov2-small"
 
 
 class Encoder(nn.Module):
@@ -75,7 +60,7 @@ class InceptionEncoder(Encoder):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features `[b, 2048]` of images `[b, C, H, W]` in [-1, 1], resized to 299x299."""
-        pixels = resize_rgb((images + 1) * 127.5, 299)
+        pixels = resize_rgb((images + 1) * 127.5, inception.SIZE)
         features: Tensor = self.layers((pixels - 128) / 128)
         return features.flatten(1).float()
 
@@ -94,9 +79,8 @@ class Dinov2Encoder(Encoder):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features `[b, D]` of images `[b, C, H, W]` in [-1, 1], resized to 224x224."""
-        pixels = resize_rgb((images + 1) * 127.5, 224)
-        tokens: Tensor = self.network((pixels / 255 - self.mean) / self.std).last_hidden_state
-        return tokens[:, 0].float()
+        pixels = resize_rgb((images + 1) * 127.5, dinov2.SIZE)
+        return dinov2.class_token(self.network, (pixels / 255 - self.mean) / self.std)
 
 
 def load_encoder(name: str, *, device: str | torch.device, weights: str | None, field: str = "method.sadm.encoder_weights") -> nn.Module:
@@ -112,7 +96,7 @@ def load_encoder(name: str, *, device: str | torch.device, weights: str | None, 
     elif name == "inception":
         encoder = _inception_encoder(weights, field)
     elif name == "dinov2":
-        encoder = _dinov2_encoder(weights or DINOV2, field)
+        encoder = _dinov2_encoder(weights or DINOV2_SMALL, field)
     else:
         nearest = difflib.get_close_matches(name, ENCODERS, n=1, cutoff=0.0)[0]
         raise UserError(f"method.sadm.encoder: there is no {name!r}; {', '.join(ENCODERS)} are right (did you mean {nearest}?)")
@@ -125,65 +109,14 @@ def _digit_encoder() -> DigitEncoder:
 
 
 def _inception_encoder(place: str | None, field: str) -> InceptionEncoder:
-    network = inception_network(find_weights(replace(INCEPTION, field=field), place))
-    layers = nn.Sequential(OrderedDict((name, getattr(network, name)) for name in INCEPTION_LAYERS))
-    return InceptionEncoder(layers.requires_grad_())
+    network = inception.inception_network(find_weights(replace(INCEPTION, field=field), place))
+    return InceptionEncoder(inception.pooling_layers(network).requires_grad_())
 
 
 def _dinov2_encoder(place: str, field: str) -> Dinov2Encoder:
-    folder = _locate_dinov2(place, field)
-    from transformers import Dinov2Model
-
-    try:
-        with _quiet_transformers():
-            network, report = Dinov2Model.from_pretrained(
-                str(folder), output_loading_info=True, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True
-            )
-    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError, LookupError) as error:  # of damaged files
-        raise UserError(f"{field}: {folder} can't be read ({_first_line(error)}); a folder of {DINOV2} is right") from error
-    unfilled = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
-    if unfilled:
-        raise UserError(
-            f"{field}: the weights in {folder} don't fit DINOv2 as its config.json has it ({unfilled[0]}); a folder of {DINOV2} is right"
-        )
+    kind = replace(DINOV2, hub_id=DINOV2_SMALL)
+    network = load_transformer(kind, located(kind, place, field), field)
     network.requires_grad_()
     if network.embeddings.mask_token is not None:  # used for masked images only: it would never receive a gradient
         network.embeddings.mask_token.requires_grad_(False)
     return Dinov2Encoder(network)
-
-
-def _locate_dinov2(place: str, field: str) -> Path:
-    """The folder at `place`, or the hub's model of that id, from its cache or downloaded to it."""
-    folder = Path(place).expanduser()
-    if folder.is_dir():
-        return folder
-    try:
-        with client_mistakes():
-            return Path(snapshot_download(place, allow_patterns=list(DINOV2_FILES)))
-    except HFValidationError as error:
-        raise UserError(f"{field}: {place!r} is no folder here and no hub id; a folder of {DINOV2} or owner/name is right") from error
-    except place_errors() as error:
-        raise UserError(
-            f"DINOv2 could not be downloaded ({_first_line(error)}); put {DINOV2_FILES[0]} and model.safetensors from "
-            f"https://huggingface.co/{place} in a folder, and name it in {field}"
-        ) from error
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Silence transformers' progress bar and its table of weights that don't fit, which are reported in one line here."""
-    from transformers.utils import logging
-
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,4 +1,4 @@
-"""Distances between generated and real images in an extractor's features: Frechet distance and kernel distance.
+"""Distances between generated and real images in an extractor's features (Frechet, kernel, CMMD), and the Inception score.
 
 Against few real images the Frechet distance rewards copying them (its floor for identical distributions is about 1.8 of a
 ceiling of 2 per dimension at ten reals); the kernel distance is unbiased at any number.
@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 ROWS_AT_ONCE = 1024
+CMMD_SIGMA = 10.0
+CMMD_SCALE = 1000.0
+SCORE_SPLITS = 10
 
 
 class KernelDistance(NamedTuple):
@@ -61,6 +64,44 @@ def kernel_distance(x: Tensor, y: Tensor) -> KernelDistance:
     y_left_out = xx + yy_without - 2 * (across_y.sum() - across_y) / (n * (m - 1))
     variance = _jackknife_variance(x_left_out) + _jackknife_variance(y_left_out)
     return KernelDistance(value, float(variance.sqrt()))
+
+
+def clip_distance(x: Tensor, y: Tensor) -> float:
+    """CMMD (Jayasumana et al. 2024, Eq. 2, 3): 1,000 times the squared MMD with exp(-|a - b|^2 / (2 10^2)) between embeddings x and y.
+
+    As in the authors' code the estimate is the biased one, with each image's pair with itself (their Eq. 3 leaves these out): it
+    is 0 for equal sets, and above 0 for different draws of one distribution, the more the fewer images there are.
+    x is [N, D], y [M, D], of unit length; N, M >= 2.
+    """
+    _check_features(x, y)
+    x, y = x.double(), y.double()
+
+    def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
+        squared = (torch.cdist(rows, b, compute_mode="donot_use_mm_for_euclid_dist").square() for rows in torch.split(a, ROWS_AT_ONCE))
+        return torch.cat([(-part / (2 * CMMD_SIGMA**2)).exp().mean(1) for part in squared]).mean()
+
+    return CMMD_SCALE * float(mean_kernel(x, x) + mean_kernel(y, y) - 2 * mean_kernel(x, y))
+
+
+class InceptionScore(NamedTuple):
+    """Mean and standard deviation (n in the denominator) over the splits."""
+
+    value: float
+    std: float
+
+
+def inception_score(logits: Tensor, *, splits: int = SCORE_SPLITS) -> InceptionScore:
+    """exp E_x KL(p(y|x) || p(y)) of the classes' logits [N, K] (Salimans et al. 2016): the mean over `splits` runs of successive images.
+
+    By torch-fidelity, without its shuffling: samples come in the order of their numbers. It lies between 1 and the smaller of K and
+    N / splits. Raises ValueError where a split would be empty.
+    """
+    if len(logits) < splits:
+        raise ValueError(f"{len(logits)} images make no {splits} splits; {splits} or more are right")
+    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
+
+    score = isc_features_to_metric(logits, splits=splits, shuffle=False)
+    return InceptionScore(score[KEY_METRIC_ISC_MEAN], score[KEY_METRIC_ISC_STD])
 
 
 def _covariance_factor(x: Tensor) -> Tensor:

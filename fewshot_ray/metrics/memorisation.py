@@ -1,13 +1,18 @@
-"""The share of generated images that are copies of training images, by a threshold from held-out real images."""
+"""How much of the generated images is copied: the share of copies by a threshold from held-out real images, and MiFID."""
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from fewshot_ray.errors import UserError
-from fewshot_ray.metrics.diversity import euclidean_distances, unit_features
+from fewshot_ray.metrics.diversity import ROWS_AT_ONCE, euclidean_distances, unit_features
+from fewshot_ray.metrics.fidelity import frechet_distance
 
 COPY_RATIO = 0.5
+MIFID_THRESHOLD = 0.1
+"""Mean cosine distance to the nearest training image from which on nothing counts as copied; Kaggle's, for Inception's features."""
+SMALLEST_PENALTY = 1e-14
 
 
 class Memorisation(NamedTuple):
@@ -36,6 +41,20 @@ def memorised_share(generated: Tensor, training: Tensor, holdout: Tensor) -> Mem
     threshold = COPY_RATIO * usual
     share = float((generated_distances < threshold).double().mean())
     return Memorisation(share, threshold, float(generated_distances.quantile(0.5)) / usual)
+
+
+def memorisation_informed_distance(generated: Tensor, training: Tensor, reference: Tensor) -> float:
+    """MiFID (Bai et al. 2021): the Frechet distance to `reference` over the mean cosine distance to the nearest training image.
+
+    With d(x) = min over training images y of 1 - |cos(x, y)|: the distance is divided by the mean d over the samples where that is
+    below .1, and left as it is elsewhere. Bai et al. and Kaggle average over the samples, torchmetrics over the real images; the images
+    whose copies count and those that the Frechet distance is to are one set there, and two here. All three are features [N, D].
+    """
+    units = [unit_features(rows[rows.abs().sum(1) != 0]) for rows in (generated, training)]
+    nearest = torch.cat([(1 - (rows @ units[1].T).abs()).amin(1) for rows in units[0].split(ROWS_AT_ONCE)])
+    mean = float(nearest.mean())
+    distance = frechet_distance(generated, reference)
+    return distance / max(mean, SMALLEST_PENALTY) if mean < MIFID_THRESHOLD else distance
 
 
 def _nearest_distances(features: Tensor, unit_training: Tensor) -> Tensor:

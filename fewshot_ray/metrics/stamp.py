@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from fewshot_ray.metrics.suite import METRICS
+from fewshot_ray.metrics.suite import METRICS, NETWORKS
 
 Against = Literal["held-out images", "training images", "training and held-out images", "nothing"]
 """The real images that generated ones are compared with."""
@@ -18,7 +18,12 @@ AGAINST: Mapping[str, Against] = {
     "intra_lpips": "training images",
     "modes": "training images",
     "modes_lpips": "training images",
+    "vendi": "nothing",
+    "inception_score": "nothing",
     "memorisation": "training and held-out images",
+    "mifid": "training and held-out images",
+    "fld": "training and held-out images",
+    "fld_gap": "training and held-out images",
     "path_uniformity": "nothing",
     "ppl_uniformity": "nothing",
 }
@@ -29,6 +34,7 @@ _OF_NETWORK = {
     "features": ("extractor", "extractor_weights", "resize"),
     "perceptual": ("perceptual", "perceptual_weights", "perceptual_resize"),
     "loss": ("loss_draws",),
+    **{name: (name, f"{name}_weights", f"{name}_resize") for name in NETWORKS},
 }
 _OF_SAMPLES = ("n_generated", "sampler", "sampler_steps", "guidance_scale")
 _OF_SHARES = {"fd": ("shots_in_reference",), "intra_lpips": ("intra_cap",), "intra_distance": ("intra_cap",)}
@@ -59,9 +65,10 @@ def sentences(names: Iterable[str], measured: Mapping[str, Setting]) -> list[str
     sampling = [f"{settings[key]}{word}" for key, word in {"sampler": "", "sampler_steps": " steps"}.items() if key in settings]
     sampling += [f"guidance scale {settings['guidance_scale']}"] if "guidance_scale" in settings else []
     sampling += [f"seed {settings['seed']}"] if "seed" in settings else []
+    resizes = {"extractor": "resize", **{key: f"{key}_resize" for key in ("perceptual", *NETWORKS)}}
     networks = [
         f"{settings[key]} (weights {settings[f'{key}_weights']}, resize: {settings[resize]})"
-        for key, resize in {"extractor": "resize", "perceptual": "perceptual_resize"}.items()
+        for key, resize in resizes.items()
         if key in settings
     ]
     others = [f"{settings['loss_draws']} draws of the loss"] if "loss_draws" in settings else []

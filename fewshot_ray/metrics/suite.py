@@ -1,7 +1,6 @@
 """The metrics of an evaluation by name, all over the same samples, reference and extractor."""
 
 import difflib
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,28 +10,31 @@ import torch
 from torch import Tensor
 
 from fewshot_ray.errors import UserError
-from fewshot_ray.metrics.diversity import euclidean_distances, intra_cluster_diversity, mean_pairwise_distance, unit_features
-from fewshot_ray.metrics.extractors import Extractor, PerceptualDistance
-from fewshot_ray.metrics.fidelity import frechet_distance, kernel_distance
-from fewshot_ray.metrics.latent_space import modes
-from fewshot_ray.metrics.manifold import manifold
-from fewshot_ray.metrics.memorisation import memorised_share
+from fewshot_ray.metrics.extractors import Extractor, outputs
+from fewshot_ray.metrics.fidelity import SCORE_SPLITS
+from fewshot_ray.metrics.perceptual import PerceptualDistance
 from fewshot_ray.metrics.protocols import CLEAN, MetricProtocol
+from fewshot_ray.metrics.values import FEATURE_VALUES, NEIGHBOURS, PERCEPTUAL_VALUES, FeatureSets, PerceptualSets
 
-NEIGHBOURS = 3
-"""k of precision, recall, density and coverage."""
-PAIRWISE_LPIPS_SAMPLES = 200
-"""Pairwise LPIPS uses this many of the samples, the first: 19,900 pairs."""
+Network = Literal["inception", "dinov2", "clip"]
+NETWORKS: tuple[Network, ...] = ("inception", "dinov2", "clip")
+"""Extractors of metrics that are defined by one, whatever `evaluate.extractor` is."""
+OUTPUTS = {"sfid": "spatial", "inception_score": "logits"}
+"""What a metric reads of its network, where it isn't `features`."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """Whether lower or higher is better, and what the value is computed from: held-out loss, an extractor's features, or LPIPS."""
+    """Whether lower or higher is better, and what it is computed from: held-out loss, the extractor's features, LPIPS, a network's."""
 
     direction: Literal["min", "max"]
-    needs: Literal["loss", "features", "perceptual"]
+    needs: Literal["loss", "features", "perceptual"] | Network
     real_images: int = 0
     """The least number of held-out images it is defined for."""
+    samples: int = 2
+    """The least number of samples, where it is made of samples."""
+    beyond_training: bool = False
+    """Whether there must be more samples than training images too, so that some cluster has two."""
     family: Literal["diffusion", "gan"] | None = None
     """The family of models that it is defined for; None for all."""
     of_samples: bool = True
@@ -51,16 +53,24 @@ METRICS: Mapping[str, Metric] = {
     "fd": Metric("min", "features", real_images=2),
     "kid": Metric("min", "features", real_images=2),
     "pairwise_distance": Metric("max", "features"),
-    "intra_distance": Metric("max", "features"),
+    "intra_distance": Metric("max", "features", beyond_training=True),
     "pairwise_lpips": Metric("max", "perceptual"),
-    "intra_lpips": Metric("max", "perceptual"),
+    "intra_lpips": Metric("max", "perceptual", beyond_training=True),
     "memorisation": Metric("min", "features", real_images=1),
-    "precision": Metric("max", "features", real_images=NEIGHBOURS + 1),
-    "recall": Metric("max", "features", real_images=NEIGHBOURS + 1),
-    "density": Metric("max", "features", real_images=NEIGHBOURS + 1),
-    "coverage": Metric("max", "features", real_images=NEIGHBOURS + 1),
+    "precision": Metric("max", "features", real_images=NEIGHBOURS + 1, samples=NEIGHBOURS + 1),
+    "recall": Metric("max", "features", real_images=NEIGHBOURS + 1, samples=NEIGHBOURS + 1),
+    "density": Metric("max", "features", real_images=NEIGHBOURS + 1, samples=NEIGHBOURS + 1),
+    "coverage": Metric("max", "features", real_images=NEIGHBOURS + 1, samples=NEIGHBOURS + 1),
+    "vendi": Metric("max", "features"),
     "modes": Metric("max", "features"),
     "modes_lpips": Metric("max", "perceptual"),
+    "mifid": Metric("min", "features", real_images=2),
+    "fld": Metric("min", "features", real_images=2),
+    "fld_gap": Metric("max", "features", real_images=2),
+    "sfid": Metric("min", "inception", real_images=2),
+    "inception_score": Metric("max", "inception", samples=SCORE_SPLITS),
+    "fd_dinov2": Metric("min", "dinov2", real_images=2),
+    "cmmd": Metric("min", "clip", real_images=2),
     "path_uniformity": Metric("min", "features", family="gan", of_samples=False),
     "ppl_uniformity": Metric("min", "perceptual", family="gan", of_samples=False),
 }
@@ -75,15 +85,23 @@ def check_metrics(names: Iterable[str]) -> None:
 
 
 def needed(names: Iterable[str]) -> set[str]:
-    """What the metrics are computed from: some of "loss", "features", "perceptual"."""
+    """What the metrics are computed from: some of "loss", "features", "perceptual", and NETWORKS."""
     return {METRICS[name].needs for name in names}
+
+
+def least_samples(name: str, training_images: int) -> int:
+    """The least number of samples that the metric is defined for; 0 for one that is made of none."""
+    metric = METRICS[name]
+    if not metric.of_samples:
+        return 0
+    return max(metric.samples, training_images + 1 if metric.beyond_training else 0)
 
 
 class Suite:
     """Computes the sample metrics among `metrics` (the held-out loss needs no samples; the trial computes it).
 
-    `training` and `reference` are uint8 [N, C, H, W]: the images trained on, and real ones never trained on.
-    `features_of` replaces the extractor's pass over these two (by a cache).
+    `training` and `reference` are uint8 [N, C, H, W]: the images trained on, and real ones never trained on. `networks` are the extractors
+    of the metrics that are defined by one (NETWORKS). `outputs_of` replaces the extractors' pass over the real images (by a cache).
     """
 
     def __init__(
@@ -94,7 +112,8 @@ class Suite:
         reference: Tensor,
         extractor: Extractor | None = None,
         perceptual: PerceptualDistance | None = None,
-        features_of: Callable[[Tensor], Tensor] | None = None,
+        networks: Mapping[str, Extractor] | None = None,
+        outputs_of: Callable[[Extractor, Tensor], dict[str, Tensor]] | None = None,
         conventions: MetricProtocol = CLEAN,
     ) -> None:
         check_metrics(metrics)
@@ -106,23 +125,33 @@ class Suite:
         self.extractor = extractor
         self.perceptual = perceptual
         self.conventions = conventions
+        self.networks = dict(networks or {})
         if "perceptual" in needed(metrics) and perceptual is None:
             raise ValueError("LPIPS metrics are asked for without a perceptual distance; load_perceptual makes one")
-        if "features" in needed(metrics) and extractor is None:
-            raise ValueError("feature metrics are asked for without an extractor; load_extractor makes one")
-        self._features_of = features_of or (extractor.features if extractor is not None else None)
+        missing = needed(metrics) - {"loss", "perceptual"} - self._extractors().keys()
+        if missing:
+            raise ValueError(f"feature metrics are asked for without an extractor ({', '.join(sorted(missing))}); load_extractor makes one")
+        self._outputs_of = outputs_of or outputs
 
     @cached_property
+    def training_outputs(self) -> dict[str, dict[str, Tensor]]:
+        """Of the images trained on, what each extractor gives, by what needs it; computed when first used."""
+        return self._by_need(self.training, self._outputs_of)
+
+    @cached_property
+    def reference_outputs(self) -> dict[str, dict[str, Tensor]]:
+        """The same of the real images never trained on."""
+        return self._by_need(self.reference, self._outputs_of)
+
+    @property
     def training_features(self) -> Tensor:
-        """Features of the images trained on, float32 [N, D]; computed when first used."""
-        assert self._features_of is not None
-        return self._features_of(self.training)
+        """The extractor's features of the images trained on, float32 [N, D]."""
+        return self.training_outputs["features"]["features"]
 
-    @cached_property
+    @property
     def reference_features(self) -> Tensor:
-        """Features of the real images never trained on, float32 [M, D]."""
-        assert self._features_of is not None
-        return self._features_of(self.reference)
+        """The extractor's features of the real images never trained on, float32 [M, D]."""
+        return self.reference_outputs["features"]["features"]
 
     @cached_property
     def frechet_features(self) -> Tensor:
@@ -132,19 +161,26 @@ class Suite:
         return torch.cat([self.reference_features, self.training_features])
 
     def compute(self, samples: Tensor) -> dict[str, float]:
-        """The value of each sample metric for samples uint8 [N, C, H, W], N >= 2.
+        """The value of each sample metric for samples uint8 [N, C, H, W], N >= 2; each network sees the samples once.
 
-        Beside them: `kid_stderr` with kid (left out where it is undefined, with two images in a set), and with intra_distance
-        and intra_lpips `occupancy` and `occupancy_lpips`, the share of training images that are nearest to some sample.
-        Raises UserError where the samples are too few.
+        Beside them: `kid_stderr` with kid (left out where it is undefined, with two images in a set), with intra_distance
+        and intra_lpips `occupancy` and `occupancy_lpips`, the share of training images that are nearest to some sample, with memorisation
+        `memorisation_ratio`, with inception_score `inception_score_std`. Raises UserError where the samples are too few.
         """
-        values: dict[str, float] = {}
         self._check_samples(len(samples))
-        of_samples = needed(name for name in self.metrics if METRICS[name].of_samples)
-        if self.extractor is not None and "features" in of_samples:
-            values |= self._feature_values(self.extractor.features(samples))
-        if self.perceptual is not None and "perceptual" in of_samples:
-            values |= self._perceptual_values(samples, self.perceptual)
+        names = [name for name in self.metrics if METRICS[name].of_samples]
+        generated = self._by_need(samples, outputs, needed(names))
+        sets = {(METRICS[name].needs, OUTPUTS.get(name, "features")) for name in names if name in FEATURE_VALUES}
+        features = {pair: self._sets(generated, *pair) for pair in sets}
+        values: dict[str, float] = {}
+        for name in names:
+            if name in FEATURE_VALUES:
+                values |= FEATURE_VALUES[name](features[METRICS[name].needs, OUTPUTS.get(name, "features")])
+        if self.perceptual is not None:
+            perceptual = PerceptualSets(self.perceptual, samples, self.training, self.conventions)
+            for name in names:
+                if name in PERCEPTUAL_VALUES:
+                    values |= PERCEPTUAL_VALUES[name](perceptual)
         return values
 
     def protocol(self) -> dict[str, str | int]:
@@ -156,6 +192,9 @@ class Suite:
             stamp["shots_in_reference"] = True
         if self.extractor is not None:
             stamp |= {"extractor": self.extractor.id, "extractor_weights": self.extractor.weights_hash, "resize": self.extractor.resize}
+        for name, network in self.networks.items():
+            if name in needed(self.metrics):
+                stamp |= {name: network.id, f"{name}_weights": network.weights_hash, f"{name}_resize": network.resize}
         if self.perceptual is not None:
             stamp |= {
                 "perceptual": self.perceptual.id,
@@ -164,49 +203,26 @@ class Suite:
             }
         return stamp
 
-    def _feature_values(self, generated: Tensor) -> dict[str, float]:
-        values: dict[str, float] = {}
-        unit = unit_features(generated)
-        if "fd" in self.metrics:
-            values["fd"] = frechet_distance(generated, self.frechet_features)
-        if "kid" in self.metrics:
-            kid = kernel_distance(generated, self.reference_features)
-            values["kid"] = kid.value
-            if math.isfinite(kid.stderr):
-                values["kid_stderr"] = kid.stderr
-        if "pairwise_distance" in self.metrics:
-            values["pairwise_distance"] = mean_pairwise_distance(unit)
-        if "intra_distance" in self.metrics:
-            to_train = euclidean_distances(unit, unit_features(self.training_features))
-            intra = intra_cluster_diversity(
-                to_train, lambda members: euclidean_distances(unit[members], unit[members]), cap=self.conventions.intra_cap
-            )
-            values |= {"intra_distance": intra.value, "occupancy": intra.occupancy}
-        neighbours = {"precision", "recall", "density", "coverage"} & set(self.metrics)
-        if neighbours:
-            found = manifold(generated, self.reference_features, k=NEIGHBOURS)
-            values |= {name: getattr(found, name) for name in self.metrics if name in neighbours}
-        if "modes" in self.metrics:
-            values["modes"] = modes(euclidean_distances(unit, unit_features(self.training_features)))
-        if "memorisation" in self.metrics:
-            values["memorisation"] = memorised_share(generated, self.training_features, self.reference_features).share
-        return values
+    def _extractors(self) -> dict[str, Extractor]:
+        """By what needs them."""
+        return self.networks | ({"features": self.extractor} if self.extractor is not None else {})
 
-    def _perceptual_values(self, samples: Tensor, perceptual: PerceptualDistance) -> dict[str, float]:
-        values: dict[str, float] = {}
-        if "pairwise_lpips" in self.metrics:
-            first = samples[:PAIRWISE_LPIPS_SAMPLES]
-            distances = perceptual.matrix(first, first).double()
-            values["pairwise_lpips"] = float(distances.sum() - distances.diagonal().sum()) / (len(first) * (len(first) - 1))
-        if "modes_lpips" in self.metrics:
-            values["modes_lpips"] = modes(perceptual.matrix(samples, self.training))
-        if "intra_lpips" in self.metrics:
-            to_train = perceptual.matrix(samples, self.training)
-            intra = intra_cluster_diversity(
-                to_train, lambda members: perceptual.matrix(samples[members], samples[members]), cap=self.conventions.intra_cap
-            )
-            values |= {"intra_lpips": intra.value, "occupancy_lpips": intra.occupancy}
-        return values
+    def _by_need(
+        self, images: Tensor, of: Callable[[Extractor, Tensor], dict[str, Tensor]], needs: set[str] | None = None
+    ) -> dict[str, dict[str, Tensor]]:
+        """What each extractor gives, by what needs it; one that is needed for two things runs once."""
+        needs = needed(self.metrics) if needs is None else needs
+        wanted = {need: extractor for need, extractor in self._extractors().items() if need in needs}
+        found = {id(extractor): of(extractor, images) for extractor in {id(one): one for one in wanted.values()}.values()}
+        return {need: found[id(extractor)] for need, extractor in wanted.items()}
+
+    def _sets(self, generated: Mapping[str, Mapping[str, Tensor]], need: str, output: str) -> FeatureSets:
+        return FeatureSets(
+            generated[need][output],
+            lambda: self.training_outputs[need][output],
+            lambda: self.reference_outputs[need][output],
+            self.conventions,
+        )
 
     def _check_real_images(self) -> None:
         for name in self.metrics:
@@ -217,9 +233,6 @@ class Suite:
                 )
 
     def _check_samples(self, samples: int) -> None:
-        # One more sample than training images, so that some cluster has two samples.
-        intra = {"intra_distance", "intra_lpips"} & set(self.metrics)
-        neighbours = {"precision", "recall", "density", "coverage"} & set(self.metrics)
-        least = max(2, len(self.training) + 1 if intra else 0, NEIGHBOURS + 1 if neighbours else 0)
-        if samples < least:
-            raise UserError(f"evaluate.samples: {samples} are too few for {', '.join(self.metrics)}; {least} or more are right")
+        least = max((least_samples(name, len(self.training)) for name in self.metrics), default=0)
+        if samples < max(2, least):
+            raise UserError(f"evaluate.samples: {samples} are too few for {', '.join(self.metrics)}; {max(2, least)} or more are right")

@@ -66,6 +66,10 @@ INCEPTION = Published(
     "evaluate.extractor_weights",
 )
 VGG16 = Published("https://download.pytorch.org/models/vgg16-397923af.pth", "torchvision's VGG16", "evaluate.lpips_weights")
+ALEXNET = Published("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "torchvision's AlexNet", "evaluate.lpips_weights")
+SQUEEZENET = Published(
+    "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth", "torchvision's SqueezeNet 1.1", "evaluate.lpips_weights"
+)
 
 
 def find_weights(published: Published, place: str | None) -> Weights:

@@ -14,7 +14,9 @@ from typing import Any
 from fewshot_ray.spec.alternatives import Alternatives
 
 IMAGES = {"source": ("images",), "target": ("images", "holdout", "test")}
-FILES = {"evaluate": ("extractor_weights", "lpips_weights")}
+FILES = {"evaluate": ("extractor_weights", "inception_weights", "lpips_weights")}
+HUBS = {"evaluate": ("dinov2_weights", "clip_weights")}
+"""Folders, or hub ids (owner/name)."""
 EARLIER = "search.from"
 """The field that names earlier sweeps."""
 
@@ -83,9 +85,9 @@ def _on_disk(place: str) -> str:
 
 def places(tree: dict[str, Any]) -> Iterator[Place]:
     """Every place in a file's tree, valid or not."""
-    for sections, images in ((IMAGES, True), (FILES, False)):
+    for sections, images, hub in ((IMAGES, True, False), (FILES, False, False), (HUBS, False, True)):
         for section, keys in sections.items():
-            yield from _in(tree.get(section), section, keys, images)
+            yield from _in(tree.get(section), section, keys, images, hub=hub)
     source, methods = tree.get("source"), tree.get("method")
     yield from _in(source, "source", ("model",), False, hub=True)
     if isinstance(source, dict):

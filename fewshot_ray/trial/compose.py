@@ -14,6 +14,7 @@ from fewshot_ray.methods import METHODS
 from fewshot_ray.methods.recipe import RecipeConfig
 from fewshot_ray.methods.registry import MethodConfig, declared_ranges
 from fewshot_ray.metrics.extractors import EXTRACTORS
+from fewshot_ray.metrics.extractors.own import is_own
 from fewshot_ray.metrics.suite import METRICS, needed
 from fewshot_ray.models.adm import AdmConfig
 from fewshot_ray.models.gan_source import GanConfig
@@ -202,10 +203,11 @@ def _batch_problems(methods: Mapping[str, MethodConfig], file: FileSpec) -> Iter
 
 def _metric_problems(file: FileSpec) -> Iterator[Problem]:
     extractors = ("auto", *EXTRACTORS)
-    if file.evaluate.extractor not in extractors:
+    if file.evaluate.extractor not in extractors and not is_own(file.evaluate.extractor):
         near = nearest(file.evaluate.extractor, extractors)
         hint = f" (did you mean {near}?)" if near else ""
-        yield Problem("evaluate.extractor", f"'{file.evaluate.extractor}' isn't known; {', '.join(extractors)} would be right{hint}")
+        known = f"{', '.join(extractors)} or a package.module:callable"
+        yield Problem("evaluate.extractor", f"'{file.evaluate.extractor}' isn't known; {known} would be right{hint}")
     if needed(file.evaluate.metrics) - {"loss"} and file.evaluate.samples < 2:
         yield Problem("evaluate.samples", f"{file.evaluate.samples} given; metrics of samples need at least 2")
     for index, name in enumerate(file.evaluate.metrics):

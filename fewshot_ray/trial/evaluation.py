@@ -13,9 +13,10 @@ from fewshot_ray.data.images import ImageSet
 from fewshot_ray.data.target import Fold
 from fewshot_ray.errors import UserError
 from fewshot_ray.methods.stage import Stage, read
-from fewshot_ray.metrics.extractors import Extractor, PerceptualDistance, load_extractor, load_perceptual
+from fewshot_ray.metrics.extractors import Extractor, load_extractor, outputs
+from fewshot_ray.metrics.perceptual import PerceptualDistance, load_perceptual
 from fewshot_ray.metrics.protocols import find_protocol
-from fewshot_ray.metrics.suite import METRICS, Suite, needed
+from fewshot_ray.metrics.suite import METRICS, NETWORKS, Suite, least_samples, needed
 from fewshot_ray.spec.sections import EvaluateSpec
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.group import Group
@@ -45,7 +46,7 @@ def extractor_name(config: EvaluateSpec, channels: int, size: tuple[int, int]) -
 
 
 class Instruments:
-    """The networks of the sample metrics (feature extractor, LPIPS), loaded once for all folds."""
+    """The networks of the sample metrics (extractors, LPIPS), loaded once for all folds."""
 
     def __init__(
         self, config: EvaluateSpec, *, channels: int, size: tuple[int, int], device: torch.device, cache: Folder | None = None
@@ -55,24 +56,34 @@ class Instruments:
         self.cache = cache
         self.extractor: Extractor | None = None
         self.perceptual: PerceptualDistance | None = None
+        name = extractor_name(config, channels, size)
         if "features" in kinds:
-            self.extractor = load_extractor(extractor_name(config, channels, size), device=device, weights=config.extractor_weights)
+            self.extractor = _loaded(config, name, device, chosen=True)
+        self.networks: dict[str, Extractor] = {
+            network: self.extractor if self.extractor is not None and network == name else _loaded(config, network, device, network == name)
+            for network in NETWORKS
+            if network in kinds
+        }
         if "perceptual" in kinds:
-            self.perceptual = load_perceptual(device=device, weights=config.lpips_weights)
+            self.perceptual = load_perceptual(device=device, weights=config.lpips_weights, network=config.lpips_network)
 
-    def features(self, images: ImageSet) -> Tensor:
-        """The extractor's features of real images, float32 `[N, D]`; with a cache they are computed once for all trials."""
-        extractor = self.extractor
-        assert extractor is not None
+    def outputs(self, extractor: Extractor, images: ImageSet) -> dict[str, Tensor]:
+        """What the extractor gives of real images, by name, `[N, D]`; with a cache it is computed once for all trials."""
         depends_on = {
             "images": hashlib.sha256(",".join(images.hashes).encode()).hexdigest()[:16],
             "shape": list(images.images.shape),
             "extractor": [extractor.id, extractor.weights_hash, extractor.resize],
             "device": self.device.type,
-            "version": 1,
+            "version": 2,
         }
-        stage = Stage("features", depends_on, lambda: {"features": extractor.features(images.images)})
-        return read(stage, self.cache)["features"] if self.cache is not None else stage.compute()["features"]
+        stage = Stage("features", depends_on, lambda: outputs(extractor, images.images))
+        return read(stage, self.cache) if self.cache is not None else stage.compute()
+
+
+def _loaded(config: EvaluateSpec, name: str, device: torch.device, chosen: bool) -> Extractor:
+    """The extractor called `name`; one that is `evaluate.extractor` (`chosen`) reads `extractor_weights` before its own field."""
+    field = "extractor_weights" if chosen and (config.extractor_weights is not None or name not in NETWORKS) else f"{name}_weights"
+    return load_extractor(name, device=device, weights=getattr(config, field), field=f"evaluate.{field}")
 
 
 class Evaluator:
@@ -117,8 +128,9 @@ class Evaluator:
             extractor=self.instruments.extractor,
             perceptual=self.instruments.perceptual,
             conventions=find_protocol(self.config.protocol),
-            features_of=lambda images: self.instruments.features(
-                self.fold.holdout if images is self.fold.holdout.images else self.fold.train
+            networks=self.instruments.networks,
+            outputs_of=lambda extractor, images: self.instruments.outputs(
+                extractor, self.fold.holdout if images is self.fold.holdout.images else self.fold.train
             ),
         )
 
@@ -150,7 +162,9 @@ def check_evaluation(config: EvaluateSpec, folds: list[Fold]) -> None:
                 f"evaluate.metrics: {name} needs {METRICS[name].real_images} held-out images, a fold has {fewest}; "
                 "a larger target.holdout, fewer folds or holdout_loss would be right"
             )
-        if name.startswith("intra_") and config.samples <= most:
+        if METRICS[name].beyond_training and config.samples <= most:
             raise UserError(
                 f"evaluate.samples: {config.samples} are too few for {name}; more than the {most} images trained on would be right"
             )
+        if config.samples < (least := least_samples(name, most)):
+            raise UserError(f"evaluate.samples: {config.samples} are too few for {name}; {least} or more would be right")

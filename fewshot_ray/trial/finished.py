@@ -10,7 +10,7 @@ import torch
 
 from fewshot_ray.data.target import Fold
 from fewshot_ray.errors import UserError
-from fewshot_ray.metrics.suite import METRICS
+from fewshot_ray.metrics.suite import METRICS, least_samples
 from fewshot_ray.spec.sections import EvaluateSpec
 from fewshot_ray.spec.wording import show
 from fewshot_ray.storage import Folder
@@ -145,6 +145,6 @@ def _check_test(config: EvaluateSpec, field: str, *, shots: int, images: int) ->
                 f"{field}: {images} images are left without shots and held-out images; {name} needs {metric.real_images}, "
                 "so more would be right"
             )
-        least = 0 if metric.needs == "loss" else shots + 1 if name.startswith("intra_") else 2
+        least = least_samples(name, shots)
         if config.final_samples < least:
             raise UserError(f"evaluate.final_samples: {config.final_samples} are too few for {name}; {least} or more would be right")

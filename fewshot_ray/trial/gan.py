@@ -19,7 +19,7 @@ from fewshot_ray.methods.phase import LR_FACTOR
 from fewshot_ray.methods.randomness import derived_seed
 from fewshot_ray.methods.stage import Stage, read
 from fewshot_ray.methods.stylegan2 import StyleGan2Method, StyleGan2Recipe
-from fewshot_ray.metrics.extractors import load_perceptual
+from fewshot_ray.metrics.perceptual import load_perceptual
 from fewshot_ray.models.gan import FastGan, Gan, StyleGan2
 from fewshot_ray.models.gan_source import build_gan, load_gan
 from fewshot_ray.models.source import weights_hash
@@ -138,7 +138,8 @@ class GanMaterials(Materials):
         """The distance between images and the discriminator's reconstructions of them, for FastGAN."""
         if recipe.reconstruction == "pixels" or recipe.reconstruction_weight == 0:
             return pixel_distance
-        perceptual = load_perceptual(device=self.device, weights=self.spec.file.evaluate.lpips_weights)
+        config = self.spec.file.evaluate
+        perceptual = load_perceptual(device=self.device, weights=config.lpips_weights if config.lpips_network == "vgg" else None)
         return perceptual.differentiable
 
     def candidate(self, training: Training) -> GanCandidate:

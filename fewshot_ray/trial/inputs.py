@@ -12,7 +12,7 @@ from typing import Any
 from fewshot_ray.data.inputs import Listed, listed_file, listed_folder
 from fewshot_ray.data.places import picture_files
 from fewshot_ray.errors import UserError
-from fewshot_ray.metrics.encoders import DINOV2_FILES
+from fewshot_ray.metrics.extractors.transformer import FILES
 from fewshot_ray.models.gan_checkpoint import is_checkpoint
 from fewshot_ray.models.source import source_files
 from fewshot_ray.patience import place_errors, reason
@@ -61,7 +61,7 @@ def _weights(field: str, place: str) -> Listed | None:
     try:
         if not is_remote(place) and local.is_dir():
             names = [file.name for file in local.iterdir()]
-            return listed_folder(place, local, (name for name in names if any(fnmatch(name, kind) for kind in DINOV2_FILES)))
+            return listed_folder(place, local, (name for name in names if any(fnmatch(name, kind) for kind in FILES)))
         return listed_file(place)
     except place_errors() as error:
         if not is_remote(place) and place.count("/") == 1 and not local.parent.exists():

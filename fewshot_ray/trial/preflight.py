@@ -32,6 +32,6 @@ def check_materials(document: Document, materials: Materials) -> None:
     if spec.file.target.test is not None:
         TestSplit(spec, materials.cache, CPU)
     instruments = Instruments(config, channels=materials.channels, size=materials.size, device=CPU)
-    if instruments.extractor is not None:
-        instruments.extractor.features(materials.shots.images[:1])
+    for extractor in {id(one): one for one in (instruments.extractor, *instruments.networks.values()) if one is not None}.values():
+        extractor.features(materials.shots.images[:1])
     materials.check(document)

@@ -121,6 +121,11 @@ class Kept:
         """The extractor's."""
         return self._extractor.resize
 
+    @property
+    def dimension(self) -> int | None:
+        """The extractor's."""
+        return self._extractor.dimension
+
     def features(self, images: Tensor) -> Tensor:
         """The extractor's, computed once for each tensor of images."""
         for known, features in self._features:
@@ -315,6 +320,7 @@ class _Evaluation:
             reference=self.fold.holdout.images,
             extractor=self.instruments.extractor,
             perceptual=self.instruments.perceptual,
+            networks=self.instruments.networks,
             conventions=self.conventions,
         )
 
@@ -372,6 +378,8 @@ def _beside(metric: str, measured: Mapping[str, float]) -> dict[str, float]:
     names = {
         "intra_distance": ("occupancy",),
         "intra_lpips": ("occupancy_lpips",),
+        "memorisation": ("memorisation_ratio",),
+        "inception_score": ("inception_score_std",),
         "path_uniformity": ("path_mean", "path_end"),
         "ppl_uniformity": ("ppl_mean", "ppl_end"),
     }

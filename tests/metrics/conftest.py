@@ -1,4 +1,4 @@
-"""Pictures, and the real Inception architecture with seeded random weights, for the tests of the extractors and encoders."""
+"""Pictures, and the real architectures with seeded random weights, for the tests of the extractors, LPIPS and the encoders."""
 
 from pathlib import Path
 from urllib.error import URLError
@@ -48,4 +48,60 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         network = module.FeatureExtractorInceptionV3("inception", ["2048"])
     path = tmp_path_factory.mktemp("weights") / "inception.pth"
     torch.save(seeded(network.state_dict()), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def dinov2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny DINOv2 as save_pretrained writes it, its random weights large enough for features that differ."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = Dinov2Config(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=56,
+            patch_size=28,
+            initializer_range=0.2,
+            drop_path_rate=0.5,
+        )
+        network = Dinov2Model(config)
+    folder = tmp_path_factory.mktemp("dinov2")
+    network.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIP image network as save_pretrained writes it, that reads 28x28."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            projection_dim=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=28,
+            patch_size=14,
+            initializer_factor=10.0,
+        )
+        network = CLIPVisionModelWithProjection(config)
+    folder = tmp_path_factory.mktemp("clip")
+    network.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vgg_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of torchvision's VGG16 trunk."""
+    from torchvision.models.vgg import cfgs, make_layers
+
+    trunk = make_layers(cfgs["D"])
+    path = tmp_path_factory.mktemp("weights") / "vgg16.pth"
+    torch.save(seeded({f"features.{name}": tensor for name, tensor in trunk.state_dict().items()}), path)
     return path

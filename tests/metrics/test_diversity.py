@@ -1,13 +1,15 @@
 """Pairwise and intra-cluster diversity."""
 
 import itertools
+import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from fewshot_ray.metrics import diversity
-from fewshot_ray.metrics.diversity import euclidean_distances, intra_cluster_diversity, mean_pairwise_distance, unit_features
+from fewshot_ray.metrics.diversity import euclidean_distances, intra_cluster_diversity, mean_pairwise_distance, unit_features, vendi_score
 
 
 def points(rows: int, seed: int) -> Tensor:
@@ -83,3 +85,22 @@ def test_clusters_of_none_and_one_are_dropped() -> None:
     assert found.occupancy == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="no cluster of two"):
         intra_cluster_diversity(to_train[1:], lambda members: torch.zeros(len(members), len(members)))
+
+
+def test_vendi_score_counts_what_differs() -> None:
+    """Oracle: closed forms: n for n at right angles, 1 for copies, and in between the root that two unequal shares give."""
+    assert vendi_score(3 * torch.eye(6)) == pytest.approx(6)
+    assert vendi_score(points(1, 5).repeat(9, 1)) == pytest.approx(1)
+    assert vendi_score(torch.tensor([[1.0, 0.0]])) == pytest.approx(1)
+    three_to_one = torch.tensor([[1.0, 0], [2, 0], [3, 0], [0, 1]])
+    assert vendi_score(three_to_one) == pytest.approx(math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))
+
+
+@pytest.mark.parametrize("rows", [4, 30])
+def test_vendi_score_is_that_of_the_similarities(rows: int) -> None:
+    """Oracle: NumPy's eigenvalues of the matrix of cosine similarities over n, with fewer and more images than features."""
+    x = points(rows, 6).numpy()
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    shares = np.linalg.eigvalsh(unit @ unit.T / rows)
+    shares = shares[shares > 1e-12]
+    assert vendi_score(torch.from_numpy(x)) == pytest.approx(math.exp(-(shares * np.log(shares)).sum()), rel=1e-9)

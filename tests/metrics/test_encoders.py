@@ -21,28 +21,6 @@ from tests.metrics.conftest import pictures
 FEATURES = {"digits": 64, "inception": 2048, "dinov2": 32}
 
 
-@pytest.fixture(scope="module")
-def dinov2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny DINOv2 as save_pretrained writes it, its random weights large enough for features that differ."""
-    from transformers import Dinov2Config, Dinov2Model
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = Dinov2Config(
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=56,
-            patch_size=28,
-            initializer_range=0.2,
-            drop_path_rate=0.5,
-        )
-        network = Dinov2Model(config)
-    folder = tmp_path_factory.mktemp("dinov2")
-    network.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def places(inception_file: Path, dinov2_folder: Path) -> dict[str, str | None]:
     """What `weights` is for each encoder."""

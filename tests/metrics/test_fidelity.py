@@ -9,7 +9,7 @@ from scipy.linalg import sqrtm
 from torch import Tensor
 
 from fewshot_ray.metrics import fidelity
-from fewshot_ray.metrics.fidelity import frechet_distance, kernel_distance
+from fewshot_ray.metrics.fidelity import clip_distance, frechet_distance, inception_score, kernel_distance
 
 
 def normal(rows: int, columns: int, seed: int, *, scale: float = 1.0, shift: float = 0.0) -> Tensor:
@@ -118,3 +118,46 @@ def test_features_that_are_not_two_sets_are_refused(x: tuple[int, ...], y: tuple
     for distance in (frechet_distance, kernel_distance):
         with pytest.raises(ValueError, match="two sets"):
             distance(torch.zeros(x), torch.zeros(y))
+
+
+def test_clip_distance_is_that_of_loops() -> None:
+    """Oracle: the definition by loops in NumPy, pairs of an image with itself included as in the authors' code."""
+    x, y = (rows.double() / rows.double().norm(dim=1, keepdim=True) for rows in (normal(9, 5, 20), normal(4, 5, 21, shift=0.5)))
+
+    def mean_kernel(a: Tensor, b: Tensor) -> float:
+        return float(np.mean([[math.exp(-float((u - v).square().sum()) / 200) for v in b] for u in a]))
+
+    expected = 1000 * (mean_kernel(x, x) + mean_kernel(y, y) - 2 * mean_kernel(x, y))
+    assert clip_distance(x, y) == pytest.approx(expected, rel=1e-8)
+
+
+def test_clip_distance_at_its_ends() -> None:
+    """Oracle: equal sets are at 0; two points d apart, each of one image repeated, at 2,000 (1 - exp(-d^2 / 200))."""
+    x = normal(7, 4, 22)
+    assert clip_distance(x, x) == pytest.approx(0, abs=1e-9)
+    a, b = torch.tensor([[1.0, 0.0]]).repeat(3, 1), torch.tensor([[0.0, 1.0]]).repeat(5, 1)
+    assert clip_distance(a, b) == pytest.approx(2000 * (1 - math.exp(-2 / 200)), rel=1e-9)
+
+
+def test_inception_score_at_its_ends() -> None:
+    """Oracle: closed forms: 1 for images that are all alike or say nothing; K where K classes come equally and surely."""
+    assert inception_score(torch.zeros(50, 7)).value == pytest.approx(1)
+    assert inception_score(normal(1, 7, 23).repeat(50, 1)).value == pytest.approx(1)
+    sure = 1000 * torch.eye(5).repeat(20, 1)
+    score = inception_score(sure)
+    assert score.value == pytest.approx(5)
+    assert score.std == pytest.approx(0, abs=1e-6)
+    assert inception_score(sure, splits=1).value == pytest.approx(5)
+
+
+def test_inception_score_is_that_of_loops() -> None:
+    """Oracle: the definition in NumPy over runs of 37 / 10 images."""
+    logits = normal(37, 6, 24).double().numpy()
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    runs = [p[i * 37 // 10 : (i + 1) * 37 // 10] for i in range(10)]
+    scores = [math.exp(np.mean([sum(row * np.log(row / run.mean(0))) for row in run])) for run in runs]
+    found = inception_score(torch.from_numpy(logits))
+    assert found.value == pytest.approx(np.mean(scores), rel=1e-9)
+    assert found.std == pytest.approx(np.std(scores), rel=1e-9)
+    with pytest.raises(ValueError, match="9 images make no 10 splits"):
+        inception_score(torch.zeros(9, 4))

@@ -1,15 +1,17 @@
 """The suite: names, values, stamps; every metric of the registry."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewshot_ray.data.digits import digits
 from fewshot_ray.errors import UserError
 from fewshot_ray.metrics import METRICS, PerceptualDistance, Suite, check_metrics, load_extractor, needed
 from fewshot_ray.metrics.diversity import unit_features
+from fewshot_ray.metrics.extractors.inception import InceptionExtractor, InceptionOutputs
 from fewshot_ray.metrics.fidelity import frechet_distance, kernel_distance
 from fewshot_ray.metrics.memorisation import memorised_share
 
@@ -17,14 +19,13 @@ FEATURE_METRICS = ["fd", "kid", "pairwise_distance", "intra_distance", "memorisa
 
 
 class PixelPerceptual(PerceptualDistance):
-    """Stands in for LPIPS, whose weights can't be had here: root mean square over pixels."""
+    """Stands in for LPIPS, whose weights can't be had here: mean square over pixels."""
 
     def __init__(self) -> None:
         super().__init__(None, "0" * 12, torch.device("cpu"))
 
-    def matrix(self, a: Tensor, b: Tensor) -> Tensor:
-        x, y = a.flatten(1).float() / 255, b.flatten(1).float() / 255
-        return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist") / x.shape[1] ** 0.5
+    def embedding(self, images: Tensor) -> Tensor:
+        return images.flatten(1).float() / 255 / images[0].numel() ** 0.5
 
 
 @dataclass
@@ -34,11 +35,24 @@ class CountingExtractor:
     id: str = "pixels"
     weights_hash: str = "0" * 12
     resize: str = "none"
+    dimension: int | None = None
     seen_images: int = 0
 
     def features(self, images: Tensor) -> Tensor:
         self.seen_images += len(images)
         return images.flatten(1).float() / 255
+
+
+class DigitInception(InceptionExtractor):
+    """Stands in for Inception, whose weights can't be had here: pixels, and the digit network's own logits."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Identity(), "0" * 12, torch.device("cpu"))
+
+    def outputs(self, images: Tensor) -> InceptionOutputs:
+        digits: Any = load_extractor("digits", device="cpu")
+        features = digits.features(images)
+        return InceptionOutputs(features, images.flatten(1).float() / 255, digits.network.head(features))
 
 
 def digit_suite(metrics: list[str]) -> Suite:
@@ -48,6 +62,7 @@ def digit_suite(metrics: list[str]) -> Suite:
         reference=digits("validation").images,
         extractor=load_extractor("digits", device="cpu"),
         perceptual=PixelPerceptual(),
+        networks={"inception": DigitInception(), "dinov2": CountingExtractor(), "clip": CountingExtractor()},
     )
 
 
@@ -55,6 +70,7 @@ def digit_suite(metrics: list[str]) -> Suite:
 def test_every_metric_gives_what_it_is_asked_for(name: str) -> None:
     """Oracle: the registry; the loss is the trial's own."""
     beside = {"kid": {"kid_stderr"}, "intra_distance": {"occupancy"}, "intra_lpips": {"occupancy_lpips"}}
+    beside |= {"memorisation": {"memorisation_ratio"}, "inception_score": {"inception_score_std"}}
     values = digit_suite([name]).compute(digits("test").images[:120])
     assert set(values) == ({name} | beside.get(name, set()) if METRICS[name].of_samples else set())
     assert all(torch.isfinite(torch.tensor(value)) for value in values.values())
@@ -90,8 +106,8 @@ def test_cached_features_of_real_images_spare_the_extractor() -> None:
     shots, validation, samples = digits("shots").images, digits("validation").images, digits("test").images[:50]
     first, second = CountingExtractor(), CountingExtractor()
     plain = Suite(FEATURE_METRICS, training=shots, reference=validation, extractor=first)
-    kept = {len(shots): plain.training_features, len(validation): plain.reference_features}
-    cached = Suite(FEATURE_METRICS, training=shots, reference=validation, extractor=second, features_of=lambda images: kept[len(images)])
+    kept = {len(shots): plain.training_outputs["features"], len(validation): plain.reference_outputs["features"]}
+    cached = Suite(FEATURE_METRICS, training=shots, reference=validation, extractor=second, outputs_of=lambda _, images: kept[len(images)])
     assert plain.compute(samples) == cached.compute(samples)
     assert (first.seen_images, second.seen_images) == (200 + 10 + 50, 50)
 
@@ -126,7 +142,7 @@ def test_too_few_images_are_refused() -> None:
 def test_two_held_out_images_give_values() -> None:
     """Oracle: the definitions: a fold of two has everything but the kernel distance's error."""
     suite = Suite(FEATURE_METRICS, training=digits("shots").images[:8], reference=digits("shots").images[8:], extractor=CountingExtractor())
-    assert set(suite.compute(digits("test").images[:30])) == {*FEATURE_METRICS, "occupancy"}
+    assert set(suite.compute(digits("test").images[:30])) == {*FEATURE_METRICS, "occupancy", "memorisation_ratio"}
 
 
 def test_what_a_metric_needs_must_be_handed_over() -> None:
@@ -136,3 +152,45 @@ def test_what_a_metric_needs_must_be_handed_over() -> None:
         Suite(["kid"], training=shots, reference=shots)
     with pytest.raises(ValueError, match="load_perceptual"):
         Suite(["intra_lpips"], training=shots, reference=shots)
+
+
+def test_a_network_sees_each_set_once_whatever_needs_it() -> None:
+    """Oracle: the number of images it saw: one network as the extractor and as DINOv2, with four metrics."""
+    shots, validation, samples = digits("shots").images, digits("validation").images, digits("test").images[:50]
+    network = CountingExtractor()
+    suite = Suite(
+        ["fd", "kid", "memorisation", "fd_dinov2"], training=shots, reference=validation, extractor=network, networks={"dinov2": network}
+    )
+    values = suite.compute(samples)
+    assert values["fd_dinov2"] == values["fd"]
+    assert network.seen_images == len(shots) + len(validation) + len(samples)
+
+
+def test_stamp_names_the_networks_beside_the_extractor() -> None:
+    """Oracle: by hand; only of the metrics that are computed."""
+    stamp = digit_suite(["kid", "cmmd"]).protocol()
+    assert (stamp["clip"], stamp["clip_weights"], stamp["clip_resize"]) == ("pixels", "0" * 12, "none")
+    assert not any("dinov2" in key or "inception" in key for key in stamp)
+
+
+def test_a_metrics_network_must_be_handed_over() -> None:
+    """Oracle: the message names what is missing."""
+    shots = digits("shots").images
+    with pytest.raises(ValueError, match="dinov2"):
+        Suite(["fd_dinov2"], training=shots, reference=shots, extractor=CountingExtractor())
+
+
+@pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if metric.of_samples and name != "inception_score"])
+def test_no_value_depends_on_the_order_of_images(name: str) -> None:
+    """Oracle: the same images shuffled. The Inception score is over runs of successive images."""
+    samples = digits("test").images[:120]
+    order = torch.randperm(120, generator=torch.Generator().manual_seed(0))
+    plain, shuffled = digit_suite([name]).compute(samples), digit_suite([name]).compute(samples[order])
+    assert plain == pytest.approx(shuffled, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if metric.of_samples])
+def test_equal_samples_give_numbers(name: str) -> None:
+    """Oracle: no error and no NaN from one picture 120 times."""
+    samples = digits("test").images[:1].expand(120, -1, -1, -1)
+    assert all(torch.isfinite(torch.tensor(value)) for value in digit_suite([name]).compute(samples).values())

@@ -192,7 +192,7 @@ def test_every_place_is_an_input(tmp_path: Path) -> None:
     tree = {
         "source": {"adm": {"weights": "a.pt"}, "gan": {"fastgan": {"weights": "g.pt"}}, "model": "m", "images": "s"},
         "target": {"images": "i", "holdout": "h", "test": "t"},
-        "evaluate": {"extractor_weights": "e", "lpips_weights": "l"},
+        "evaluate": {"extractor_weights": "e", "lpips_weights": "l", "inception_weights": "n", "dinov2_weights": "d", "clip_weights": "c"},
         "method": {"sadm": {"encoder_weights": "w", "encoder": "inception"}, "ant": "search"},
     }
     found = {one.field: (one.place, one.is_source) for one in inputs_of(tree)}
@@ -206,6 +206,9 @@ def test_every_place_is_an_input(tmp_path: Path) -> None:
         "target.test": ("t", False),
         "evaluate.extractor_weights": ("e", False),
         "evaluate.lpips_weights": ("l", False),
+        "evaluate.inception_weights": ("n", False),
+        "evaluate.dinov2_weights": ("d", False),
+        "evaluate.clip_weights": ("c", False),
         "method.sadm.encoder_weights": ("w", False),
     }
     assert [one.field for one in inputs_of({"source": {"images": "generated"}, "target": {"holdout": 3}})] == []

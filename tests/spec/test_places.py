@@ -110,3 +110,16 @@ def test_a_file_by_its_home_or_a_link(study: Path) -> None:
     home = study.parent / "home"
     write(home, "./m", "p", *["x"] * 6, "runs")
     assert read_document("~/mine.yaml").tree["source"]["images"] == f"{home}/p"
+
+
+def test_folders_of_the_metrics_networks_may_be_hub_ids(study: Path) -> None:
+    """Oracle: by hand; a path that starts with a dot, or a folder that is there, is the file's neighbour."""
+    (study / "mine" / "clip").mkdir(parents=True)
+    text = "evaluate: {dinov2_weights: facebook/dinov2-base, clip_weights: mine/clip, inception_weights: w/i.pth}\n"
+    (study / "mine.yaml").write_text(text)
+    found = {place.path: place.value for place in places(read_document(study / "mine.yaml").tree)}
+    assert found == {
+        "evaluate.dinov2_weights": "facebook/dinov2-base",
+        "evaluate.clip_weights": f"{study}/mine/clip",
+        "evaluate.inception_weights": f"{study}/w/i.pth",
+    }

@@ -211,7 +211,8 @@ def without_values() -> Iterator[Counted]:
 @contextmanager
 def random_networks() -> Iterator[None]:
     """Within the block the networks that methods read from files are of the same architecture, with random weights."""
-    from fewshot_ray.metrics import encoders, extractors
+    from fewshot_ray.metrics import encoders, perceptual
+    from fewshot_ray.metrics.extractors import inception as extractor
 
     def classifier(ingredients: FoldIngredients, stage: Any) -> dict[str, Tensor]:
         backbone = ingredients.backbone
@@ -221,9 +222,9 @@ def random_networks() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(FoldIngredients, "read", classifier))
         stack.enter_context(patch.object(encoders, "find_weights", return_value=weights))
-        stack.enter_context(patch.object(encoders, "inception_network", lambda _: inception()))
-        stack.enter_context(patch.object(extractors, "find_weights", return_value=weights))
-        stack.enter_context(patch.object(extractors, "_load_vgg_trunk"))
+        stack.enter_context(patch.object(extractor, "inception_network", lambda _: inception()))
+        stack.enter_context(patch.object(perceptual, "find_weights", return_value=weights))
+        stack.enter_context(patch.object(perceptual, "_fill_trunk"))
         yield
 
 

@@ -37,13 +37,25 @@ class EvaluateSpec(Section):
     """Conventions that values are measured by."""
 
     extractor: Text = "auto"
-    """Network whose features the metrics use: auto, digits or inception."""
+    """Network whose features the metrics use: auto, digits, inception, dinov2, clip, efficientnet, or one's own package.module:callable."""
 
     extractor_weights: Place | None = None
-    """Local file with the extractor's weights; fetched when not given."""
+    """Local file or folder with the extractor's weights; the network's own when not given."""
+
+    inception_weights: Place | None = None
+    """Local file with the weights of Inception-V3; fetched when not given."""
+
+    dinov2_weights: Place | None = None
+    """Folder or hub id of DINOv2; facebook/dinov2-large when not given."""
+
+    clip_weights: Place | None = None
+    """Folder or hub id of CLIP; openai/clip-vit-large-patch14-336 when not given."""
+
+    lpips_network: Literal["vgg", "alex", "squeeze"] = "vgg"
+    """Network of LPIPS."""
 
     lpips_weights: Place | None = None
-    """Local file with the weights of LPIPS's VGG network; fetched when not given."""
+    """Local file with the weights of LPIPS's network, torchvision's; fetched when not given."""
 
     sampler: Literal["ddim", "dpm++"] = "ddim"
     """Sampler of the generated images."""
