@@ -10,7 +10,8 @@ from fewshot_ray.metrics.diversity import euclidean_distances, intra_cluster_div
 from fewshot_ray.metrics.fidelity import frechet_distance
 from fewshot_ray.metrics.intervals import Interval, by_groups, of_error, of_mean, of_pairwise_mean, wilson
 from fewshot_ray.metrics.manifold import real_balls_around
-from fewshot_ray.metrics.suite import NEIGHBOURS, Suite
+from fewshot_ray.metrics.suite import Suite
+from fewshot_ray.metrics.values import NEIGHBOURS
 
 GENERATED, HELD_OUT = "generated images", "held-out images"
 

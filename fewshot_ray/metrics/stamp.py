@@ -30,7 +30,7 @@ AGAINST: Mapping[str, Against] = {
 """By metric; all others compare with held-out images alone."""
 
 _ALWAYS = ("protocol", "seed")
-_OF_NETWORK = {
+_OF_NETWORK: Mapping[str, tuple[str, ...]] = {
     "features": ("extractor", "extractor_weights", "resize"),
     "perceptual": ("perceptual", "perceptual_weights", "perceptual_resize"),
     "loss": ("loss_draws",),

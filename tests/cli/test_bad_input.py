@@ -173,6 +173,10 @@ def missing_weights_file(desk: Desk) -> None:
     desk.tree["evaluate"] |= {"metrics": ["holdout_loss", "fd"], "samples": 8, "extractor_weights": str(desk.folder / "inception.pth")}
 
 
+def own_extractor(desk: Desk) -> None:
+    desk.tree["evaluate"] |= {"metrics": ["holdout_loss", "kid"], "samples": 8, "extractor": "no_such_module:features"}
+
+
 def missing_lpips_weights(desk: Desk) -> None:
     desk.tree["evaluate"] |= {"metrics": ["holdout_loss", "pairwise_lpips"], "samples": 8, "lpips_weights": str(desk.folder / "vgg.pth")}
 
@@ -214,7 +218,8 @@ CASES: dict[str, tuple[Break, str]] = {
     "unknown metric": (section("evaluate", metrics=["holdout_los"]), r"did you mean holdout_loss"),
     "unknown key": (section("train", batch=4), r"train\.batch: .*`batch_size: 4` is right"),
     "unknown key of a method": (section("method", sdft={"lambda": 1}), r"method\.sdft\.lambda"),
-    "unknown extractor": (section("evaluate", extractor="clip"), r"evaluate\.extractor: .*clip"),
+    "own extractor that can't be imported": (own_extractor, r"evaluate\.extractor: no_such_module:features can't be imported"),
+    "unknown extractor": (section("evaluate", extractor="clipp"), r"evaluate\.extractor: .*did you mean clip"),
     "sweep's storage is below a file": (storage_below_a_file, r"storage .*cannot"),
     "sweep's storage is a file": (storage_is_a_file, r"storage .*cannot"),
     "sweep is a file": (sweep_is_a_file, r"storage .*cannot"),

@@ -6,6 +6,7 @@ import pytest
 
 from fewshot_ray.metrics import METRICS
 from fewshot_ray.metrics.stamp import AGAINST, Setting, against, sentences, stamp
+from fewshot_ray.metrics.suite import NETWORKS
 
 MEASURED: dict[str, Setting] = {
     "seed": 3,
@@ -23,8 +24,9 @@ MEASURED: dict[str, Setting] = {
     "perceptual": "lpips",
     "perceptual_weights": "def",
     "perceptual_resize": "to 256x256",
+    **{f"{name}{suffix}": f"{name}'s" for name in NETWORKS for suffix in ("", "_weights", "_resize")},
 }
-NETWORK = {"features": "extractor", "perceptual": "perceptual", "loss": "loss_draws"}
+NETWORK = {"features": "extractor", "perceptual": "perceptual", "loss": "loss_draws", **{name: name for name in NETWORKS}}
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -45,6 +47,6 @@ def test_what_is_listed_is_registered() -> None:
 
 def test_the_foot_of_a_table_says_every_setting() -> None:
     """Oracle: each value of the stamps is in the lines."""
-    text = "\n".join(sentences(["kid", "intra_distance", "holdout_loss", "pairwise_lpips"], MEASURED))
+    text = "\n".join(sentences(["kid", "intra_distance", "holdout_loss", "pairwise_lpips", "sfid", "fd_dinov2", "cmmd"], MEASURED))
     assert all(str(value) in text for value in MEASURED.values())
     assert "lpips" not in "\n".join(sentences(["kid"], MEASURED))
