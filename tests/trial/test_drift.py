@@ -23,5 +23,6 @@ def test_it_is_the_ratio_of_mean_distances() -> None:
     apart = np.mean([np.linalg.norm(x - y) for x, y in combinations(b, 2)])
     assert drift(ours, theirs) == pytest.approx(moved / apart)
     assert drift(theirs, theirs) == 0
+    assert drift(images(2, 70), images(3, 70)) == drift(images(2, 70)[:64], images(3, 70)[:64])
     assert drift(ours[:1], theirs[:1]) is None
     assert drift(ours, theirs[:1].expand(5, -1, -1, -1)) is None
