@@ -19,9 +19,10 @@ from rich.text import Text
 from fewshot_ray.cli.results import evaluate_sweep, inputs_for_evaluate, loaded_pipeline
 from fewshot_ray.errors import UserError
 from fewshot_ray.metrics.protocols import find_protocol
-from fewshot_ray.metrics.stamp import Against, sentences
+from fewshot_ray.metrics.stamp import Against
 from fewshot_ray.metrics.suite import METRICS
 from fewshot_ray.models.source import EMBEDDED_MODELS
+from fewshot_ray.report.stamps import stamp_lines
 from fewshot_ray.report.tables import format_metric
 from fewshot_ray.report.terminal import plain_console, telling
 from fewshot_ray.search.sweep_folder import SPEC
@@ -244,7 +245,7 @@ def _interval(value: Value) -> str:
 
 def _foot(judgement: Judgement) -> Iterator[str]:
     """The stamps in words, and how the intervals were found."""
-    yield from sentences(judgement.values, judgement.settings)
+    yield from stamp_lines(value.stamp for value in judgement.values.values())
     methods: dict[str, list[str]] = {}
     for name, value in judgement.values.items():
         if value.interval is not None:

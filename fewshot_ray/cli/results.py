@@ -17,9 +17,10 @@ from rich.text import Text
 
 from fewshot_ray.cli.show import read_sweep
 from fewshot_ray.errors import UserError, said_of
-from fewshot_ray.metrics.stamp import sentences
+from fewshot_ray.metrics.stamp import stamp
 from fewshot_ray.metrics.suite import METRICS
 from fewshot_ray.report.export import trial_spec
+from fewshot_ray.report.stamps import stamp_lines
 from fewshot_ray.report.tables import format_metric
 from fewshot_ray.search.inputs import changed_inputs, check_inputs
 from fewshot_ray.search.leaderboard import leaderboard, tuned_plain
@@ -86,7 +87,7 @@ def evaluate_sweep(place: str, trial_id: str | None, console: Console) -> dict[s
     for name in names:
         table.add_row(name, *(format_metric(metrics.get(name)) for metrics in results.values()))
     console.print(table)
-    for line in sentences([name for name in names if name in METRICS], split.protocol()):
+    for line in stamp_lines(stamp(name, split.protocol()) for name in names if name in METRICS):
         console.print(line, style="dim")
     if split.is_chosen_on:
         console.print(f"{CHOSEN_ON}; target.test with others would be right")

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.report.importance import importances, searched_ranges
+from fewshot_ray.report.stamps import sweep_stamps
 from fewshot_ray.report.tables import leaderboard_view
 from fewshot_ray.search.leaderboard import leaderboard
 from fewshot_ray.search.lease import is_driven
@@ -24,9 +25,11 @@ def read_sweep(place: str) -> tuple[SweepFolder, FileSpec]:
 
 
 def show_sweep(folder: SweepFolder, file: FileSpec, console: Console) -> None:
-    """The leaderboard, the winner, what its reruns on fresh seeds say, and which searched values mattered."""
+    """The leaderboard, the winner, what its reruns say, what values are measured with, and which searched values mattered."""
     rows = leaderboard(folder, file.search, driven=is_driven(folder.folder))
     console.print(leaderboard_view(rows, file.search, width=console.width))
+    if stamps := sweep_stamps(folder, rows):
+        console.print("\nmeasured with " + "\n".join(stamps), style="dim")
     for importance in importances(rows, searched_ranges(folder), file.search.objectives):
         console.print(f"\n{importance.describe()}", highlight=False)
     if any(row.interrupted for row in rows):

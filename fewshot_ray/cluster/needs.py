@@ -81,12 +81,12 @@ def check_sources(document: Document, file: FileSpec, say: Say) -> Materials:
     say("model", f"{materials.spec.weights or 'from scratch'}: {materials.describe()}")
     for finding in inspect_images(file.target.images, materials.size):
         say("image", finding.message)
-    check_materials(document, materials)
+    warnings = check_materials(document, materials)
     held_out = ", ".join(f"{len(fold.holdout)} ({fold.name})" for fold in materials.folds)
     say("images", f"{len(materials.shots)} different ones; held out: {held_out}")
     for line in image_remarks(materials):
         say("image", line)
-    for line in materials.warnings():
+    for line in [*materials.warnings(), *warnings]:
         say("warning", line)
     return materials
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from fewshot_ray.metrics.extractors.inception import SPATIAL
+from fewshot_ray.metrics.suite import METRICS
 
 FEWEST_REALS = 100
 FEWEST_SAMPLES_A_SHOT = 5
@@ -16,18 +19,26 @@ SCORES = frozenset({"inception_score"})
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of images of an evaluation, and the dimension of the features (None where that isn't known)."""
+    """Numbers of images of an evaluation, and of the features of its networks."""
 
     generated: int
     real: int
     train: int
-    dimension: int | None = None
+    dimensions: Mapping[str, int] = field(default_factory=dict)
+    """By what needs them: "features" the extractor's, and those of `suite.NETWORKS`."""
+
+    def dimension(self, metric: str) -> int | None:
+        """Of the features that a metric is computed from; None where that isn't known."""
+        return SPATIAL if metric == "sfid" else self.dimensions.get(METRICS[metric].needs)
 
 
 def remarks(metrics: Iterable[str], counts: Counts) -> Iterator[str]:
     """A line each on metrics that these numbers of images make meaningless: why, and which other one isn't."""
     asked = list(metrics)
-    for names, remark in ((COVARIANCES, _covariance), (NEIGHBOURHOODS, _neighbourhood), (CLUSTERS, _clusters), (SCORES, _score)):
+    for name in asked:
+        if name in COVARIANCES and (why := _covariance(name, counts)):
+            yield f"{name}: {why}"
+    for names, remark in ((NEIGHBOURHOODS, _neighbourhood), (CLUSTERS, _clusters), (SCORES, _score)):
         given = [name for name in asked if name in names]
         if given and (why := remark(counts)):
             yield f"{', '.join(given)}: {why}"
@@ -38,8 +49,8 @@ def is_meaningful(metric: str, counts: Counts) -> bool:
     return not list(remarks([metric], counts))
 
 
-def _covariance(counts: Counts) -> str:
-    dimension = counts.dimension
+def _covariance(metric: str, counts: Counts) -> str:
+    dimension = counts.dimension(metric)
     few, kind = min((counts.real, "held-out"), (counts.generated, "generated"))
     if dimension is None or few > dimension:
         return ""

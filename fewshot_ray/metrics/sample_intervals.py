@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
-from fewshot_ray.metrics.diversity import euclidean_distances, intra_cluster_diversity, unit_features
-from fewshot_ray.metrics.fidelity import frechet_distance
+from fewshot_ray.metrics.diversity import euclidean_distances
 from fewshot_ray.metrics.intervals import Interval, by_groups, of_error, of_mean, of_pairwise_mean, wilson
 from fewshot_ray.metrics.manifold import real_balls_around
-from fewshot_ray.metrics.suite import Suite
-from fewshot_ray.metrics.values import NEIGHBOURS
+from fewshot_ray.metrics.suite import METRICS, Suite
+from fewshot_ray.metrics.values import FEATURE_VALUES, NEIGHBOURS
 
 GENERATED, HELD_OUT = "generated images", "held-out images"
 
@@ -19,20 +19,26 @@ GENERATED, HELD_OUT = "generated images", "held-out images"
 def sample_intervals(values: Mapping[str, float], suite: Suite, samples: Tensor) -> dict[str, Interval]:
     """Those of the metrics in `values` that have one, for the samples that were measured.
 
-    Of counts (modes) there is none.
+    There is none of counts (modes), of likelihoods, which would be fitted anew for each group, of the Inception score, and of LPIPS.
     """
     found = {name: INTERVALS[name](values, suite, samples) for name in suite.metrics if name in INTERVALS}
     return {name: interval for name, interval in found.items() if interval is not None}
 
 
-def _features(suite: Suite, samples: Tensor) -> Tensor:
-    assert suite.extractor is not None
-    return suite.extractor.features(samples)
+def _by_groups(metric: str) -> Callable[[Mapping[str, float], Suite, Tensor], Interval | None]:
+    """The jackknife by groups of generated images, and of held-out ones where the metric compares with them."""
 
+    def interval(values: Mapping[str, float], suite: Suite, samples: Tensor) -> Interval | None:
+        sets = suite.sets(metric, samples)
+        real = sets.reference if METRICS[metric].real_images else None
 
-def _fd(values: Mapping[str, float], suite: Suite, samples: Tensor) -> Interval | None:
-    generated, real = _features(suite, samples), suite.frechet_features
-    return by_groups(values["fd"], lambda x, y: frechet_distance(generated[x], real[y]), generated, real)
+        def statistic(kept: Tensor, kept_real: Tensor) -> float:
+            part = replace(sets, generated=sets.generated[kept], reference_of=lambda: sets.reference[kept_real])
+            return FEATURE_VALUES[metric](part)[metric]
+
+        return by_groups(values[metric], statistic, sets.generated, real)
+
+    return interval
 
 
 def _kid(values: Mapping[str, float], suite: Suite, samples: Tensor) -> Interval | None:
@@ -43,26 +49,13 @@ def _kid(values: Mapping[str, float], suite: Suite, samples: Tensor) -> Interval
 
 
 def _pairwise_distance(values: Mapping[str, float], suite: Suite, samples: Tensor) -> Interval | None:
-    unit = unit_features(_features(suite, samples))
+    unit = suite.sets("pairwise_distance", samples).unit
     return of_pairwise_mean(euclidean_distances(unit, unit))
 
 
-def _intra_distance(values: Mapping[str, float], suite: Suite, samples: Tensor) -> Interval | None:
-    unit, train = unit_features(_features(suite, samples)), unit_features(suite.training_features)
-    to_train = euclidean_distances(unit, train)
-
-    def statistic(kept: Tensor, _: Tensor) -> float:
-        def pairwise(members: Tensor) -> Tensor:
-            return euclidean_distances(unit[kept[members]], unit[kept[members]])
-
-        return intra_cluster_diversity(to_train[kept], pairwise, cap=suite.conventions.intra_cap).value
-
-    return by_groups(values["intra_distance"], statistic, unit, None)
-
-
 def _density(values: Mapping[str, float], suite: Suite, samples: Tensor) -> Interval | None:
-    balls = real_balls_around(_features(suite, samples), suite.reference_features, k=NEIGHBOURS)
-    return of_mean(balls.double().sum(1) / NEIGHBOURS, GENERATED)
+    sets = suite.sets("density", samples)
+    return of_mean(real_balls_around(sets.generated, sets.reference, k=NEIGHBOURS).double().sum(1) / NEIGHBOURS, GENERATED)
 
 
 def _share(metric: str, of: str) -> Callable[[Mapping[str, float], Suite, Tensor], Interval | None]:
@@ -71,10 +64,9 @@ def _share(metric: str, of: str) -> Callable[[Mapping[str, float], Suite, Tensor
 
 
 INTERVALS: Mapping[str, Callable[[Mapping[str, float], Suite, Tensor], Interval | None]] = {
-    "fd": _fd,
+    **{name: _by_groups(name) for name in ("fd", "sfid", "fd_dinov2", "mifid", "cmmd", "vendi", "intra_distance")},
     "kid": _kid,
     "pairwise_distance": _pairwise_distance,
-    "intra_distance": _intra_distance,
     "memorisation": _share("memorisation", GENERATED),
     "precision": _share("precision", GENERATED),
     "recall": _share("recall", HELD_OUT),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 from fewshot_ray.metrics.suite import METRICS, NETWORKS
@@ -29,7 +29,7 @@ AGAINST: Mapping[str, Against] = {
 }
 """By metric; all others compare with held-out images alone."""
 
-_ALWAYS = ("protocol", "seed")
+_ALWAYS = ("protocol", "seed", "folds")
 _OF_NETWORK: Mapping[str, tuple[str, ...]] = {
     "features": ("extractor", "extractor_weights", "resize"),
     "perceptual": ("perceptual", "perceptual_weights", "perceptual_resize"),
@@ -53,26 +53,3 @@ def stamp(metric: str, measured: Mapping[str, Setting]) -> dict[str, Setting]:
     names |= {"n_real"} if "held-out" in compared else set()
     names |= {"n_train"} if "training" in compared else set()
     return {name: value for name, value in measured.items() if name in names}
-
-
-def sentences(names: Iterable[str], measured: Mapping[str, Setting]) -> list[str]:
-    """The stamps of several metrics in words, for the foot of a table: a line each on images, sampling and networks."""
-    settings: dict[str, Setting] = {}
-    for name in names:
-        settings |= stamp(name, measured)
-    counts = {"n_generated": "generated", "n_real": "held-out", "n_train": "training"}
-    images = [f"{settings[key]} {word}" for key, word in counts.items() if key in settings]
-    sampling = [f"{settings[key]}{word}" for key, word in {"sampler": "", "sampler_steps": " steps"}.items() if key in settings]
-    sampling += [f"guidance scale {settings['guidance_scale']}"] if "guidance_scale" in settings else []
-    sampling += [f"seed {settings['seed']}"] if "seed" in settings else []
-    resizes = {"extractor": "resize", **{key: f"{key}_resize" for key in ("perceptual", *NETWORKS)}}
-    networks = [
-        f"{settings[key]} (weights {settings[f'{key}_weights']}, resize: {settings[resize]})"
-        for key, resize in resizes.items()
-        if key in settings
-    ]
-    others = [f"{settings['loss_draws']} draws of the loss"] if "loss_draws" in settings else []
-    others += [f"clusters of at most {settings['intra_cap']}"] if "intra_cap" in settings else []
-    others += ["fd with the training images in the reference"] if settings.get("shots_in_reference") else []
-    lines = [f"protocol {settings['protocol']}; images: {', '.join(images)}" if images else f"protocol {settings['protocol']}"]
-    return [*lines, *([", ".join(sampling)] if sampling else []), *networks, *([", ".join(others)] if others else [])]

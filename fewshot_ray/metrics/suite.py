@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from fewshot_ray.errors import UserError
@@ -153,13 +152,6 @@ class Suite:
         """The extractor's features of the real images never trained on, float32 [M, D]."""
         return self.reference_outputs["features"]["features"]
 
-    @cached_property
-    def frechet_features(self) -> Tensor:
-        """The reference of `fd`: with the images trained on where the protocol has them in it."""
-        if not self.conventions.shots_in_reference:
-            return self.reference_features
-        return torch.cat([self.reference_features, self.training_features])
-
     def compute(self, samples: Tensor) -> dict[str, float]:
         """The value of each sample metric for samples uint8 [N, C, H, W], N >= 2; each network sees the samples once.
 
@@ -215,6 +207,11 @@ class Suite:
         wanted = {need: extractor for need, extractor in self._extractors().items() if need in needs}
         found = {id(extractor): of(extractor, images) for extractor in {id(one): one for one in wanted.values()}.values()}
         return {need: found[id(extractor)] for need, extractor in wanted.items()}
+
+    def sets(self, metric: str, samples: Tensor) -> FeatureSets:
+        """What a metric of features is computed from, for these samples."""
+        need = METRICS[metric].needs
+        return self._sets(self._by_need(samples, outputs, {need}), need, OUTPUTS.get(metric, "features"))
 
     def _sets(self, generated: Mapping[str, Mapping[str, Tensor]], need: str, output: str) -> FeatureSets:
         return FeatureSets(

@@ -9,6 +9,7 @@ from string import Template
 
 from fewshot_ray.report.importance import importances, searched_ranges
 from fewshot_ray.report.plots import band_curves, importance_bars, learning_curves, parameter_scatter
+from fewshot_ray.report.stamps import sweep_stamps
 from fewshot_ray.report.tables import HEADINGS, format_metric, format_value
 from fewshot_ray.search.against_source import source_lines
 from fewshot_ray.search.confirmation import confirmation_lines
@@ -54,6 +55,7 @@ $winner
 <h2>Leaderboard</h2>
 <p class="quiet">A trial counts by its best evaluation. Only trials that ran to the end are ranked.</p>
 <div class="wide">$table</div>
+$stamps
 <h2>Learning curves</h2>
 $curves
 $bands
@@ -77,6 +79,7 @@ def report_page(sweep: SweepFolder, search: SearchSpec, *, title: str | None = N
         counts=_counts(rows),
         winner=_winner(rows, search),
         table=_table(rows, objectives),
+        stamps=_stamps(sweep, rows),
         curves=learning_curves(sweep, rows, objectives) or _nothing("No evaluation yet."),
         bands=_bands(sweep, rows),
         first_objective=escape(next(iter(objectives))),
@@ -113,6 +116,12 @@ def _bands(sweep: SweepFolder, rows: Sequence[LeaderboardRow]) -> str:
         "better. Coarse: SNR below 0.01; content: 0.01 to 1; cleanup: above 1."
     )
     return f'<h2>Losses by noise level</h2>\n<p class="quiet">{text}</p>\n{plot}'
+
+
+def _stamps(sweep: SweepFolder, rows: Sequence[LeaderboardRow]) -> str:
+    """What the metrics are measured with."""
+    lines = sweep_stamps(sweep, rows)
+    return _nothing(f"Measured with {'; '.join(lines)}.") if lines else ""
 
 
 def _counts(rows: Sequence[LeaderboardRow]) -> str:
@@ -202,4 +211,4 @@ def _figure(png: bytes, of: str, *, is_best: bool = False) -> str:
 
 
 def _nothing(text: str) -> str:
-    return f'<p class="quiet">{text}</p>'
+    return f'<p class="quiet">{escape(text)}</p>'

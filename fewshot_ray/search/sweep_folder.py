@@ -22,6 +22,7 @@ State: TypeAlias = Literal["RUNNING", "COMPLETE", "PRUNED", "FAIL"]
 FailedBy: TypeAlias = Literal["values", "worker"]
 
 SPEC = "spec.yaml"
+STAMPS = "stamps.json"
 FORMAT = 2
 """Format of a sweep's folder. A release raises it where older ones would misread it, or where its training or metrics differ."""
 FORMAT_LINE = "# fewshot-ray sweep, format "
@@ -148,6 +149,14 @@ class SweepFolder:
     def rows(self, trial_id: str) -> list[EvaluationRow]:
         """The trial's evaluations in the order written; an incomplete last line is ignored. Raises UserError for an invalid line."""
         return [self._row(trial_id, number, line) for number, line in enumerate(self._lines(trial_id), start=1)]
+
+    def stamps(self, trial_id: str) -> dict[str, dict[str, str | int | float | bool]]:
+        """By metric what its values are measured with; empty before the trial's first evaluation, and where an older release ran it."""
+        try:
+            found = json.loads(self.trial(trial_id).read_bytes(STAMPS))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return {name: one for name, one in found.items() if isinstance(one, dict)} if isinstance(found, dict) else {}
 
     def append_row(self, trial_id: str, row: EvaluationRow) -> None:
         """Add an evaluation; on local disk it is synced when this returns. An incomplete last line is removed first."""

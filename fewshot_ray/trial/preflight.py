@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from fewshot_ray.metrics.limits import Counts, remarks
 from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.storage import Folder
@@ -22,9 +23,10 @@ def preset_materials(document: Document, file: FileSpec) -> Materials:
     return materials_of(spec, Folder(file.storage) / file.name / "cache", CPU)
 
 
-def check_materials(document: Document, materials: Materials) -> None:
+def check_materials(document: Document, materials: Materials) -> list[str]:
     """Load model, images, splits and the networks of the metrics, and check that they fit each other and the settings.
 
+    Returns warnings of a line each on metrics that the numbers of images make meaningless.
     Raises UserError. Writes nothing except weights that a library downloads into its own cache.
     """
     spec, config = materials.spec, materials.spec.file.evaluate
@@ -32,6 +34,9 @@ def check_materials(document: Document, materials: Materials) -> None:
     if spec.file.target.test is not None:
         TestSplit(spec, materials.cache, CPU)
     instruments = Instruments(config, channels=materials.channels, size=materials.size, device=CPU)
-    for extractor in {id(one): one for one in (instruments.extractor, *instruments.networks.values()) if one is not None}.values():
-        extractor.features(materials.shots.images[:1])
+    loaded = instruments.networks | ({"features": instruments.extractor} if instruments.extractor is not None else {})
+    dimensions = {need: extractor.features(materials.shots.images[:1]).shape[1] for need, extractor in loaded.items()}
     materials.check(document)
+    fewest = min(len(fold.holdout) for fold in materials.folds)
+    counts = Counts(config.samples, fewest, max(len(fold.train) for fold in materials.folds), dimensions)
+    return [f"evaluate.metrics: {line}" for line in remarks(config.metrics, counts)]

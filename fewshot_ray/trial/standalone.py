@@ -13,7 +13,7 @@ from torch import Tensor
 from fewshot_ray.data.images import ImageSet, read_images, read_pictures
 from fewshot_ray.data.target import Fold
 from fewshot_ray.errors import UserError
-from fewshot_ray.metrics.extractors import Extractor
+from fewshot_ray.metrics.extractors import Kept
 from fewshot_ray.metrics.intervals import Interval, of_mean
 from fewshot_ray.metrics.limits import Counts, is_meaningful, remarks
 from fewshot_ray.metrics.protocols import find_protocol, unmet
@@ -81,7 +81,6 @@ class Judgement:
     """All values of one evaluation."""
 
     values: Mapping[str, Value]
-    settings: Mapping[str, Setting]
     remarks: Sequence[str]
     """What makes values meaningless, or not comparable with others; what was left out."""
     copies: Copies | None
@@ -98,51 +97,13 @@ class _Images:
     remarks: tuple[str, ...]
 
 
-class Kept:
-    """An extractor that keeps the features of every set of images that it was given, which are of few sets."""
-
-    def __init__(self, extractor: Extractor, said: Said) -> None:
-        self._extractor = extractor
-        self._said = said
-        self._features: list[tuple[Tensor, Tensor]] = []
-
-    @property
-    def id(self) -> str:
-        """The extractor's."""
-        return self._extractor.id
-
-    @property
-    def weights_hash(self) -> str:
-        """The extractor's."""
-        return self._extractor.weights_hash
-
-    @property
-    def resize(self) -> str:
-        """The extractor's."""
-        return self._extractor.resize
-
-    @property
-    def dimension(self) -> int | None:
-        """The extractor's."""
-        return self._extractor.dimension
-
-    def features(self, images: Tensor) -> Tensor:
-        """The extractor's, computed once for each tensor of images."""
-        for known, features in self._features:
-            if known is images:
-                return features
-        self._said(f"features of {len(images)} images")
-        self._features.append((images, self._extractor.features(images)))
-        return self._features[-1][1]
-
-
 def judge(request: Request, candidate: Candidate | None, device: torch.device, said: Said = lambda text: None) -> Judgement:
     """Measure the candidate's samples, or without one the images at the place. Raises UserError; `said` is told what is being done."""
     _check_asked(request, candidate)
     images = _images(request, candidate, said)
     evaluation = _Evaluation(request, candidate, images, device, said)
     values = evaluation.values()
-    return Judgement(values, evaluation.settings, evaluation.remarks, evaluation.copies)
+    return Judgement(values, evaluation.remarks, evaluation.copies)
 
 
 def _check_asked(request: Request, candidate: Candidate | None) -> None:
@@ -259,17 +220,21 @@ class _Evaluation:
         channels, height, width = self.images.generated.shape[1:]
         config = self.request.config.model_copy(update={"metrics": metrics})
         instruments = Instruments(config, channels=channels, size=(height, width), device=self.device)
+        kept = {id(one): Kept(one, self.said) for one in (instruments.extractor, *instruments.networks.values()) if one is not None}
+        instruments.networks = {name: kept[id(one)] for name, one in instruments.networks.items()}
         if instruments.extractor is not None:
-            instruments.extractor = Kept(instruments.extractor, self.said)
+            instruments.extractor = kept[id(instruments.extractor)]
         return instruments
 
     @cached_property
     def counts(self) -> Counts:
-        """Numbers of images, with the features' dimension where there are any."""
-        extractor = self.instruments.extractor
-        known = extractor is not None and len(self.images.generated) > 0
-        dimension = None if extractor is None or not known else extractor.features(self.images.generated).shape[1]
-        return Counts(len(self.images.generated), len(self.fold.holdout), len(self.fold.train), dimension)
+        """Numbers of images, and of features where there are generated images."""
+        dimensions = {}
+        if len(self.images.generated):
+            extractor = self.instruments.extractor
+            networks = self.instruments.networks | ({"features": extractor} if extractor is not None else {})
+            dimensions = {need: one.features(self.images.generated).shape[1] for need, one in networks.items()}
+        return Counts(len(self.images.generated), len(self.fold.holdout), len(self.fold.train), dimensions)
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:

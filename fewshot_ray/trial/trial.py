@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ import torch
 from fewshot_ray.data.target import Fold
 from fewshot_ray.errors import SavedAndEndedError, UserError
 from fewshot_ray.methods.stage import read
+from fewshot_ray.metrics.stamp import stamp
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.checkpoint import latest_checkpoint, restore_training, training_state
 from fewshot_ray.training.group import Group
@@ -30,6 +32,7 @@ from fewshot_ray.trial.source import source_grid_stage
 
 logger = logging.getLogger(__name__)
 
+STAMPS = "stamps.json"
 PART_SEC = 5.0
 """Approximate time that a fold trains before the next one does, and between checks whether a checkpoint is due."""
 
@@ -104,6 +107,7 @@ class Trial:
         self._saved_at_sec = time.monotonic()
         self._saved_step = 0
         self._part_steps = 1
+        self._is_stamped = False
         self.busy = False
         """Whether it is training or evaluating, rather than waiting for the next evaluation to be requested."""
 
@@ -199,9 +203,19 @@ class Trial:
             with training.ema.applied():
                 measured.append(evaluator.measure(self.materials.candidate(training), samples=self.config.samples, grid=grid))
         found = OverFolds(measured, self._source_grid)
+        self._write_stamps()
         if self.group.rank == 0:
             found.write(self.folder, step, self.config)
         return found
+
+    def _write_stamps(self) -> None:
+        """Write what each metric is measured with, which is the same at every step; the numbers of images are the first fold's."""
+        if self.group.rank == 0 and not self._is_stamped:
+            measured = self.evaluators[0].protocol(self.config.samples)
+            measured |= {"folds": len(self.evaluators)} if len(self.evaluators) > 1 else {}
+            stamps = {name: stamp(name, measured) for name in self.config.metrics}
+            self.folder.write_text(STAMPS, json.dumps(stamps, indent=2) + "\n")
+            self._is_stamped = True
 
     @cached_property
     def _source_grid(self) -> torch.Tensor | None:

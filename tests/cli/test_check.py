@@ -70,6 +70,18 @@ def test_findings_are_named(desk: Desk, fewshot: Command) -> None:
     assert "8 different ones" in answer.out
 
 
+def test_metrics_that_few_images_make_meaningless_are_warned_of(desk: Desk, fewshot: Command) -> None:
+    """Oracle: ten held-out digits in 64 features; kid is what means something."""
+    desk.tree["source"]["model"] = "embedded://digits-ddpm"
+    desk.tree["target"] = {"images": "embedded://digits/shots", "holdout": "embedded://digits/shots?seed=1"}
+    desk.tree["method"] = {"finetune": {}}
+    desk.tree["evaluate"] |= {"samples": 8, "metrics": ["holdout_loss", "kid", "fd", "coverage"]}
+    warned = [text for text in fewshot("check", desk.write()).out.splitlines() if text.startswith("warning ")]
+    assert len(warned) == 2
+    assert "evaluate.metrics: fd: 8 generated images give no covariance of 64 features" in warned[0]
+    assert "evaluate.metrics: coverage: the balls around 10 held-out images" in warned[1]
+
+
 def test_every_unreadable_file_is_found(desk: Desk, fewshot: Command) -> None:
     for number in range(5):
         (desk.folder / "photos" / f"broken{number}.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")

@@ -202,6 +202,20 @@ def test_without_test_images_the_held_out_ones_are_measured_on(desk: Desk, fewsh
     assert json.loads((desk.folder / "out.json").read_text()) == {"place": url, "kind": "sweep", **found}
 
 
+def test_a_sweep_says_what_its_values_are_measured_with(desk: Desk, fewshot: Command) -> None:
+    """Oracle: the file's own settings, in the trial's folder, beside the leaderboard and on the page; without stamps no line."""
+    desk.tree["evaluate"] |= {"loss_draws": 12}
+    folder = Path(finished_sweep(desk).folder.folder.url)
+    stamps = json.loads((folder / "trials" / "t0000" / "stamps.json").read_text())
+    assert stamps == {"holdout_loss": {"protocol": "clean", "seed": 0, "n_real": 3, "loss_draws": 12, "folds": 2}}
+    text = "protocol clean; images: 3 held-out; means over 2 folds"
+    assert f"measured with {text}\nseed 0\n12 draws of the loss\n" in fewshot("leaderboard", folder).out
+    assert f"Measured with {text}; seed 0; 12 draws of the loss." in (folder / "report.html").read_text()
+    for path in folder.glob("trials/*/stamps.json"):
+        path.unlink()
+    assert "measured with" not in fewshot("leaderboard", folder).out
+
+
 def test_evaluate_without_test_images(desk: Desk, fewshot: Command) -> None:
     url = finished_sweep(small(desk)).folder.folder.url
     assert "target.test: not given" in one_line(fewshot("evaluate", url))

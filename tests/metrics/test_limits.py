@@ -7,8 +7,9 @@ import pytest
 from fewshot_ray.metrics import METRICS
 from fewshot_ray.metrics.limits import CLUSTERS, COVARIANCES, NEIGHBOURHOODS, SCORES, Counts, is_meaningful, remarks
 
-MANY = Counts(generated=5_000, real=5_000, train=10, dimension=2_048)
-FEW = Counts(generated=40, real=10, train=10, dimension=2_048)
+FEATURES = {"features": 2_048, "dinov2": 1_024}
+MANY = Counts(generated=5_000, real=5_000, train=10, dimensions=FEATURES)
+FEW = Counts(generated=40, real=10, train=10, dimensions=FEATURES)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -31,5 +32,5 @@ def test_metrics_of_one_kind_share_a_line() -> None:
 
 def test_the_smaller_set_counts_for_the_covariance() -> None:
     """Oracle: as many images as features have a singular covariance, one more hasn't."""
-    assert not is_meaningful("fd", Counts(generated=64, real=200, train=10, dimension=64))
-    assert is_meaningful("fd", Counts(generated=65, real=65, train=10, dimension=64))
+    assert not is_meaningful("fd", Counts(generated=64, real=200, train=10, dimensions={"features": 64}))
+    assert is_meaningful("fd", Counts(generated=65, real=65, train=10, dimensions={"features": 64}))

@@ -4,18 +4,18 @@ import difflib
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.metrics.extractors.clip import load_clip
 from fewshot_ray.metrics.extractors.digits import load_digits
 from fewshot_ray.metrics.extractors.dinov2 import load_dinov2
 from fewshot_ray.metrics.extractors.efficientnet import load_efficientnet
-from fewshot_ray.metrics.extractors.inception import InceptionExtractor, load_inception
+from fewshot_ray.metrics.extractors.inception import load_inception
+from fewshot_ray.metrics.extractors.outputs import Kept, outputs
 from fewshot_ray.metrics.extractors.own import is_own, load_own
 from fewshot_ray.metrics.extractors.protocol import Extractor
 
-__all__ = ["EXTRACTORS", "Extractor", "check_extractor", "load_extractor", "outputs"]
+__all__ = ["EXTRACTORS", "Extractor", "Kept", "check_extractor", "load_extractor", "outputs"]
 
 Loader = Callable[[torch.device, str | None, str], Extractor]
 """Of the device, a place to read the weights from (None: the network's own), and the name of the field with it, for messages."""
@@ -51,10 +51,3 @@ def check_extractor(name: str) -> None:
         raise UserError(
             f"evaluate.extractor: there is no {name!r}; {known} or a package.module:callable are right (did you mean {nearest}?)"
         )
-
-
-def outputs(extractor: Extractor, images: Tensor) -> dict[str, Tensor]:
-    """All that one pass gives of images uint8 [N, C, H, W], by name: `features`, of Inception `spatial` and `logits` too."""
-    if isinstance(extractor, InceptionExtractor):
-        return extractor.outputs(images)._asdict()
-    return {"features": extractor.features(images)}
