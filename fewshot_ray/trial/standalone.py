@@ -21,6 +21,7 @@ from fewshot_ray.metrics.sample_intervals import sample_intervals
 from fewshot_ray.metrics.stamp import Against, Setting, against, stamp
 from fewshot_ray.metrics.suite import METRICS, Suite, check_metrics
 from fewshot_ray.spec.sections import EvaluateSpec
+from fewshot_ray.spec.sections.evaluate import LOSS_OF, RELATIVE_OF
 from fewshot_ray.training.group import Group
 from fewshot_ray.trial.candidate import Candidate, OwnMeasured, OwnMetrics
 from fewshot_ray.trial.denoising import DiffusionCandidate, HoldoutLoss
@@ -103,7 +104,10 @@ def judge(request: Request, candidate: Candidate | None, device: torch.device, s
     images = _images(request, candidate, said)
     evaluation = _Evaluation(request, candidate, images, device, said)
     values = evaluation.values()
-    return Judgement(values, evaluation.remarks, evaluation.copies)
+    undefined = [
+        f"{name}: isn't defined for these images, no draw of the loss is in its band" for name in evaluation.metrics if name not in values
+    ]
+    return Judgement(values, [*evaluation.remarks, *undefined], evaluation.copies)
 
 
 def _check_asked(request: Request, candidate: Candidate | None) -> None:
@@ -117,6 +121,8 @@ def _check_asked(request: Request, candidate: Candidate | None) -> None:
             raise UserError(f"evaluate.metrics: {name} compares with images never trained on; --holdout PLACE with such would be right")
         if "training" in compared and request.target is None:
             raise UserError(f"evaluate.metrics: {name} compares with the images trained on; --target PLACE with them would be right")
+        if name in RELATIVE_OF:
+            raise UserError(f"evaluate.metrics: {name} is relative to a sweep's source model; loss_{RELATIVE_OF[name]} would be right")
         if family is not None and candidate is None:
             raise UserError(f"evaluate.metrics: {name} is measured on a model, not on its images; a pipeline would be right")
         if family is not None and family != ("gan" if isinstance(candidate, GanCandidate) else "diffusion"):
@@ -243,7 +249,7 @@ class _Evaluation:
             return self.request.metrics
         names = ["pairwise_distance"]
         if isinstance(self.candidate, DiffusionCandidate) and not self.candidate.class_names:
-            names.insert(0, "holdout_loss")
+            names[:0] = ["holdout_loss", *LOSS_OF]
         names[-1:-1] = ["fd", "kid", "precision", "recall", "density", "coverage"]
         names += ["intra_distance", "memorisation"]
         return tuple(name for name in names if self._is_given(name) and is_meaningful(name, self.counts))
@@ -266,6 +272,7 @@ class _Evaluation:
         return {
             name: Value(measured[name], intervals.get(name), against(name), stamp(name, settings), _beside(name, measured))
             for name in self.metrics
+            if name in measured  # no noising may be in a band
         }
 
     def _of_samples(self) -> tuple[dict[str, float], dict[str, Interval]]:
@@ -304,9 +311,10 @@ class _Evaluation:
             return LatentPaths(config, self.instruments, seed=self.request.seed, device=self.device)
         if not isinstance(self.candidate, DiffusionCandidate):
             return None
-        if "holdout_loss" in self.metrics and self.candidate.class_names:
+        losses = [name for name in self.metrics if METRICS[name].needs == "loss"]
+        if losses and self.candidate.class_names:
             raise UserError(
-                "evaluate.metrics: holdout_loss of a model with classes needs those of the images, which only a sweep's file gives; "
+                f"evaluate.metrics: {losses[0]} of a model with classes needs those of the images, which only a sweep's file gives; "
                 "metrics of samples would be right"
             )
         return HoldoutLoss(config, self.fold, seed=self.request.seed, device=self.device, group=Group())

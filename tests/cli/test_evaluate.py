@@ -50,6 +50,8 @@ def test_the_models_own_samples_measure_as_the_model(tmp_path: Path, fewshot: Co
     of_images = written(fewshot("evaluate", tmp_path / "drawn", *GIVEN, "--json", "-"))
     assert (of_model["kind"], of_images["kind"]) == ("pipeline", "images")
     loss = of_model["metrics"].pop("holdout_loss")
+    bands = [of_model["metrics"].pop(f"loss_{band}")["value"] for band in ("coarse", "content", "cleanup")]
+    assert min(bands) < loss["value"] < max(bands)
     assert loss["interval"]["low"] < loss["value"] < loss["interval"]["high"]
     assert {"kid", "pairwise_distance", "memorisation"} <= of_model["metrics"].keys()
     for name, one in of_model["metrics"].items():
@@ -236,6 +238,7 @@ BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "copies of nothing, unasked": (("some", "--copies", "x.png"), "--copies: .*--target PLACE"),
     "copies as text": (("some", "--copies", "x.txt"), r"ends in \.png"),
     "the loss of images": (("some", "--metrics", "holdout_loss", *GIVEN), "measured on a model, not on its images; a pipeline"),
+    "a loss relative to nothing": ((MODEL, "--metrics", "relative_content", *GIVEN), "relative to a sweep's source model; loss_content"),
     "a GAN's metric": ((MODEL, "--metrics", "path_uniformity"), "measured on gan models, which .* isn't"),
     "unknown metric": (("some", "--metrics", "kidd"), r"--metrics: there is no 'kidd'.*\(did you mean kid\?\)"),
     "no metric": (("some", "--metrics", " , "), "names none"),
