@@ -40,6 +40,10 @@ STDOUT = "-"
 SHOWN_COPIES = 8
 OPTIONS = {
     "evaluate.extractor_weights": "--extractor-weights",
+    "evaluate.inception_weights": "--inception-weights",
+    "evaluate.dinov2_weights": "--dinov2-weights",
+    "evaluate.clip_weights": "--clip-weights",
+    "evaluate.lpips_network": "--lpips-network",
     "evaluate.lpips_weights": "--lpips-weights",
     "evaluate.guidance_scale": "--guidance-scale",
     "evaluate.sampler_steps": "--steps",
@@ -72,6 +76,10 @@ class Options:
     protocol: str | None = None
     extractor: str | None = None
     extractor_weights: str | None = None
+    inception_weights: str | None = None
+    dinov2_weights: str | None = None
+    clip_weights: str | None = None
+    lpips_network: str | None = None
     lpips_weights: str | None = None
     sampler: str | None = None
     steps: int | None = None
@@ -163,19 +171,15 @@ def _tables_console(options: Options) -> Console:
 
 def _request(place: str, options: Options) -> Request:
     """What the options ask for. Raises UserError."""
-    given: dict[str, Any] = {
-        "protocol": options.protocol,
-        "extractor": options.extractor,
-        "extractor_weights": options.extractor_weights,
-        "lpips_weights": options.lpips_weights,
-        "sampler": options.sampler,
-        "sampler_steps": options.steps,
-        "guidance_scale": options.guidance_scale,
-    }
+    same = ("protocol", "extractor", "extractor_weights", "inception_weights", "dinov2_weights", "clip_weights", "lpips_network")
+    given = {name: getattr(options, name) for name in (*same, "lpips_weights", "sampler", "guidance_scale")}
+    given |= {"sampler_steps": options.steps}
     find_protocol(options.protocol or "clean")
-    if options.sampler not in (None, *get_args(EvaluateSpec.model_fields["sampler"].annotation)):
-        raise UserError(f"--sampler {options.sampler}: not known; ddim or dpm++ would be right")
-    config = EvaluateSpec(**{name: value for name, value in given.items() if value is not None})
+    for name in ("sampler", "lpips_network"):
+        known = get_args(EvaluateSpec.model_fields[name].annotation)
+        if given[name] is not None and given[name] not in known:
+            raise UserError(f"--{name.replace('_', '-')} {given[name]}: not known; {' or '.join(known)} would be right")
+    config = EvaluateSpec.model_validate({name: value for name, value in given.items() if value is not None})
     return Request(
         place,
         config,

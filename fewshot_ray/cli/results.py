@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,8 @@ def evaluate_sweep(place: str, trial_id: str | None, console: Console) -> dict[s
     console.print(table)
     for line in stamp_lines(stamp(name, split.protocol()) for name in names if name in METRICS):
         console.print(line, style="dim")
+    for remark in split.remarks():
+        print(f"warning: {remark}", file=sys.stderr)
     if split.is_chosen_on:
         console.print(f"{CHOSEN_ON}; target.test with others would be right")
     return found

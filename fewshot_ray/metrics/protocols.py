@@ -37,7 +37,38 @@ class MetricProtocol:
 CLEAN = MetricProtocol("clean")
 """This package's own: Frechet distance in the clean convention (Parmar et al. 2022), against images never trained on."""
 
-PROTOCOLS: Mapping[str, MetricProtocol] = {one.name: one for one in (CLEAN,)}
+FSIG = MetricProtocol(
+    "fsig",
+    resize="pytorch",
+    shots_in_reference=True,
+    samples=5_000,
+    reference="the full target set, with the images trained on",
+    inception_only=True,
+)
+"""Few-shot image generation's (Ojha et al. 2021 and those after it, Zhu et al. 2022 and ANT among them).
+
+FID of 5,000 samples by pytorch-fid, which resizes bilinearly without antialiasing, against the full target set, the shots included, whose
+images were resized to the model's size first; Intra-LPIPS of clusters of at most 50 images.
+"""
+
+FSIG_100 = MetricProtocol(
+    "fsig-100",
+    resize="pytorch",
+    intra_cap=100,
+    shots_in_reference=True,
+    samples=5_000,
+    reference="the full target set, with the images trained on",
+    inception_only=True,
+)
+"""`fsig` with clusters of at most 100 images, as some of its papers have them."""
+
+ADM = MetricProtocol(
+    "adm", resize="tensorflow", samples=50_000, reference="10,000 or more images of the whole data set", inception_only=True
+)
+"""The evaluator of guided-diffusion (Dhariwal & Nichol 2021): its TensorFlow graph resizes without antialiasing, precision and recall have
+k = 3, sFID is in the first seven channels of the 17x17 map; 50,000 samples."""
+
+PROTOCOLS: Mapping[str, MetricProtocol] = {one.name: one for one in (CLEAN, FSIG, FSIG_100, ADM)}
 
 
 def find_protocol(name: str, field: str = "evaluate.protocol") -> MetricProtocol:
@@ -54,6 +85,6 @@ def unmet(protocol: MetricProtocol, *, samples: int, extractor: str | None) -> I
     `extractor` is the id of the network of features; None where there is none.
     """
     if protocol.samples is not None and samples < protocol.samples:
-        yield f"protocol {protocol.name}: {samples} generated images; {protocol.samples} would be right, as in its papers"
+        yield f"{protocol.name} is of {protocol.samples} generated images in its papers, and {samples} are measured; so many would be right"
     if protocol.inception_only and extractor is not None and not extractor.startswith("inception"):
-        yield f"protocol {protocol.name}: features of {extractor}; inception would be right, as in its papers"
+        yield f"{protocol.name} is in Inception's features in its papers, not {extractor}'s; extractor inception would be right"

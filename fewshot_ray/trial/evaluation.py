@@ -14,6 +14,7 @@ from fewshot_ray.data.target import Fold
 from fewshot_ray.errors import UserError
 from fewshot_ray.methods.stage import Stage, read
 from fewshot_ray.metrics.extractors import Extractor, load_extractor, outputs
+from fewshot_ray.metrics.extractors.inception import under
 from fewshot_ray.metrics.perceptual import PerceptualDistance, load_perceptual
 from fewshot_ray.metrics.protocols import find_protocol
 from fewshot_ray.metrics.suite import METRICS, NETWORKS, Suite, least_samples, needed
@@ -83,7 +84,8 @@ class Instruments:
 def _loaded(config: EvaluateSpec, name: str, device: torch.device, chosen: bool) -> Extractor:
     """The extractor called `name`; one that is `evaluate.extractor` (`chosen`) reads `extractor_weights` before its own field."""
     field = "extractor_weights" if chosen and (config.extractor_weights is not None or name not in NETWORKS) else f"{name}_weights"
-    return load_extractor(name, device=device, weights=getattr(config, field), field=f"evaluate.{field}")
+    extractor = load_extractor(name, device=device, weights=getattr(config, field), field=f"evaluate.{field}")
+    return under(extractor, find_protocol(config.protocol))
 
 
 class Evaluator:

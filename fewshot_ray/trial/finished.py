@@ -10,6 +10,8 @@ import torch
 
 from fewshot_ray.data.target import Fold
 from fewshot_ray.errors import UserError
+from fewshot_ray.metrics.limits import Counts, remarks
+from fewshot_ray.metrics.protocols import unmet
 from fewshot_ray.metrics.suite import METRICS, least_samples
 from fewshot_ray.spec.sections import EvaluateSpec
 from fewshot_ray.spec.wording import show
@@ -117,6 +119,16 @@ class TestSplit:
     def measure_source(self) -> dict[str, float]:
         """The same metrics of the source model."""
         return self.measure(self.materials.source_candidate())
+
+    def remarks(self) -> list[str]:
+        """Warnings of a line each on metrics that the numbers of images make meaningless, and on what the protocol demands."""
+        suite, config = self.evaluator.suite, self.evaluator.config
+        if suite is None:
+            return []
+        dimensions = {need: given["features"].shape[1] for need, given in suite.reference_outputs.items()}
+        counts = Counts(self.samples, len(self.fold.holdout), len(self.fold.train), dimensions)
+        extractor = None if suite.extractor is None else suite.extractor.id
+        return [*remarks(config.metrics, counts), *unmet(suite.conventions, samples=self.samples, extractor=extractor)]
 
     def protocol(self) -> dict[str, str | int | float]:
         """Settings that the metrics depend on; they are stored with the values."""

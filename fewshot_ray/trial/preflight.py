@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from fewshot_ray.metrics.limits import Counts, remarks
+from fewshot_ray.metrics.protocols import find_protocol, unmet
 from fewshot_ray.spec.document import Document
 from fewshot_ray.spec.sections import FileSpec
 from fewshot_ray.storage import Folder
@@ -26,7 +27,7 @@ def preset_materials(document: Document, file: FileSpec) -> Materials:
 def check_materials(document: Document, materials: Materials) -> list[str]:
     """Load model, images, splits and the networks of the metrics, and check that they fit each other and the settings.
 
-    Returns warnings of a line each on metrics that the numbers of images make meaningless.
+    Returns warnings of a line each on metrics that the numbers of images make meaningless, and on what the protocol demands.
     Raises UserError. Writes nothing except weights that a library downloads into its own cache.
     """
     spec, config = materials.spec, materials.spec.file.evaluate
@@ -39,4 +40,6 @@ def check_materials(document: Document, materials: Materials) -> list[str]:
     materials.check(document)
     fewest = min(len(fold.holdout) for fold in materials.folds)
     counts = Counts(config.samples, fewest, max(len(fold.train) for fold in materials.folds), dimensions)
-    return [f"evaluate.metrics: {line}" for line in remarks(config.metrics, counts)]
+    extractor = instruments.extractor
+    lacking = unmet(find_protocol(config.protocol), samples=config.final_samples, extractor=None if extractor is None else extractor.id)
+    return [f"evaluate.metrics: {line}" for line in remarks(config.metrics, counts)] + [f"evaluate.protocol: {line}" for line in lacking]

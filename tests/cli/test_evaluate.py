@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from fewshot_ray.data.digits import digits
 from fewshot_ray.metrics import METRICS, load_extractor
-from fewshot_ray.metrics.fidelity import kernel_distance
+from fewshot_ray.metrics.fidelity import frechet_distance, kernel_distance
 from tests.cli.conftest import Answer, Command, Desk, write_pictures
 from tests.cli.test_bad_input import one_line
 
@@ -238,11 +239,28 @@ BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "copies of nothing, unasked": (("some", "--copies", "x.png"), "--copies: .*--target PLACE"),
     "copies as text": (("some", "--copies", "x.txt"), r"ends in \.png"),
     "the loss of images": (("some", "--metrics", "holdout_loss", *GIVEN), "measured on a model, not on its images; a pipeline"),
-    "a loss relative to nothing": ((MODEL, "--metrics", "relative_content", *GIVEN), "relative to a sweep's source model; loss_content"),
+    "a loss relative to nothing": (
+        (MODEL, "--metrics", "relative_content", *GIVEN),
+        "relative to a sweep's source model; one of loss_coarse, loss_content",
+    ),
     "a GAN's metric": ((MODEL, "--metrics", "path_uniformity"), "measured on gan models, which .* isn't"),
     "unknown metric": (("some", "--metrics", "kidd"), r"--metrics: there is no 'kidd'.*\(did you mean kid\?\)"),
     "no metric": (("some", "--metrics", " , "), "names none"),
-    "unknown protocol": (("some", "--protocol", "fsg"), "--protocol: there is no 'fsg'; clean are right"),
+    "unknown protocol": (("some", "--protocol", "fsg"), r"--protocol: there is no 'fsg'; .*\(did you mean fsig\?\)"),
+    "a target set without shots": (
+        ("some", "--protocol", "fsig", "--metrics", "fd", "--holdout", VALIDATION),
+        "the images trained on; --target",
+    ),
+    "an extractor that fails half-way": (
+        ("some", "--extractor", "own_networks:fails", "--holdout", VALIDATION),
+        "own_networks:fails fails on",
+    ),
+    "features that are no numbers": (
+        ("some", "--extractor", "own_networks:nan"),
+        "own_networks:nan gives NaN or infinite features for 12 of",
+    ),
+    "nonsense for features": (("some", "--extractor", "own_networks:nonsense"), "own_networks:nonsense gives str"),
+    "no such callable": (("some", "--extractor", "own_networks:missing"), "own_networks:missing can't be imported"),
     "unknown extractor": (("some", "--extractor", "digit"), "--extractor: there is no 'digit'.*did you mean digits"),
     "too few real images": (("some", "--metrics", "coverage", "--holdout", "one"), "coverage over 1 held-out images; 4 or more"),
     "too few samples": (("some", "-n", 5, "--metrics", "intra_distance", "--target", SHOTS), "--number: 5 are too few"),
@@ -252,6 +270,11 @@ BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "a size of a model": ((MODEL, "--size", 8), "--size: isn't for a pipeline"),
     "a trial of images": (("some", "--trial", "t0000"), "--trial: is one of a sweep's"),
     "too many steps": ((MODEL, "--steps", 5000), "--steps 5000: the model has 1000 timesteps"),
+    "unknown network of LPIPS": (("some", "--lpips-network", "vgg19"), "--lpips-network vgg19: not known; vgg or alex or squeeze"),
+    "weights that aren't there": (
+        ("some", "--metrics", "sfid", "--holdout", TEST, "--inception-weights", "none.pth"),
+        r"none\.pth: these weights cannot be read",
+    ),
     "unknown sampler": ((MODEL, "--sampler", "euler"), "--sampler euler: not known"),
     "guidance without classes": ((MODEL, "--guidance-scale", 2), "--guidance-scale 2: .* has no classes"),
     "a folder for the JSON": (("some", "--json", "some"), "--json .*some: is a folder"),
@@ -259,8 +282,29 @@ BAD: dict[str, tuple[tuple[object, ...], str]] = {
 }
 
 
+OWN = """
+import torch
+calls = []
+def fails(images):
+    calls.append(len(images))
+    if len(calls) > 1:
+        raise RuntimeError("no more")
+    return images.flatten(1).float()
+def nan(images):
+    return images.flatten(1).float() * float("nan")
+def nonsense(images):
+    return "features"
+def pixels(images):
+    return images.flatten(1).float() / 255
+"""
+
+
 @pytest.fixture
-def folders(tmp_path: Path) -> Path:
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "own_networks.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    monkeypatch.delitem(sys.modules, "own_networks", raising=False)
     images = digits("test").images
     write_digits(tmp_path / "some", images[:12])
     write_digits(tmp_path / "one", images[:1])
@@ -283,6 +327,34 @@ def test_what_is_wrong_is_one_line(case: str, folders: Path, fewshot: Command, m
     assert re.search(message, one_line_of(fewshot("evaluate", *arguments, *out)))
     assert sorted(folders.rglob("*")) == before
     assert (folders / "out.json").read_text() == "earlier"
+
+
+def test_ones_own_extractor_is_stamped(folders: Path, fewshot: Command) -> None:
+    """Oracle: the distance of the pixels, taken directly; the stamp names the callable."""
+    found = written(
+        fewshot("evaluate", TEST, "--holdout", VALIDATION, "--extractor", "own_networks:pixels", "--metrics", "kid", "--json", "-")
+    )
+    one = found["metrics"]["kid"]
+    x, y = (digits(part).images.flatten(1) / 255 for part in ("test", "validation"))
+    assert one["value"] == pytest.approx(kernel_distance(x, y).value, rel=1e-6)
+    assert (one["stamp"]["extractor"], one["stamp"]["resize"]) == ("own_networks:pixels", "its own")
+
+
+def test_the_protocol_of_few_shot_image_generation(fewshot: Command) -> None:
+    """Oracle: the distance to the whole target set, the shots among it; kid's reference is without them; it says what its papers do."""
+    given = ("--target", SHOTS, "--holdout", "embedded://digits/target", "--metrics", "fd,kid,intra_distance", "-n", 600, "--json", "-")
+    found = written(fewshot("evaluate", "embedded://digits/source", *given, "--protocol", "fsig-100"))
+    features = load_extractor("digits", device="cpu").features
+    samples, target = features(digits("source").images[:600]), features(digits("target").images)
+    assert found["metrics"]["fd"]["value"] == pytest.approx(frechet_distance(samples, target), rel=1e-6)
+    clean = values(fewshot("evaluate", "embedded://digits/source", *given))
+    assert found["metrics"]["kid"]["value"] == clean["kid"]
+    assert found["metrics"]["fd"]["value"] != pytest.approx(clean["fd"], rel=1e-6)
+    assert found["metrics"]["fd"]["stamp"] | {"protocol": "fsig-100", "shots_in_reference": True} == found["metrics"]["fd"]["stamp"]
+    assert found["metrics"]["intra_distance"]["stamp"]["intra_cap"] == 100
+    assert found["metrics"]["intra_distance"]["value"] != clean["intra_distance"]
+    assert any("fsig-100 is of 5000 generated images in its papers, and 600 are measured" in line for line in found["warnings"])
+    assert any("in Inception's features in its papers, not digit-network-64's" in line for line in found["warnings"])
 
 
 def test_images_of_several_sizes_are_brought_to_one_when_asked(folders: Path, fewshot: Command) -> None:

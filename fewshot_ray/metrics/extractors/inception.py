@@ -1,14 +1,17 @@
 """`inception`: Inception-V3 as FID knows it, by torchmetrics and torch-fidelity (imported only when needed: they take seconds)."""
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from fewshot_ray.errors import UserError
-from fewshot_ray.metrics.extractors.protocol import checked, in_batches, resize_rgb
+from fewshot_ray.metrics.extractors.protocol import Extractor, checked, in_batches, resize_rgb
+from fewshot_ray.metrics.protocols import MetricProtocol, Resize
 from fewshot_ray.models.weights import INCEPTION, Weights, find_weights, serialised
 
 LAYERS = (
@@ -25,6 +28,13 @@ SPATIAL_CHANNELS = 7
 SPATIAL = SPATIAL_CHANNELS * 17 * 17
 
 
+RESIZES: Mapping[Resize, str] = {
+    "clean": "antialiased bicubic to 299x299",
+    "pytorch": "bilinear to 299x299, by PyTorch",
+    "tensorflow": "bilinear to 299x299, as TensorFlow 1's",
+}
+
+
 class InceptionOutputs(NamedTuple):
     """What one pass gives: pool features [N, 2048], the 17x17 map's first seven channels [N, 2023], logits without bias [N, 1008]."""
 
@@ -37,16 +47,21 @@ class InceptionOutputs(NamedTuple):
 class InceptionExtractor:
     """Inception-V3 as FID uses it (the 2015-12-05 graph, pool features, D = 2048), by torchmetrics.
 
-    Images come in at 299x299 through an antialiased bicubic resize, rounded to 8 bits (Parmar et al. 2022's convention).
+    Images come in at 299x299 as `way` says, by default through an antialiased bicubic resize, rounded to 8 bits (Parmar et al. 2022).
     """
 
     network: nn.Module
     weights_hash: str
     device: torch.device
     id: str = "inception-v3-2048"
-    resize: str = "antialiased bicubic to 299x299"
+    way: Resize = "clean"
     dimension: int = FEATURES
     batch_images: int = 32
+
+    @property
+    def resize(self) -> str:
+        """The resize in words."""
+        return RESIZES[self.way]
 
     def features(self, images: Tensor) -> Tensor:
         """Features [N, 2048] of uint8 [N, C, H, W], grey or RGB."""
@@ -60,13 +75,34 @@ class InceptionExtractor:
         return InceptionOutputs(features.contiguous(), spatial.contiguous(), checked(features @ classes.float().cpu().T, self.id))
 
     def _of(self, images: Tensor) -> Tensor:
-        x = (resize_rgb(images.to(self.device), SIZE).round() - 128) / 128
+        x = prepared(images.to(self.device), self.way)
         spatial = x
         for name in LAYERS:
             x = getattr(self.network, name)(x)
             if name == SPATIAL_LAYER:
                 spatial = x[:, :SPATIAL_CHANNELS].flatten(1)
         return torch.cat([x.flatten(1), spatial], 1)
+
+
+def prepared(images: Tensor, way: Resize) -> Tensor:
+    """Images uint8 [N, C, H, W], grey or RGB -> what the network's first layer reads, float32 [N, 3, 299, 299], about -1 to 1.
+
+    `clean` is Parmar et al.'s, `tensorflow` the 2015-12-05 graph's own, `pytorch` pytorch-fid's, which maps 255 to 1, not 256.
+    """
+    if way == "clean":
+        return (resize_rgb(images, SIZE).round() - 128) / 128
+    rgb = images.float().expand(-1, 3, -1, -1)
+    if way == "pytorch":
+        return interpolate(rgb / 255, (SIZE, SIZE), mode="bilinear", align_corners=False) * 2 - 1
+    from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+
+    resized: Tensor = interpolate_bilinear_2d_like_tensorflow1x(rgb, (SIZE, SIZE), align_corners=False)
+    return (resized - 128) / 128
+
+
+def under(extractor: Extractor, protocol: MetricProtocol) -> Extractor:
+    """The extractor with the protocol's resize; protocols say nothing of others than Inception."""
+    return replace(extractor, way=protocol.resize) if isinstance(extractor, InceptionExtractor) else extractor
 
 
 def load_inception(device: torch.device, weights: str | None, field: str) -> InceptionExtractor:

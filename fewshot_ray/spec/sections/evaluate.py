@@ -33,8 +33,8 @@ class EvaluateSpec(Section):
     metrics: Annotated[list[Text], AfterValidator(distinct)] = Field(default=["holdout_loss"], min_length=1)
     """Metrics computed in every evaluation."""
 
-    protocol: Literal["clean"] = "clean"
-    """Conventions that values are measured by."""
+    protocol: Literal["clean", "fsig", "fsig-100", "adm"] = "clean"
+    """Conventions of measurement: this package's own, few-shot image generation's (clusters of at most 50, or 100), guided-diffusion's."""
 
     extractor: Text = "auto"
     """Network whose features the metrics use: auto, digits, inception, dinov2, clip, efficientnet, or one's own package.module:callable."""
