@@ -5,7 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot_ray.metrics.diversity import ROWS_AT_ONCE, euclidean_distances
+from fewshot_ray.metrics.diversity import ROWS_AT_ONCE
+
+NEAR = 1e-4
+"""Share of the squared norms below which a distance is computed by differences: of the products' digits too few would be left."""
+PAIRS_AT_ONCE = 4096
+TIE = 1e-9
+"""Relative: an image at a ball's rim is in it, be its distance rounded up or down."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ def radii(features: Tensor, k: int) -> Tensor:
     """Distance of each row of features [N, D] to its k-th nearest other row, [N]. Raises ValueError for N <= k."""
     if len(features) <= k:
         raise ValueError(f"{len(features)} images have no {k}-th nearest neighbour; more than {k} are right")
-    blocks = [euclidean_distances(rows, features).kthvalue(k + 1, dim=1).values for rows in features.split(ROWS_AT_ONCE)]
+    blocks = [distances(rows, features).kthvalue(k + 1, dim=1).values for rows in features.split(ROWS_AT_ONCE)]
     return torch.cat(blocks)
 
 
@@ -35,7 +41,7 @@ def manifold(generated: Tensor, real: Tensor, *, k: int = 3) -> Manifold:
     generated, real = generated.double(), real.double()
     real_radii, generated_radii = radii(real, k), radii(generated, k)
     inside = _inside(generated, real, real_radii)
-    recalled = torch.cat([(euclidean_distances(rows, generated) <= generated_radii).any(1) for rows in real.split(ROWS_AT_ONCE)])
+    recalled = _inside(real, generated, generated_radii).any(1)
     return Manifold(
         precision=float(inside.any(1).double().mean()),
         recall=float(recalled.double().mean()),
@@ -51,4 +57,16 @@ def real_balls_around(generated: Tensor, real: Tensor, *, k: int) -> Tensor:
 
 
 def _inside(generated: Tensor, real: Tensor, real_radii: Tensor) -> Tensor:
-    return torch.cat([euclidean_distances(rows, real) <= real_radii for rows in generated.split(ROWS_AT_ONCE)])
+    return torch.cat([distances(rows, real) <= real_radii * (1 + TIE) for rows in generated.split(ROWS_AT_ONCE)])
+
+
+def distances(x: Tensor, y: Tensor) -> Tensor:
+    """Euclidean ones of all pairs of rows of x [N, D] and y [M, D], float64, [N, M]: by products, which is ten times as fast as by
+    differences; near pairs by differences, so that equal rows are at exactly 0.
+    """
+    sums = x.square().sum(1)[:, None] + y.square().sum(1)
+    squared = sums - 2 * (x @ y.T)
+    for pairs in (squared <= NEAR * sums).nonzero().split(PAIRS_AT_ONCE):
+        i, j = pairs.T
+        squared[i, j] = (x[i] - y[j]).square().sum(1)
+    return squared.sqrt()

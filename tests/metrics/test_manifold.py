@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from fewshot_ray.metrics.manifold import manifold
+from fewshot_ray.metrics.manifold import distances, manifold
 
 
 def features(count: int, seed: int, shift: float = 0.0) -> torch.Tensor:
@@ -41,3 +41,26 @@ def test_too_few_images_are_refused() -> None:
     """Oracle: the stated rule."""
     with pytest.raises(ValueError, match="3 images have no 3-th nearest neighbour"):
         manifold(features(9, 0), features(3, 1))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_distances_by_products_are_those_by_differences(offset: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: differences; rows far from the origin, of whose products no digit says how far apart they are, and equal rows."""
+    monkeypatch.setattr("fewshot_ray.metrics.manifold.PAIRS_AT_ONCE", 7)
+    x, y = features(30, 0).double() + offset, features(20, 1).double() + offset
+    y[3] = x[5]
+    y[4] = x[5] + 1e-7
+    exact = (x[:, None] - y).square().sum(2).sqrt()
+    found = distances(x, y)
+    torch.testing.assert_close(found, exact, rtol=1e-10, atol=0)
+    assert found[5, 3] == 0
+
+
+def test_an_image_at_the_rim_of_a_ball_is_in_it() -> None:
+    """Oracle: the definition with "not farther than": generated images that are the real ones themselves have each k + 1 balls or more."""
+    real = features(300, 2)
+    found = manifold(real[torch.randperm(300, generator=torch.Generator().manual_seed(0))], real, k=3)
+    radius = torch.cdist(real.double(), real.double(), compute_mode="donot_use_mm_for_euclid_dist").kthvalue(4, dim=1).values
+    within = torch.cdist(real.double(), real.double(), compute_mode="donot_use_mm_for_euclid_dist") <= radius
+    assert found.density == pytest.approx(float(within.double().sum(1).mean()) / 3, rel=1e-12)
+    assert found.density == pytest.approx(4 / 3)
