@@ -150,7 +150,18 @@ sweep trained. Only the best of them is trained here once more, so that it can b
 values of the best complete trials are tried first instead, as far as they lie in the ranges. Both together are at most a third of `trials`,
 after preset and plain fine-tuning. `check`, and `run` at its start, say how many of each sweep enter and why others don't.
 
-`objectives` and `constraints` name metrics of `evaluate.metrics`; an objective's direction is the metric's own. `grace_steps` and
+`objectives` and `constraints` name metrics of `evaluate.metrics`; an objective's direction is the metric's own. Where the file has no
+`objectives`, they are the first of `evaluate.metrics` if these are given, and otherwise, by what [metrics.md](metrics.md) says of
+ordering trials:
+
+| held out | objective | constraint |
+|---|---|---|
+| a place, or 5 or more shots, of a pre-trained diffusion model | `relative_error` | `memorisation: <= 0.05` |
+| by cross-fitting, fewer than 5 shots, or with `evaluate.samples: 0` | `relative_loss` | |
+| anything, of a diffusion model from scratch | `holdout_loss` | |
+| anything, of a GAN | `kid` | |
+
+Where the file has no `evaluate.metrics`, they are the objectives and the constraints' metrics. `grace_steps` and
 `evaluate.every` are at most `train.steps`.""",
 }
 
@@ -235,7 +246,8 @@ def _table(model: type[BaseModel], *, declared: bool = False) -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "must be given"
-    return f"`{_as_yaml(field.default)}`"
+    by_case = isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("by_case")
+    return "by case" if by_case else f"`{_as_yaml(field.default)}`"
 
 
 def _as_yaml(value: object) -> str:
@@ -260,7 +272,8 @@ def _metrics() -> str:
     for name, metric in METRICS.items():
         better = "lower" if metric.direction == "min" else "higher"
         of = {None: "all models", "diffusion": "diffusion models", "gan": "GANs"}[metric.family]
-        rows.append(f"| `{name}` | {better} | {sources[metric.needs]} | {max(1, metric.real_images)} | {of} |")
+        made_of = "`" + "` times `".join(metric.made_of) + "`" if metric.made_of else sources[metric.needs]
+        rows.append(f"| `{name}` | {better} | {made_of} | {max(1, metric.real_images)} | {of} |")
     extractors = ", ".join(f"`{name}`" for name in EXTRACTORS)
     auto = f"Extractors are {extractors}, and one's own `package.module:callable`. "
     auto += "`auto` is `digits` for grey 8x8 models and `inception` for all others."

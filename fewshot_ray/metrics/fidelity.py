@@ -104,6 +104,20 @@ def inception_score(logits: Tensor, *, splits: int = SCORE_SPLITS) -> InceptionS
     return InceptionScore(score[KEY_METRIC_ISC_MEAN], score[KEY_METRIC_ISC_STD])
 
 
+def relative_distance(x: Tensor, source: Tensor, y: Tensor) -> float:
+    """Mean of the Frechet and the kernel distance of x [N, D] to y [M, D], each over that of the source model's samples [N, D]; M, N >= 3.
+
+    1 is the source's, below is nearer to y. The Frechet distance sees means and covariances and has little noise, the kernel distance
+    is unbiased at any number; of few images either alone orders models worse (bench/judging). The kernel distance of a source that is as
+    near as its standard error counts as that error, and a negative one of x as 0.
+    """
+    frechet, of_source = frechet_distance(x, y), frechet_distance(source, y)
+    kernel, kernel_of_source = kernel_distance(x, y), kernel_distance(source, y)
+    if of_source == 0:
+        raise ValueError("the source model's samples are the reference images; others are right")
+    return (frechet / of_source + max(0.0, kernel.value) / max(kernel_of_source.value, kernel_of_source.stderr)) / 2
+
+
 def _covariance_factor(x: Tensor) -> Tensor:
     """R [min(N, D), D] with R^T R = cov(x), from the QR decomposition of the centred rows."""
     centred: Tensor = (x - x.mean(0)) / (len(x) - 1) ** 0.5

@@ -18,6 +18,8 @@ AGAINST: Mapping[str, Against] = {
     "intra_lpips": "training images",
     "modes": "training images",
     "modes_lpips": "training images",
+    "alignment": "nothing",
+    "alignment_lpips": "nothing",
     "vendi": "nothing",
     "inception_score": "nothing",
     "memorisation": "training and held-out images",
@@ -48,6 +50,9 @@ def against(metric: str) -> Against:
 def stamp(metric: str, measured: Mapping[str, Setting]) -> dict[str, Setting]:
     """Those settings of `measured` (an evaluator's) that the metric's value depends on, in their order there."""
     found, compared = METRICS[metric], against(metric)
+    if found.made_of:
+        parts = [stamp(part, measured) for part in found.made_of]
+        return {name: value for name, value in measured.items() if any(name in part for part in parts)}
     of_samples = _OF_SAMPLES if found.of_samples else ("paths",) if found.family == "gan" else ()
     names = {*_ALWAYS, *_OF_NETWORK.get(found.needs, ()), *of_samples, *_OF_SHARES.get(metric, ())}
     names |= {"n_real"} if "held-out" in compared else set()

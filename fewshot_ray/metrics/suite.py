@@ -1,6 +1,7 @@
 """The metrics of an evaluation by name, all over the same samples, reference and extractor."""
 
 import difflib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,6 +39,10 @@ class Metric:
     """The family of models that it is defined for; None for all."""
     of_samples: bool = True
     """Whether it is computed from samples alone; if not, by the model's family."""
+    relative: bool = False
+    """Whether it compares with the source model, which must be pre-trained."""
+    made_of: tuple[str, ...] = ()
+    """The metrics that it is the product of."""
 
 
 METRICS: Mapping[str, Metric] = {
@@ -45,12 +50,25 @@ METRICS: Mapping[str, Metric] = {
     "loss_coarse": Metric("min", "loss", family="diffusion", of_samples=False),
     "loss_content": Metric("min", "loss", family="diffusion", of_samples=False),
     "loss_cleanup": Metric("min", "loss", family="diffusion", of_samples=False),
-    "relative_coarse": Metric("min", "loss", family="diffusion", of_samples=False),
-    "relative_content": Metric("min", "loss", family="diffusion", of_samples=False),
-    "relative_cleanup": Metric("min", "loss", family="diffusion", of_samples=False),
-    "relative_loss": Metric("min", "loss", family="diffusion", of_samples=False),
+    "relative_coarse": Metric("min", "loss", family="diffusion", of_samples=False, relative=True),
+    "relative_content": Metric("min", "loss", family="diffusion", of_samples=False, relative=True),
+    "relative_cleanup": Metric("min", "loss", family="diffusion", of_samples=False, relative=True),
+    "relative_loss": Metric("min", "loss", family="diffusion", of_samples=False, relative=True),
+    "relative_distance": Metric("min", "features", real_images=3, samples=3, relative=True),
+    "relative_error": Metric(
+        "min",
+        "features",
+        real_images=3,
+        samples=3,
+        family="diffusion",
+        of_samples=False,
+        relative=True,
+        made_of=("relative_loss", "relative_distance"),
+    ),
     "fd": Metric("min", "features", real_images=2),
     "kid": Metric("min", "features", real_images=2),
+    "alignment": Metric("min", "features", relative=True),
+    "alignment_lpips": Metric("min", "perceptual", relative=True),
     "pairwise_distance": Metric("max", "features"),
     "intra_distance": Metric("max", "features", beyond_training=True),
     "pairwise_lpips": Metric("max", "perceptual"),
@@ -83,9 +101,22 @@ def check_metrics(names: Iterable[str]) -> None:
             raise UserError(f"evaluate.metrics: there is no {name!r}; {', '.join(METRICS)} are right (did you mean {nearest}?)")
 
 
+def measured(names: Iterable[str]) -> list[str]:
+    """The metrics that are measured for these: those that are products are replaced by what they are made of."""
+    return list(dict.fromkeys(part for name in names for part in METRICS[name].made_of or (name,)))
+
+
+def products(names: Iterable[str], values: Mapping[str, float]) -> dict[str, float]:
+    """Those of the metrics that are products, of the values of what they are made of."""
+    made = {name: METRICS[name].made_of for name in names}
+    return {
+        name: math.prod(values[part] for part in parts) for name, parts in made.items() if parts and all(part in values for part in parts)
+    }
+
+
 def needed(names: Iterable[str]) -> set[str]:
     """What the metrics are computed from: some of "loss", "features", "perceptual", and NETWORKS."""
-    return {METRICS[name].needs for name in names}
+    return {METRICS[name].needs for name in measured(names)}
 
 
 def least_samples(name: str, training_images: int) -> int:
@@ -152,24 +183,26 @@ class Suite:
         """The extractor's features of the real images never trained on, float32 [M, D]."""
         return self.reference_outputs["features"]["features"]
 
-    def compute(self, samples: Tensor) -> dict[str, float]:
+    def compute(self, samples: Tensor, source: Callable[[], Tensor] | None = None) -> dict[str, float]:
         """The value of each sample metric for samples uint8 [N, C, H, W], N >= 2; each network sees the samples once.
+
+        `source` gives the source model's samples from the same noise, without which metrics relative to it are left out.
 
         Beside them: `kid_stderr` with kid (left out where it is undefined, with two images in a set), with intra_distance
         and intra_lpips `occupancy` and `occupancy_lpips`, the share of training images that are nearest to some sample, with memorisation
         `memorisation_ratio`, with inception_score `inception_score_std`. Raises UserError where the samples are too few.
         """
         self._check_samples(len(samples))
-        names = [name for name in self.metrics if METRICS[name].of_samples]
+        names = [name for name in self.metrics if METRICS[name].of_samples and (source is not None or not METRICS[name].relative)]
         generated = self._by_need(samples, outputs, needed(names))
         sets = {(METRICS[name].needs, OUTPUTS.get(name, "features")) for name in names if name in FEATURE_VALUES}
-        features = {pair: self._sets(generated, *pair) for pair in sets}
+        features = {pair: self._sets(generated, *pair, source) for pair in sets}
         values: dict[str, float] = {}
         for name in names:
             if name in FEATURE_VALUES:
                 values |= FEATURE_VALUES[name](features[METRICS[name].needs, OUTPUTS.get(name, "features")])
         if self.perceptual is not None:
-            perceptual = PerceptualSets(self.perceptual, samples, self.training, self.conventions)
+            perceptual = PerceptualSets(self.perceptual, samples, self.training, self.conventions, source)
             for name in names:
                 if name in PERCEPTUAL_VALUES:
                     values |= PERCEPTUAL_VALUES[name](perceptual)
@@ -213,12 +246,16 @@ class Suite:
         need = METRICS[metric].needs
         return self._sets(self._by_need(samples, outputs, {need}), need, OUTPUTS.get(metric, "features"))
 
-    def _sets(self, generated: Mapping[str, Mapping[str, Tensor]], need: str, output: str) -> FeatureSets:
+    def _sets(
+        self, generated: Mapping[str, Mapping[str, Tensor]], need: str, output: str, source: Callable[[], Tensor] | None = None
+    ) -> FeatureSets:
+        extractor = self._extractors()[need]
         return FeatureSets(
             generated[need][output],
             lambda: self.training_outputs[need][output],
             lambda: self.reference_outputs[need][output],
             self.conventions,
+            None if source is None else lambda: self._outputs_of(extractor, source())[output],
         )
 
     def _check_real_images(self) -> None:

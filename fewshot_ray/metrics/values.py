@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fewshot_ray.metrics.alignment import alignment, alignment_lpips
 from fewshot_ray.metrics.diversity import (
     euclidean_distances,
     intra_cluster_diversity,
@@ -15,7 +16,7 @@ from fewshot_ray.metrics.diversity import (
     unit_features,
     vendi_score,
 )
-from fewshot_ray.metrics.fidelity import clip_distance, frechet_distance, inception_score, kernel_distance
+from fewshot_ray.metrics.fidelity import clip_distance, frechet_distance, inception_score, kernel_distance, relative_distance
 from fewshot_ray.metrics.latent_space import modes
 from fewshot_ray.metrics.likelihood import FeatureLikelihood, feature_likelihood
 from fewshot_ray.metrics.manifold import Manifold, manifold
@@ -39,6 +40,7 @@ class FeatureSets:
     training_of: Callable[[], Tensor]
     reference_of: Callable[[], Tensor]
     conventions: MetricProtocol = CLEAN
+    source_of: Callable[[], Tensor] | None = None
 
     @property
     def training(self) -> Tensor:
@@ -49,6 +51,12 @@ class FeatureSets:
     def reference(self) -> Tensor:
         """[N_real, D]."""
         return self.reference_of()
+
+    @cached_property
+    def source(self) -> Tensor:
+        """The source model's samples from the same noise, [N, D]."""
+        assert self.source_of is not None
+        return self.source_of()
 
     @property
     def frechet_reference(self) -> Tensor:
@@ -84,6 +92,13 @@ class PerceptualSets:
     samples: Tensor
     training: Tensor
     conventions: MetricProtocol = CLEAN
+    source_of: Callable[[], Tensor] | None = None
+
+    @cached_property
+    def source(self) -> Tensor:
+        """The source model's samples from the same noise."""
+        assert self.source_of is not None
+        return self.source_of()
 
     @cached_property
     def embedded(self) -> Embedded:
@@ -133,6 +148,8 @@ FEATURE_VALUES: Mapping[str, Callable[[FeatureSets], Values]] = {
     "sfid": _fd("sfid"),
     "fd_dinov2": _fd("fd_dinov2"),
     "kid": _kid,
+    "relative_distance": lambda sets: {"relative_distance": relative_distance(sets.generated, sets.source, sets.reference)},
+    "alignment": lambda sets: {"alignment": alignment(sets.source, sets.generated)},
     "cmmd": lambda sets: {"cmmd": clip_distance(sets.generated, sets.reference)},
     "inception_score": _inception_score,
     "precision": lambda sets: {"precision": sets.manifold.precision},
@@ -164,5 +181,6 @@ def _intra_lpips(sets: PerceptualSets) -> Values:
 PERCEPTUAL_VALUES: Mapping[str, Callable[[PerceptualSets], Values]] = {
     "pairwise_lpips": _pairwise_lpips,
     "intra_lpips": _intra_lpips,
+    "alignment_lpips": lambda sets: {"alignment_lpips": alignment_lpips(sets.source, sets.samples, sets.perceptual)},
     "modes_lpips": lambda sets: {"modes_lpips": modes(sets.to_training)},
 }

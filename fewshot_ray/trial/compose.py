@@ -27,13 +27,13 @@ from fewshot_ray.spec.places import places
 from fewshot_ray.spec.problems import Problem, raise_any
 from fewshot_ray.spec.ranges import Choice, Range
 from fewshot_ray.spec.sections import FileSpec, TrainSpec
-from fewshot_ray.spec.sections.evaluate import RELATIVE_METRICS
 from fewshot_ray.spec.space import METHOD, Space, flat_trees
 from fewshot_ray.spec.space import PLAIN as PLAIN
 from fewshot_ray.spec.validate import endpoint_trees, load
 from fewshot_ray.spec.wording import nearest
+from fewshot_ray.trial.defaults import with_defaults
 from fewshot_ray.trial.fields import field_problems
-from fewshot_ray.trial.gan_settings import RECIPES, architecture_of, family_problems, gan_configs, gan_misplaced, with_gan_defaults
+from fewshot_ray.trial.gan_settings import RECIPES, architecture_of, family_problems, gan_configs, gan_misplaced
 
 Value = TypeVar("Value")
 
@@ -78,9 +78,9 @@ def effective_tree(spec: TrialSpec) -> dict[str, Any]:
 def expand(document: Document) -> Document:
     """`method: {sdft: search}` and `train.params: {lora: search}` replaced by the ranges declared beside their fields.
 
-    For a GAN, values that the file doesn't give are its recipe's, since the fields' defaults are for diffusion models. Raises UserError.
+    What the file leaves open and depends on other fields is filled in (`defaults.with_defaults`). Raises UserError.
     """
-    tree = with_gan_defaults(document.tree)
+    tree = with_defaults(document.tree)
     if "method" in tree:
         configs = {name: method.config for name, method in METHODS.items()}
         tree["method"] = mapped(tree["method"], lambda methods: _searched(_given(methods), configs))
@@ -201,6 +201,16 @@ def _batch_problems(methods: Mapping[str, MethodConfig], file: FileSpec) -> Iter
             )
 
 
+UNTRAINED = {
+    "relative_loss": "holdout_loss",
+    "relative_distance": "kid",
+    "relative_error": "kid",
+    "alignment": "pairwise_distance",
+    "alignment_lpips": "pairwise_lpips",
+}
+"""What measures the like without a source model, for metrics that are relative to it."""
+
+
 def _metric_problems(file: FileSpec) -> Iterator[Problem]:
     extractors = ("auto", *EXTRACTORS)
     if file.evaluate.extractor not in extractors and not is_own(file.evaluate.extractor):
@@ -211,8 +221,8 @@ def _metric_problems(file: FileSpec) -> Iterator[Problem]:
     if needed(file.evaluate.metrics) - {"loss"} and file.evaluate.samples < 2:
         yield Problem("evaluate.samples", f"{file.evaluate.samples} given; metrics of samples need at least 2")
     for index, name in enumerate(file.evaluate.metrics):
-        if name in RELATIVE_METRICS and not file.source.pretrained:
-            right = name.replace("relative", "loss").replace("loss_loss", "holdout_loss")
+        if name in METRICS and METRICS[name].relative and not file.source.pretrained:
+            right = UNTRAINED.get(name, name.replace("relative", "loss"))
             yield Problem(
                 f"evaluate.metrics.{index}", f"{name} is relative to a pre-trained source, and there is none; {right} would be right"
             )

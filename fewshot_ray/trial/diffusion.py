@@ -24,7 +24,7 @@ from fewshot_ray.methods.randomness import Randomness, derived_seed
 from fewshot_ray.methods.sadm import SadmConfig
 from fewshot_ray.methods.stage import Stage, read
 from fewshot_ray.metrics.noise_levels import weights
-from fewshot_ray.metrics.suite import METRICS
+from fewshot_ray.metrics.suite import needed
 from fewshot_ray.models.adm import AdmConfig
 from fewshot_ray.models.autoencoder import Autoencoder
 from fewshot_ray.models.backbone import Backbone
@@ -346,7 +346,7 @@ class DiffusionMaterials(Materials):
             )
         if not self.spec.file.source.pretrained and self.spec.methods.keys() & {"sdft", "ddpm_pa"}:
             found.append("source.build: a model from scratch has nothing to teach; sdft and ddpm_pa keep the student near it")
-        losses = [name for name in self.spec.file.search.objectives if METRICS[name].needs == "loss"]
+        losses = [name for name in self.spec.file.search.objectives if "loss" in needed([name])]
         if getattr(ant, "guidance", 0) > 0 and losses:
             found.append(
                 f"search.objectives: guidance moves ANT's optimum away from {losses[0]}, so trials with less of it win; kid, against "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,7 +18,7 @@ from fewshot_ray.metrics.extractors import Extractor, load_extractor, outputs
 from fewshot_ray.metrics.extractors.inception import under
 from fewshot_ray.metrics.perceptual import PerceptualDistance, load_perceptual
 from fewshot_ray.metrics.protocols import find_protocol
-from fewshot_ray.metrics.suite import METRICS, NETWORKS, Suite, least_samples, needed
+from fewshot_ray.metrics.suite import METRICS, NETWORKS, Suite, least_samples, measured, needed
 from fewshot_ray.spec.sections import EvaluateSpec
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.group import Group
@@ -95,8 +96,19 @@ class Evaluator:
     """
 
     def __init__(
-        self, config: EvaluateSpec, fold: Fold, instruments: Instruments, own: OwnMetrics, *, seed: int, device: torch.device, group: Group
+        self,
+        config: EvaluateSpec,
+        fold: Fold,
+        instruments: Instruments,
+        own: OwnMetrics,
+        *,
+        seed: int,
+        device: torch.device,
+        group: Group,
+        source: Callable[[int], Tensor] | None = None,
     ) -> None:
+        """`source` gives the source model's first so many samples from the same noise; without it, none is compared with it."""
+        self.source = source
         self.config = config
         self.fold = fold
         self.instruments = instruments
@@ -113,14 +125,21 @@ class Evaluator:
         drawn = self.draw_samples(candidate, wanted) if wanted > 0 else None
         if drawn is not None and self.suite is not None:
             suite, generated = self.suite, drawn[:samples].cpu()
-            metrics |= together(self.group, "while measuring", lambda: suite.compute(generated))
+            source = self._source_samples(candidate, generated)
+            metrics |= together(self.group, "while measuring", lambda: suite.compute(generated, source))
         strip = candidate.strip(self.seed) if grid and self.config.grid_images > 0 else None
         return Measured(metrics, drawn, strip, own.losses)
+
+    def _source_samples(self, candidate: Candidate, generated: Tensor) -> Callable[[], Tensor] | None:
+        if candidate.is_source:
+            return lambda: generated
+        known = self.source
+        return None if known is None else lambda: known(len(generated))
 
     @cached_property
     def suite(self) -> Suite | None:
         """The sample metrics for this fold; None where `evaluate.metrics` has none or nothing is held out."""
-        names = [name for name in self.config.metrics if METRICS[name].of_samples]
+        names = [name for name in measured(self.config.metrics) if METRICS[name].of_samples]
         if not names or len(self.fold.holdout) == 0:
             return None
         return Suite(
@@ -131,10 +150,14 @@ class Evaluator:
             perceptual=self.instruments.perceptual,
             conventions=find_protocol(self.config.protocol),
             networks=self.instruments.networks,
-            outputs_of=lambda extractor, images: self.instruments.outputs(
-                extractor, self.fold.holdout if images is self.fold.holdout.images else self.fold.train
-            ),
+            outputs_of=self._outputs,
         )
+
+    def _outputs(self, extractor: Extractor, images: Tensor) -> dict[str, Tensor]:
+        for part in (self.fold.holdout, self.fold.train):
+            if images is part.images:
+                return self.instruments.outputs(extractor, part)
+        return outputs(extractor, images)
 
     def draw_samples(self, candidate: Candidate, count: int) -> Tensor:
         """Images uint8 `[count, C, H, W]` from noise that all trials and steps share; the first n are the same for any count."""

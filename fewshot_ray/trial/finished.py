@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from fewshot_ray.data.target import Fold
 from fewshot_ray.errors import UserError
 from fewshot_ray.metrics.limits import Counts, remarks
 from fewshot_ray.metrics.protocols import unmet
-from fewshot_ray.metrics.suite import METRICS, least_samples
+from fewshot_ray.metrics.suite import METRICS, least_samples, products
 from fewshot_ray.spec.sections import EvaluateSpec
 from fewshot_ray.spec.wording import show
 from fewshot_ray.storage import Folder
@@ -20,7 +20,7 @@ from fewshot_ray.training.checkpoint import read_checkpoint, saved_steps
 from fewshot_ray.training.group import Group
 from fewshot_ray.trial.candidate import Candidate
 from fewshot_ray.trial.compose import TrialSpec
-from fewshot_ray.trial.evaluation import Evaluator, Instruments
+from fewshot_ray.trial.evaluation import Evaluator, Instruments, Measured
 from fewshot_ray.trial.families import materials_of
 from fewshot_ray.trial.materials import Materials
 
@@ -104,8 +104,11 @@ class TestSplit:
         instruments = Instruments(config, channels=self.materials.channels, size=self.materials.size, device=device)
         self.fold = Fold("test", train=self.materials.shots, holdout=test)
         own = self.materials.own_metrics(config, self.fold, instruments, Group())
-        self.evaluator = Evaluator(config, self.fold, instruments, own, seed=spec.file.seed, device=device, group=Group())
+        source = self._source_samples if spec.file.source.pretrained else None
+        self.evaluator = Evaluator(config, self.fold, instruments, own, seed=spec.file.seed, device=device, group=Group(), source=source)
         self.samples = config.final_samples
+        self._drawn: torch.Tensor | None = None
+        """The source model's samples, once they are drawn."""
 
     @property
     def is_chosen_on(self) -> bool:
@@ -114,11 +117,22 @@ class TestSplit:
 
     def measure(self, candidate: Candidate) -> dict[str, float]:
         """The file's metrics on the test images, from `evaluate.final_samples` samples."""
-        return self.evaluator.measure(candidate, samples=self.samples).metrics
+        return self._measured(candidate).metrics
+
+    def _measured(self, candidate: Candidate) -> Measured:
+        measured = self.evaluator.measure(candidate, samples=self.samples)
+        return replace(measured, metrics={**measured.metrics, **products(METRICS, measured.metrics)})
+
+    def _source_samples(self, count: int) -> torch.Tensor:
+        if self._drawn is None:
+            self._drawn = self.evaluator.draw_samples(self.materials.source_candidate(), self.samples)
+        return self._drawn[:count].cpu()
 
     def measure_source(self) -> dict[str, float]:
         """The same metrics of the source model."""
-        return self.measure(self.materials.source_candidate())
+        measured = self._measured(self.materials.source_candidate())
+        self._drawn = measured.samples
+        return measured.metrics
 
     def remarks(self) -> list[str]:
         """Warnings of a line each on metrics that the numbers of images make meaningless, and on what the protocol demands."""

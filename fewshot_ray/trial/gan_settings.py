@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -33,25 +32,6 @@ def architecture_of(file: FileSpec) -> str:
     """The architecture's name, the key below `source.gan`."""
     assert file.source.gan is not None
     return next(iter(file.source.gan))
-
-
-def with_gan_defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a tree in which, for a GAN, missing values of `train`, metrics and objectives are set to a GAN's defaults."""
-    filled: dict[str, Any] = copy.deepcopy(dict(tree))
-    source = filled.get("source")
-    gan = source.get("gan") if isinstance(source, dict) else None
-    if not isinstance(gan, dict) or not gan:
-        return filled
-    sections = {"train": TRAIN.get(next(iter(gan)), {}), "evaluate": {"metrics": [METRIC]}}
-    for section, defaults in sections.items():
-        given = filled.get(section)
-        if given is None or isinstance(given, dict):
-            filled[section] = {**copy.deepcopy(dict(defaults)), **(given or {})}
-    search, metrics = filled.get("search"), filled["evaluate"].get("metrics") if isinstance(filled["evaluate"], dict) else None
-    first = metrics[0] if isinstance(metrics, list) and metrics else None
-    if (search is None or isinstance(search, dict)) and isinstance(first, str) and first in METRICS:
-        filled["search"] = {"objectives": {first: METRICS[first].direction}, **(search or {})}
-    return filled
 
 
 def gan_misplaced(file: FileSpec) -> Iterator[Problem]:

@@ -9,6 +9,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from fewshot_ray.metrics.suite import METRICS, products
 from fewshot_ray.spec.sections import EvaluateSpec
 from fewshot_ray.spec.sections.evaluate import BAND_METRICS
 from fewshot_ray.storage import Folder
@@ -35,11 +36,12 @@ class OverFolds:
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """Means over the folds; metrics by noise level are of the losses of all folds together, `drift` is of the picture."""
+        """Means over the folds, and products of these; metrics by noise level are of the losses of all folds, `drift` is of the picture."""
         names = [name for name in self.measured[0].metrics if all(name in one.metrics for one in self.measured)]
         found = {name: math.fsum(one.metrics[name] for one in self.measured) / len(self.measured) for name in names}
         if self.losses is not None:
             found |= self.losses.bands()
+        found |= products(METRICS, found)
         samples = self.measured[0].samples
         if samples is not None and self.source_grid is not None:
             moved = drift(samples[: len(self.source_grid)], self.source_grid)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from fewshot_ray.methods.stage import Stage, read
+from fewshot_ray.metrics.suite import METRICS
+from fewshot_ray.metrics.suite import measured as measured_metrics
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.group import Group
 from fewshot_ray.trial.compose import TrialSpec
@@ -15,33 +17,35 @@ from fewshot_ray.trial.materials import Materials
 from fewshot_ray.trial.over_folds import OverFolds
 
 
-def source_grid_stage(materials: Materials, evaluator: Evaluator, drawn: Tensor | None = None) -> Stage | None:
-    """The stage that draws the source model's images from the noise of the trials' pictures; `drawn`: where they are known already.
+def source_images(materials: Materials, evaluator: Evaluator, drawn: Tensor | None = None) -> Tensor | None:
+    """The source model's images from the noise of the trials, uint8 `[N, C, H, W]`, as many as are compared with theirs; drawn once.
 
-    None without such pictures, and for a source with random weights.
+    `drawn`: where they are known already. None where none is compared, and for a source with random weights.
     """
     spec = materials.spec
     config = spec.file.evaluate
-    if config.grid_images == 0 or not spec.file.source.pretrained:
+    compared = any(METRICS[name].relative and METRICS[name].of_samples for name in measured_metrics(config.metrics))
+    count = max(config.grid_images, config.samples if compared else 0)
+    if count == 0 or not spec.file.source.pretrained:
         return None
     depends_on = {
         **materials.source_key,
         "sampling": [config.sampler, config.sampler_steps, config.guidance_scale],
-        "count": config.grid_images,
+        "count": count,
         "seed": spec.file.seed,
         "device": materials.device.type,
         "version": 1,
     }
 
     def compute() -> dict[str, Tensor]:
-        if drawn is not None:
-            return {"images": drawn[: config.grid_images]}
+        if drawn is not None and len(drawn) >= count:
+            return {"images": drawn[:count]}
         alone = Evaluator(
             config, evaluator.fold, evaluator.instruments, evaluator.own, seed=spec.file.seed, device=materials.device, group=Group.alone()
         )
-        return {"images": alone.draw_samples(materials.source_candidate(), config.grid_images)}
+        return {"images": alone.draw_samples(materials.source_candidate(), count)}
 
-    return Stage("source-grid", depends_on, compute)
+    return read(Stage("source-images", depends_on, compute), materials.cache)["images"]
 
 
 def measure_source(spec: TrialSpec, folder: Folder, cache: Folder, device: torch.device) -> OverFolds:
@@ -53,8 +57,8 @@ def measure_source(spec: TrialSpec, folder: Folder, cache: Folder, device: torch
         own = materials.own_metrics(config, fold, instruments, Group())
         evaluator = Evaluator(config, fold, instruments, own, seed=spec.file.seed, device=device, group=Group())
         measured.append(evaluator.measure(candidate, samples=config.samples, grid=index == 0))
-        if index == 0 and (stage := source_grid_stage(materials, evaluator, measured[0].samples)) is not None:
-            grid = read(stage, cache)["images"]
+        if index == 0 and (images := source_images(materials, evaluator, measured[0].samples)) is not None:
+            grid = images[: config.grid_images]
     found = OverFolds(measured, grid)
     found.write(folder, 0, config)
     return found

@@ -21,7 +21,7 @@ from fewshot_ray.metrics.sample_intervals import sample_intervals
 from fewshot_ray.metrics.stamp import Against, Setting, against, stamp
 from fewshot_ray.metrics.suite import METRICS, Suite, check_metrics
 from fewshot_ray.spec.sections import EvaluateSpec
-from fewshot_ray.spec.sections.evaluate import LOSS_OF, RELATIVE_METRICS
+from fewshot_ray.spec.sections.evaluate import LOSS_OF
 from fewshot_ray.training.group import Group
 from fewshot_ray.trial.candidate import Candidate, OwnMeasured, OwnMetrics
 from fewshot_ray.trial.denoising import DiffusionCandidate, HoldoutLoss
@@ -125,8 +125,9 @@ def _check_asked(request: Request, candidate: Candidate | None) -> None:
             raise UserError(f"evaluate.metrics: {name} compares with images never trained on; --holdout PLACE with such would be right")
         if "training" in compared and request.target is None:
             raise UserError(f"evaluate.metrics: {name} compares with the images trained on; --target PLACE with them would be right")
-        if name in RELATIVE_METRICS:
-            raise UserError(f"evaluate.metrics: {name} is relative to a sweep's source model; one of {', '.join(LOSS_OF)} would be right")
+        if METRICS[name].relative:
+            others = f"one of {', '.join(LOSS_OF)}" if METRICS[name].needs == "loss" else "kid"
+            raise UserError(f"evaluate.metrics: {name} is relative to a sweep's source model; {others} would be right")
         if family is not None and candidate is None:
             raise UserError(f"evaluate.metrics: {name} is measured on a model, not on its images; a pipeline would be right")
         if family is not None and family != ("gan" if isinstance(candidate, GanCandidate) else "diffusion"):

@@ -15,7 +15,6 @@ import torch
 
 from fewshot_ray.data.target import Fold
 from fewshot_ray.errors import SavedAndEndedError, UserError
-from fewshot_ray.methods.stage import read
 from fewshot_ray.metrics.stamp import stamp
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.checkpoint import latest_checkpoint, restore_training, training_state
@@ -28,7 +27,7 @@ from fewshot_ray.trial.families import materials_of
 from fewshot_ray.trial.memory import measure_from_now
 from fewshot_ray.trial.over_folds import OverFolds, write_samples
 from fewshot_ray.trial.ranking import Ranking
-from fewshot_ray.trial.source import source_grid_stage
+from fewshot_ray.trial.source import source_images
 
 logger = logging.getLogger(__name__)
 
@@ -199,10 +198,11 @@ class Trial:
         """Measure the averaged weights, and write samples and losses."""
         measured = []
         for training, evaluator in zip(self.trainings, self.evaluators, strict=True):
-            grid = evaluator is self.evaluators[0]
+            first = evaluator is self.evaluators[0]
             with training.ema.applied():
-                measured.append(evaluator.measure(self.materials.candidate(training), samples=self.config.samples, grid=grid))
-        found = OverFolds(measured, self._source_grid)
+                measured.append(evaluator.measure(self.materials.candidate(training), samples=self.config.samples, grid=first))
+        grid = None if self._source_images is None else self._source_images[: self.config.grid_images]
+        found = OverFolds(measured, grid)
         self._write_stamps()
         if self.group.rank == 0:
             found.write(self.folder, step, self.config)
@@ -218,9 +218,12 @@ class Trial:
             self._is_stamped = True
 
     @cached_property
-    def _source_grid(self) -> torch.Tensor | None:
-        stage = source_grid_stage(self.materials, self.evaluators[0])
-        return None if stage is None else read(stage, self.materials.cache)["images"]
+    def _source_images(self) -> torch.Tensor | None:
+        return source_images(self.materials, self.evaluators[0])
+
+    def _source_samples(self, count: int) -> torch.Tensor:
+        assert self._source_images is not None
+        return self._source_images[:count].cpu()
 
     def _picture(self, step: int) -> None:
         """Write a refit's sample grid; without held-out images it has no metrics."""
@@ -233,7 +236,10 @@ class Trial:
 
     def _evaluator(self, fold: Fold) -> Evaluator:
         own = self.materials.own_metrics(self.config, fold, self.instruments, self.group)
-        return Evaluator(self.config, fold, self.instruments, own, seed=self.spec.file.seed, device=self.device, group=self.group)
+        source = self._source_samples if self.spec.file.source.pretrained else None
+        return Evaluator(
+            self.config, fold, self.instruments, own, seed=self.spec.file.seed, device=self.device, group=self.group, source=source
+        )
 
     def best_step(self) -> int | None:
         """The step of the best evaluation so far; a refit's last."""

@@ -18,7 +18,7 @@ from fewshot_ray.spec.document import parse_document
 from fewshot_ray.spec.expected import fields_of
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "file-format.md"
-ROW = re.compile(r"\| `(\w+)` \| .+? \| (?:`(.+?)`|must be given) \| (.+?) \|")
+ROW = re.compile(r"\| `(\w+)` \| .+? \| (?:`(.+?)`|must be given|by case) \| (.+?) \|")
 
 
 def _models() -> dict[str, type[BaseModel]]:
@@ -66,7 +66,8 @@ def test_a_default_can_be_copied_into_a_file(heading: str) -> None:
     fields = fields_of(_models()[heading])
     for row in _rows(heading):
         field = fields[row[1]]
-        assert field.is_required() == (row[2] is None)
+        by_case = isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("by_case", False)
+        assert (field.is_required() or by_case) == (row[2] is None)
         if row[2] is not None:
             value = parse_document(f"value: {row[2]}", "page").tree["value"]
             default = field.default

@@ -35,8 +35,9 @@ def test_a_stamp_has_what_the_value_depends_on(metric: str) -> None:
     """Oracle: the registry's own account of what a metric needs and compares with."""
     found, compared = stamp(metric, MEASURED), against(metric)
     assert {"seed", "protocol"} <= found.keys()
-    assert {name for name in NETWORK.values() if name in found} == {NETWORK[METRICS[metric].needs]}
-    assert ("sampler" in found, "n_generated" in found) == (METRICS[metric].of_samples,) * 2
+    parts = [METRICS[part] for part in METRICS[metric].made_of or (metric,)]
+    assert {name for name in NETWORK.values() if name in found} == {NETWORK[part.needs] for part in parts}
+    assert ("sampler" in found, "n_generated" in found) == (any(part.of_samples for part in parts),) * 2
     assert ("n_real" in found) == ("held-out" in compared)
     assert ("n_train" in found) == ("training" in compared)
     assert ("n_real" in found) >= (METRICS[metric].real_images > 0)

@@ -47,7 +47,7 @@ def refusal(**sections: Any) -> str:
             ["evaluate.metrics", "holdout_loss"],
         ),
         ({"search": {"objectives": {"holdout_loss": "max"}}}, ["search.objectives.holdout_loss", "'max'", "'min'"]),
-        ({"search": {"objectives": {"kid": "min"}}}, ["search.objectives.kid", "evaluate.metrics"]),
+        ({"evaluate": {"metrics": ["fd"]}, "search": {"objectives": {"kid": "min"}}}, ["search.objectives.kid", "evaluate.metrics"]),
         ({"evaluate": {"metrics": ["holdout_loss", "kid"], "samples": 1}}, ["evaluate.samples", "1"]),
         ({"evaluate": {"every": FloatRange(1.0, 2.0)}}, ["evaluate.every", "comparable"]),
     ],

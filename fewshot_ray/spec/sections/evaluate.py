@@ -30,7 +30,9 @@ class EvaluateSpec(Section):
     final_samples: int = Field(default=1000, ge=0)
     """Images generated in the evaluation of the winners."""
 
-    metrics: Annotated[list[Text], AfterValidator(distinct)] = Field(default=["holdout_loss"], min_length=1)
+    metrics: Annotated[list[Text], AfterValidator(distinct)] = Field(
+        default=["holdout_loss"], min_length=1, json_schema_extra={"by_case": True}
+    )
     """Metrics computed in every evaluation."""
 
     protocol: Literal["clean", "fsig", "fsig-100", "adm"] = "clean"

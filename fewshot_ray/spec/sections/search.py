@@ -124,10 +124,10 @@ class SearchSpec(Section):
     earlier: Annotated[list[Place], AfterValidator(distinct)] = Field(default=[], alias="from")
     """Folders or URLs of earlier sweeps whose trials this one begins with."""
 
-    objectives: dict[str, Literal["min", "max"]] = Field(default={"holdout_loss": "min"}, min_length=1)
+    objectives: dict[str, Literal["min", "max"]] = Field(default={"holdout_loss": "min"}, min_length=1, json_schema_extra={"by_case": True})
     """Metrics, of evaluate.metrics, to minimise or maximise."""
 
-    constraints: dict[str, Annotated[str, AfterValidator(_constraint)]] = Field(default={})
+    constraints: dict[str, Annotated[str, AfterValidator(_constraint)]] = Field(default={}, json_schema_extra={"by_case": True})
     """Bounds on metrics that a winner must keep, e.g. {memorisation: '<= 0.2'}."""
 
     sampler: Literal["tpe", "gp", "nsga2", "qmc", "random"] = "tpe"
