@@ -27,7 +27,7 @@ def test_it_is_measured_once(local_ray: None, tmp_path: Path) -> None:
     opened = run(sweep_file("tiny", tmp_path, **sections))
     place = tmp_path / "tiny"
     names = [json.loads((stage / "stage.json").read_text())["name"] for stage in (place / "cache").iterdir()]
-    assert sorted(names) == ["source-grid", "source-losses"]
+    assert sorted(names) == ["source-images", "source-losses"]
     (row,) = opened.folder.rows("source")
     assert row.metrics["relative_content"] == pytest.approx(1)
     assert row.metrics["drift"] == 0
