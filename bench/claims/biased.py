@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
+from bench.claims import kept as kept_results
 from bench.claims.arms import DIGITS, PLAIN, Benchmark, trial_spec
 from bench.claims.claims import PAGE, quick, stored
 from bench.claims.intervals import paired
-from bench.claims.kept import results
 from bench.claims.page import page
 from bench.claims.trials import train
 from bench.judging.style import shares
@@ -121,13 +120,8 @@ def compared(by_seed: Sequence[Mapping[str, Any]], arm: str, what: str, style: f
 def run(benchmark: Benchmark, seeds: int, processes: int, arms: Sequence[str], kept: Path | None) -> dict[str, Any]:
     """All trials (those in `kept` are read), and what the page shows."""
     started = time.perf_counter()
-    finished: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as cache:
-        jobs = {f"{benchmark.name}-{arm}-{seed}": (benchmark, arm, seed, cache) for seed in range(seeds) for arm in (PLAIN, *arms)}
-        for one in results(run_arm, jobs, processes, kept):
-            finished.append(one)
-            print(f"seed {one['seed']}, {one['arm']}: {one['cpu_sec']:.0f} s of CPU time", flush=True)
-    by_seed = [{one["arm"]: one for one in finished if one["seed"] == seed} for seed in range(seeds)]
+    by_seed = kept_results.by_seed(run_arm, benchmark, (PLAIN, *arms), seeds, processes, kept)
+    finished = [one for records in by_seed for one in records.values()]
     plain = [records[PLAIN] for records in by_seed]
     return {
         "seeds": seeds,

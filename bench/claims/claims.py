@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
+from bench.claims import kept as kept_results
 from bench.claims.arms import BENCHMARKS, PLAIN, Benchmark, trial_spec
 from bench.claims.comparisons import comparisons, levels, relative_cost, settings_table, winners
 from bench.claims.gans import GAN_BENCHMARKS, GanBenchmark, quick_gans, run_gans
-from bench.claims.kept import results
 from bench.claims.page import arms_in_words, page
 from bench.claims.trials import run_arm
 from bench.machine import RESULTS, machine, write_result
@@ -46,13 +45,8 @@ NOTES = {
 def run(benchmark: Benchmark, seeds: int, processes: int, arms: Sequence[str], kept: Path | None) -> dict[str, Any]:
     """All trials (those in `kept` are read), and everything the page shows but machine and command."""
     started = time.perf_counter()
-    finished: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as cache:
-        jobs = {f"{benchmark.name}-{arm}-{seed}": (benchmark, arm, seed, cache) for seed in range(seeds) for arm in (PLAIN, *arms)}
-        for one in results(run_arm, jobs, processes, kept):
-            finished.append(one)
-            print(f"seed {one['seed']}, {one['arm']}: {one['cpu_sec']:.0f} s of CPU time", flush=True)
-    by_seed = [{one["arm"]: one for one in finished if one["seed"] == seed} for seed in range(seeds)]
+    by_seed = kept_results.by_seed(run_arm, benchmark, (PLAIN, *arms), seeds, processes, kept)
+    finished = [one for records in by_seed for one in records.values()]
     return {
         "benchmark": benchmark.name,
         "seeds": seeds,

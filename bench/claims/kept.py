@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
+
+
+def by_seed(
+    run_arm: Callable[..., dict[str, Any]], benchmark: Any, arms: Sequence[str], seeds: int, processes: int, kept: Path | None
+) -> list[dict[str, dict[str, Any]]]:
+    """`run_arm(benchmark, arm, seed, cache)` of every arm and seed, as `results` runs them: for each seed the records by arm."""
+    finished: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as cache:
+        jobs = {f"{benchmark.name}-{arm}-{seed}": (benchmark, arm, seed, cache) for seed in range(seeds) for arm in arms}
+        for one in results(run_arm, jobs, processes, kept):
+            finished.append(one)
+            print(f"seed {one['seed']}, {one['arm']}: {one['cpu_sec']:.0f} s of CPU time", flush=True)
+    return [{one["arm"]: one for one in finished if one["seed"] == seed} for seed in range(seeds)]
 
 
 def results(

@@ -107,9 +107,8 @@ def inception_score(logits: Tensor, *, splits: int = SCORE_SPLITS) -> InceptionS
 def relative_distance(x: Tensor, source: Tensor, y: Tensor) -> float:
     """Mean of the Frechet and the kernel distance of x [N, D] to y [M, D], each over that of the source model's samples [N, D]; M, N >= 3.
 
-    1 is the source's, below is nearer to y. The Frechet distance sees means and covariances and has little noise, the kernel distance
-    is unbiased at any number; of few images either alone orders models worse (bench/judging). The kernel distance of a source that is as
-    near as its standard error counts as that error, and a negative one of x as 0.
+    1 is the source's, below is nearer to y. The kernel distance of a source that is as near as its standard error counts as that error,
+    and a negative one of x as 0. Raises ValueError where the source's samples have y's mean and covariance exactly.
     """
     frechet, of_source = frechet_distance(x, y), frechet_distance(source, y)
     kernel, kernel_of_source = kernel_distance(x, y), kernel_distance(source, y)

@@ -56,7 +56,7 @@ def _covariance(metric: str, counts: Counts) -> str:
         return ""
     return (
         f"{few} {kind} images give no covariance of {dimension} features: the value depends on their number and rewards copies; "
-        "kid means something with any number"
+        "kid doesn't depend on their number"
     )
 
 

@@ -101,8 +101,8 @@ def check_metrics(names: Iterable[str]) -> None:
             raise UserError(f"evaluate.metrics: there is no {name!r}; {', '.join(METRICS)} are right (did you mean {nearest}?)")
 
 
-def measured(names: Iterable[str]) -> list[str]:
-    """The metrics that are measured for these: those that are products are replaced by what they are made of."""
+def components(names: Iterable[str]) -> list[str]:
+    """The metrics with what they are made of in place of those that are products."""
     return list(dict.fromkeys(part for name in names for part in METRICS[name].made_of or (name,)))
 
 
@@ -116,7 +116,7 @@ def products(names: Iterable[str], values: Mapping[str, float]) -> dict[str, flo
 
 def needed(names: Iterable[str]) -> set[str]:
     """What the metrics are computed from: some of "loss", "features", "perceptual", and NETWORKS."""
-    return {METRICS[name].needs for name in measured(names)}
+    return {METRICS[name].needs for name in components(names)}
 
 
 def least_samples(name: str, training_images: int) -> int:

@@ -14,8 +14,7 @@ from fewshot_ray.spec.sections import SearchSpec
 LEVEL = 0.05
 """Of the one-sided test that the result is better."""
 NEARLY_THE_SOURCE = 0.25
-"""Below this `drift` samples count as the source's: a quarter of the distance between two different ones of the source's. Of digits that
-trainings moved to their target it is .7 to 1 (bench/judging, 24 configurations)."""
+"""Below this `drift` samples count as the source's: a quarter of the distance between two different ones of the source's."""
 DRIFT = "drift"
 REMEDY = "a higher train.lr, more train.steps or another objective is right"
 

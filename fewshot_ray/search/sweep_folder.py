@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from fewshot_ray.errors import UserError
 from fewshot_ray.spec.document import Document, parse_document, to_yaml
+from fewshot_ray.spec.sections.evaluate import HOLDOUT_LOSS
 from fewshot_ray.spec.wording import show
 from fewshot_ray.storage import Folder, writing
 
@@ -28,7 +29,6 @@ FORMAT = 2
 FORMAT_LINE = "# fewshot-ray sweep, format "
 RECORD = "trial.json"
 ROWS = "metrics.jsonl"
-HOLDOUT_LOSS = "holdout_loss"
 SOURCE = "source"
 """The id of the record of the source model as it is."""
 RAY_LOG = "ray.log"

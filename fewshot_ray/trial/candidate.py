@@ -14,9 +14,9 @@ from torch import Tensor
 from fewshot_ray.metrics.noise_levels import band_values, weights
 from fewshot_ray.models.pipeline import PipelineCall
 from fewshot_ray.spec.sections import EvaluateSpec
+from fewshot_ray.spec.sections.evaluate import HOLDOUT_LOSS
 
 STRIP_ROWS, STRIP_COLUMNS = 4, 8
-HOLDOUT_LOSS = "holdout_loss"
 
 
 class Candidate(ABC):

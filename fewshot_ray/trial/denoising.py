@@ -23,9 +23,10 @@ from fewshot_ray.models.parameters import TunedNetwork
 from fewshot_ray.models.pipeline import PipelineCall, pipeline_call, save_pipeline, shipped_code
 from fewshot_ray.models.sampling import sample
 from fewshot_ray.spec.sections import EvaluateSpec
+from fewshot_ray.spec.sections.evaluate import HOLDOUT_LOSS
 from fewshot_ray.training.group import Group
 from fewshot_ray.training.memory import together
-from fewshot_ray.trial.candidate import HOLDOUT_LOSS, Candidate, HoldoutLosses, OwnMeasured
+from fewshot_ray.trial.candidate import Candidate, HoldoutLosses, OwnMeasured
 
 FORWARD_IMAGES = 256
 """Images per forward pass of the held-out loss."""

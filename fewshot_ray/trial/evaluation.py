@@ -18,7 +18,7 @@ from fewshot_ray.metrics.extractors import Extractor, load_extractor, outputs
 from fewshot_ray.metrics.extractors.inception import under
 from fewshot_ray.metrics.perceptual import PerceptualDistance, load_perceptual
 from fewshot_ray.metrics.protocols import find_protocol
-from fewshot_ray.metrics.suite import METRICS, NETWORKS, Suite, least_samples, measured, needed
+from fewshot_ray.metrics.suite import METRICS, NETWORKS, Suite, components, least_samples, needed
 from fewshot_ray.spec.sections import EvaluateSpec
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.group import Group
@@ -109,6 +109,10 @@ class Evaluator:
     ) -> None:
         """`source` gives the source model's first so many samples from the same noise; without it, none is compared with it."""
         self.source = source
+        self._of_source: Tensor | None = None
+        """The source's samples, once they are read."""
+        self._source_outputs: dict[int, dict[str, Tensor]] = {}
+        """What extractors give of these, by the extractor's `id()`."""
         self.config = config
         self.fold = fold
         self.instruments = instruments
@@ -117,12 +121,20 @@ class Evaluator:
         self.device = device
         self.group = group
 
-    def measure(self, candidate: Candidate, *, samples: int, grid: bool = False) -> Measured:
-        """All metrics of `evaluate.metrics`, from `samples` generated images; with `grid`, at least as many images as the grid has."""
+    def measure(self, candidate: Candidate, *, samples: int, grid: bool = False, drawn: Tensor | None = None) -> Measured:
+        """All metrics of `evaluate.metrics`, from `samples` generated images; with `grid`, at least as many images as the grid has.
+
+        `drawn`: the candidate's images from the same noise, where they are known already; at least as many.
+        """
         own = self.own(candidate)
         metrics = dict(own.metrics)
         wanted = max(samples if self.suite is not None else 0, self.config.grid_images if grid else 0)
-        drawn = self.draw_samples(candidate, wanted) if wanted > 0 else None
+        if wanted == 0:
+            drawn = None
+        elif drawn is None:
+            drawn = self.draw_samples(candidate, wanted)
+        else:
+            drawn = drawn[:wanted]
         if drawn is not None and self.suite is not None:
             suite, generated = self.suite, drawn[:samples].cpu()
             source = self._source_samples(candidate, generated)
@@ -133,13 +145,18 @@ class Evaluator:
     def _source_samples(self, candidate: Candidate, generated: Tensor) -> Callable[[], Tensor] | None:
         if candidate.is_source:
             return lambda: generated
-        known = self.source
-        return None if known is None else lambda: known(len(generated))
+        return None if self.source is None else lambda: self._known_source(len(generated))
+
+    def _known_source(self, count: int) -> Tensor:
+        assert self.source is not None
+        if self._of_source is None or len(self._of_source) != count:
+            self._of_source, self._source_outputs = self.source(count), {}
+        return self._of_source
 
     @cached_property
     def suite(self) -> Suite | None:
         """The sample metrics for this fold; None where `evaluate.metrics` has none or nothing is held out."""
-        names = [name for name in measured(self.config.metrics) if METRICS[name].of_samples]
+        names = [name for name in components(self.config.metrics) if METRICS[name].of_samples]
         if not names or len(self.fold.holdout) == 0:
             return None
         return Suite(
@@ -157,7 +174,11 @@ class Evaluator:
         for part in (self.fold.holdout, self.fold.train):
             if images is part.images:
                 return self.instruments.outputs(extractor, part)
-        return outputs(extractor, images)
+        if images is not self._of_source:
+            return outputs(extractor, images)
+        if id(extractor) not in self._source_outputs:  # the same in all evaluations
+            self._source_outputs[id(extractor)] = outputs(extractor, images)
+        return self._source_outputs[id(extractor)]
 
     def draw_samples(self, candidate: Candidate, count: int) -> Tensor:
         """Images uint8 `[count, C, H, W]` from noise that all trials and steps share; the first n are the same for any count."""

@@ -6,26 +6,26 @@ import torch
 from torch import Tensor
 
 from fewshot_ray.methods.stage import Stage, read
-from fewshot_ray.metrics.suite import METRICS
-from fewshot_ray.metrics.suite import measured as measured_metrics
+from fewshot_ray.metrics.suite import METRICS, components
 from fewshot_ray.storage import Folder
 from fewshot_ray.training.group import Group
 from fewshot_ray.trial.compose import TrialSpec
+from fewshot_ray.trial.drawing import draw
 from fewshot_ray.trial.evaluation import Evaluator, Instruments
 from fewshot_ray.trial.families import materials_of
 from fewshot_ray.trial.materials import Materials
 from fewshot_ray.trial.over_folds import OverFolds
 
 
-def source_images(materials: Materials, evaluator: Evaluator, drawn: Tensor | None = None) -> Tensor | None:
-    """The source model's images from the noise of the trials, uint8 `[N, C, H, W]`, as many as are compared with theirs; drawn once.
+def drawn_by_source(materials: Materials) -> Tensor | None:
+    """The source model's images from the noise of the trials, uint8 `[N, C, H, W]` on the CPU, as many as are measured; drawn once.
 
-    `drawn`: where they are known already. None where none is compared, and for a source with random weights.
+    None where no image is drawn, and for a source with random weights.
     """
     spec = materials.spec
     config = spec.file.evaluate
-    compared = any(METRICS[name].relative and METRICS[name].of_samples for name in measured_metrics(config.metrics))
-    count = max(config.grid_images, config.samples if compared else 0)
+    measured = any(METRICS[name].of_samples for name in components(config.metrics))
+    count = max(config.grid_images, config.samples if measured else 0)
     if count == 0 or not spec.file.source.pretrained:
         return None
     depends_on = {
@@ -38,12 +38,7 @@ def source_images(materials: Materials, evaluator: Evaluator, drawn: Tensor | No
     }
 
     def compute() -> dict[str, Tensor]:
-        if drawn is not None and len(drawn) >= count:
-            return {"images": drawn[:count]}
-        alone = Evaluator(
-            config, evaluator.fold, evaluator.instruments, evaluator.own, seed=spec.file.seed, device=materials.device, group=Group.alone()
-        )
-        return {"images": alone.draw_samples(materials.source_candidate(), count)}
+        return {"images": draw(materials.source_candidate(), count, config, spec.file.seed)}
 
     return read(Stage("source-images", depends_on, compute), materials.cache)["images"]
 
@@ -52,13 +47,11 @@ def measure_source(spec: TrialSpec, folder: Folder, cache: Folder, device: torch
     """Measure the source on the folds of the trials, and write samples and losses below `folder` as of step 0. Raises UserError."""
     materials, config = materials_of(spec, cache, device), spec.file.evaluate
     instruments = Instruments(config, channels=materials.channels, size=materials.size, device=device, cache=cache)
-    candidate, measured, grid = materials.source_candidate(), [], None
+    candidate, images, measured = materials.source_candidate(), drawn_by_source(materials), []
     for index, fold in enumerate(materials.folds):
         own = materials.own_metrics(config, fold, instruments, Group())
         evaluator = Evaluator(config, fold, instruments, own, seed=spec.file.seed, device=device, group=Group())
-        measured.append(evaluator.measure(candidate, samples=config.samples, grid=index == 0))
-        if index == 0 and (images := source_images(materials, evaluator, measured[0].samples)) is not None:
-            grid = images[: config.grid_images]
-    found = OverFolds(measured, grid)
+        measured.append(evaluator.measure(candidate, samples=config.samples, grid=index == 0, drawn=images))
+    found = OverFolds(measured, None if images is None else images[: config.grid_images])
     found.write(folder, 0, config)
     return found

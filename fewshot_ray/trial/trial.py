@@ -27,7 +27,7 @@ from fewshot_ray.trial.families import materials_of
 from fewshot_ray.trial.memory import measure_from_now
 from fewshot_ray.trial.over_folds import OverFolds, write_samples
 from fewshot_ray.trial.ranking import Ranking
-from fewshot_ray.trial.source import source_images
+from fewshot_ray.trial.source import drawn_by_source
 
 logger = logging.getLogger(__name__)
 
@@ -219,11 +219,11 @@ class Trial:
 
     @cached_property
     def _source_images(self) -> torch.Tensor | None:
-        return source_images(self.materials, self.evaluators[0])
+        return drawn_by_source(self.materials)
 
     def _source_samples(self, count: int) -> torch.Tensor:
         assert self._source_images is not None
-        return self._source_images[:count].cpu()
+        return self._source_images[:count]
 
     def _picture(self, step: int) -> None:
         """Write a refit's sample grid; without held-out images it has no metrics."""

@@ -168,7 +168,7 @@ def test_a_meaningless_value_is_warned_of(fewshot: Command) -> None:
     warned = [line for line in answer.err.splitlines() if line.startswith("warning: ")]
     assert [line.removeprefix("warning: ") for line in warned] == found["warnings"]
     assert "fd: 10 held-out images" in warned[0]
-    assert "kid means something" in warned[0]
+    assert "kid doesn't depend on their number" in warned[0]
     assert "coverage: the balls around 10 held-out images" in warned[1]
 
 

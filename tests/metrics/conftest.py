@@ -1,6 +1,8 @@
 """Pictures, and the real architectures with seeded random weights, for the tests of the extractors, LPIPS and the encoders."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import pytest
@@ -51,49 +53,32 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def dinov2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny DINOv2 as save_pretrained writes it, its random weights large enough for features that differ."""
-    from transformers import Dinov2Config, Dinov2Model
-
+def saved(folder: Path, make: Callable[[], Any]) -> Path:
+    """A network of seeded random weights in a folder, as save_pretrained writes it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = Dinov2Config(
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=56,
-            patch_size=28,
-            initializer_range=0.2,
-            drop_path_rate=0.5,
-        )
-        network = Dinov2Model(config)
-    folder = tmp_path_factory.mktemp("dinov2")
-    network.save_pretrained(folder)
+        make().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def dinov2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny DINOv2, its random weights large enough for features that differ."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56, "patch_size": 28}
+    config = Dinov2Config(**sizes, initializer_range=0.2, drop_path_rate=0.5)
+    return saved(tmp_path_factory.mktemp("dinov2"), lambda: Dinov2Model(config))
 
 
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny CLIP image network as save_pretrained writes it, that reads 28x28."""
+    """A tiny CLIP image network that reads 28x28."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            projection_dim=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=28,
-            patch_size=14,
-            initializer_factor=10.0,
-        )
-        network = CLIPVisionModelWithProjection(config)
-    folder = tmp_path_factory.mktemp("clip")
-    network.save_pretrained(folder)
-    return folder
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "projection_dim": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = CLIPVisionConfig(**sizes, image_size=28, patch_size=14, initializer_factor=10.0)
+    return saved(tmp_path_factory.mktemp("clip"), lambda: CLIPVisionModelWithProjection(config))
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from fewshot_ray.metrics.extractors import load_extractor
-from fewshot_ray.metrics.fidelity import frechet_distance, kernel_distance
+from fewshot_ray.metrics.extractors import load_extractor, outputs
+from fewshot_ray.metrics.fidelity import frechet_distance, kernel_distance, relative_distance
 from fewshot_ray.spec.document import Document
 from fewshot_ray.storage import Folder
+from fewshot_ray.trial import evaluation, source
 from fewshot_ray.trial.compose import compose
+from fewshot_ray.trial.drawing import draw
 from fewshot_ray.trial.finished import TestSplit
 from fewshot_ray.trial.source import measure_source
 from fewshot_ray.trial.trial import Trial
@@ -56,7 +58,7 @@ def test_a_trials_error_is_its_loss_times_its_distance_relative_to_the_source(tm
     cache = Folder(str(tmp_path / "cache"))
     trial = Trial(spec(), Folder(str(tmp_path / "trial")), cache, device=CPU)
     (found,) = list(trial.evaluations())
-    source = measure_source(spec(), Folder(str(tmp_path / "source")), cache, CPU)
+    of_source = measure_source(spec(), Folder(str(tmp_path / "source")), cache, CPU)
     drawn = [
         load((Folder(str(tmp_path / name)) / "samples").read_bytes(f"step_{step:06d}.safetensors"))["images"]
         for name, step in (("trial", 2), ("source", 0))
@@ -66,8 +68,8 @@ def test_a_trials_error_is_its_loss_times_its_distance_relative_to_the_source(tm
     assert found.metrics["relative_distance"] == pytest.approx(expected, rel=1e-9)
     assert found.metrics["relative_error"] == pytest.approx(expected * found.metrics["relative_loss"], rel=1e-9)
     assert 0 < found.metrics["alignment"] < 2
-    assert [source.metrics[name] for name in ("relative_error", "relative_distance", "relative_loss")] == pytest.approx([1, 1, 1])
-    assert source.metrics["alignment"] == 0
+    assert [of_source.metrics[name] for name in ("relative_error", "relative_distance", "relative_loss")] == pytest.approx([1, 1, 1])
+    assert of_source.metrics["alignment"] == 0
     assert trial.best_step() == 2
 
 
@@ -86,15 +88,29 @@ def test_on_test_images_too(tmp_path: Path) -> None:
 
 def test_a_source_that_is_as_near_as_its_error_counts_as_that_far() -> None:
     """Oracle: by hand; a source of the reference's own distribution has a kernel distance about 0, by which nothing is divided."""
-    from fewshot_ray.metrics.fidelity import relative_distance
-
     generator = torch.Generator().manual_seed(0)
-    x, source, y = (torch.randn(40, 6, generator=generator) + shift for shift in (3.0, 0.0, 0.0))
-    of_source = kernel_distance(source, y)
+    x, from_source, y = (torch.randn(40, 6, generator=generator) + shift for shift in (3.0, 0.0, 0.0))
+    of_source = kernel_distance(from_source, y)
     assert abs(of_source.value) < 2 * of_source.stderr
     expected = (
-        frechet_distance(x, y) / frechet_distance(source, y) + kernel_distance(x, y).value / max(of_source.value, of_source.stderr)
+        frechet_distance(x, y) / frechet_distance(from_source, y) + kernel_distance(x, y).value / max(of_source.value, of_source.stderr)
     ) / 2
-    assert relative_distance(x, source, y) == pytest.approx(expected)
+    assert relative_distance(x, from_source, y) == pytest.approx(expected)
     with pytest.raises(ValueError, match="reference images"):
         relative_distance(x, y, y)
+
+
+def test_the_source_is_drawn_and_seen_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the number of calls; its samples are drawn once a sweep, and seen once by each fold of a trial, not at each evaluation."""
+    drawn, seen = [], []
+    monkeypatch.setattr(source, "draw", lambda *args: drawn.append(args[1]) or draw(*args))
+    monkeypatch.setattr(evaluation, "outputs", lambda extractor, images: seen.append(len(images)) or outputs(extractor, images))
+    tree = {**spec().tree, "target": {"images": "embedded://digits/shots", "holdout": {"crossfit": 2}}}
+    tree["train"] = {**tree["train"], "steps": 4}
+    crossfit, cache = compose(Document(tree, "relative")), Folder(str(tmp_path / "cache"))
+    measure_source(crossfit, Folder(str(tmp_path / "source")), cache, CPU)
+    seen.clear()
+    trial = Trial(crossfit, Folder(str(tmp_path / "trial")), cache, device=CPU)
+    assert [one.step for one in trial.evaluations()] == [2, 4]
+    assert drawn == [8]
+    assert seen == [8, 8]

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field
 
 from fewshot_ray.spec.sections.section import Place, PositiveInt, Section, Text, distinct
 
+HOLDOUT_LOSS = "holdout_loss"
 BANDS = ("coarse", "content", "cleanup")
 """Bands of noise in ascending order of the signal-to-noise ratio."""
 LOSS_OF = {f"loss_{band}": band for band in BANDS}
